@@ -1,0 +1,1 @@
+"""Alembic's migrations of the registry's database, as a package so that the wheel carries them."""

@@ -1,0 +1,157 @@
+"""Reference clips: untrusted bytes in, a checked and conditioned clip with a report on it out.
+
+Nothing here parses audio: a short-lived child (decode.py) does, under limits, and may crash or stop
+half-way. It knows nothing of the database, of names or of HTTP.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+from registry.encode import IEEE_FLOAT, wave_file
+from registry.files import sha256_of
+
+SAMPLE_RATE = 24_000
+SAMPLE_BYTES = 4
+REPORT_BYTES = 64 * 1024
+CRASHED = "The clip could not be decoded: reading it crashed, or took too much time or memory."
+PROGRAM = Path(__file__).with_name("decode.py")
+
+
+class ClipRefused(ValueError):
+    """The bytes cannot be a reference clip: `code` is stable, the message is for the person."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """How long a clip may play, and how long reading one may take on the clock; all in seconds."""
+
+    min_s: float = 1.0
+    max_s: float = 60.0
+    wall_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """A clip that passed every check.
+
+    Peak and clipping are over all channels as uploaded, DC is of their mean, RMS of the conditioned
+    clip. `conditioned_wav` is what the model hears: mono float32 at SAMPLE_RATE, without DC.
+    """
+
+    sha256: str  # of the bytes as uploaded
+    media_type: str
+    sample_rate: int
+    channels: int
+    duration_s: float
+    peak_dbfs: float
+    rms_dbfs: float
+    clipped_fraction: float
+    dc_offset: float
+    warnings: tuple[str, ...]
+    conditioned_wav: bytes
+
+
+def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
+    """Decode, check and condition a clip in a child of its own; blocks for `limits.wall_s` at most.
+
+    Raises ClipRefused for anything wrong with the clip, RuntimeError if the child cannot start.
+    """
+    arguments = [str(limits.min_s), str(limits.max_s), str(SAMPLE_RATE)]
+    command = [sys.executable, "-I", str(PROGRAM), *arguments]
+    most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
+    report, pcm = understood(converse(command, data, limits.wall_s, most))
+    advice = tuple(warnings(report, report.pop("damaged_packets")))
+    wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
+    return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **report)
+
+
+def understood(answer: bytes) -> tuple[dict[str, Any], bytes]:
+    """The report and the PCM in a child's answer, whole or cut short; raises as read_clip does."""
+    if not answer.startswith(b"\n"):
+        raise RuntimeError("The decoder does not start; try: python -m registry.decode 1 60 24000")
+    line, _, pcm = answer[1:].partition(b"\n")
+    try:
+        message: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise ClipRefused("audio-undecodable", CRASHED) from None
+    if "code" in message:
+        raise ClipRefused(message["code"], message["message"])
+    if len(pcm) != message.pop("samples") * SAMPLE_BYTES:
+        raise ClipRefused("audio-undecodable", CRASHED)
+    return message, pcm
+
+
+def warnings(report: dict[str, Any], damaged_packets: int) -> Iterator[str]:
+    """A sentence for each thing that makes a worse voice without being a reason to refuse."""
+    duration_s, clipped = report["duration_s"], report["clipped_fraction"]
+    if not 3.0 <= duration_s <= 30.0:
+        yield f"The clip lasts {duration_s:.1f} s; 3 to 30 s make the best voice."
+    if clipped > 0.05:
+        yield f"{clipped:.0%} of the samples are clipped; record at a lower level."
+    if abs(report["dc_offset"]) > 0.1:
+        yield f"A constant offset of {report['dc_offset']:.2f} was removed; check the microphone."
+    if report["rms_dbfs"] < -40.0:
+        yield f"The clip is quiet ({report['rms_dbfs']:.0f} dBFS); speak closer to the microphone."
+    if report["sample_rate"] < 16_000:
+        yield f"The sample rate is {report['sample_rate']:,} Hz; 16,000 Hz or more sounds better."
+    if damaged_packets:
+        yield f"The clip is damaged: {damaged_packets} of its packets were left out."
+
+
+def converse(command: list[str], data: bytes, wall_s: float, most: int) -> bytes:
+    """Run a program that reads all of `data` before it answers; its answer, at most `most` bytes.
+
+    Its whole session is killed once it has answered, or after `wall_s` with its answer cut short.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+        start_new_session=True,
+    ) as child:
+        alarm = Timer(wall_s, end_session, [child.pid])
+        alarm.start()
+        try:
+            return exchange(child, data, most)
+        finally:
+            alarm.cancel()
+            alarm.join()
+            end_session(child.pid)
+
+
+def exchange(child: subprocess.Popen[bytes], data: bytes, most: int) -> bytes:
+    assert child.stdin and child.stdout
+    with suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(data)
+    return child.stdout.read(most)
+
+
+def environment() -> dict[str, str]:
+    """Nothing of the server's own, which may hold keys, but where shared libraries are found."""
+    found = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
+    return found | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def end_session(pid: int) -> None:
+    """Kill a child not yet waited for, and its session; macOS answers EPERM if it has ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,349 @@
+"""The child program that opens untrusted clips: python -m registry.decode MIN_S MAX_S RATE < clip
+
+stdout: an empty line once it is ready, one JSON line (a report, or a refusal {"code", "message"}),
+then the conditioned clip as little-endian float32, mono, RATE Hz. It gives up files, sockets,
+memory and time before it reads a byte. It knows nothing of this package, so that -I can run it.
+"""
+
+import ctypes
+import io
+import json
+import math
+import re
+import resource
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import av
+import av.error
+import av.logging
+import numpy as np
+import soxr
+from av import AudioFrame, AudioStream, Packet
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+Samples = NDArray[np.float64]
+
+MEMORY_BYTES = 1 << 30
+LIMITS = {
+    resource.RLIMIT_CPU: 5,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_NPROC: 0,
+    resource.RLIMIT_NOFILE: 3,  # stdio: any open() or socket() would need a fourth
+}
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+
+CONTAINERS = (  # the first bytes, FFmpeg's demuxer, the media type
+    (rb"(RIFF|RF64|BW64)....WAVE", "wav", "audio/wav"),
+    (rb"fLaC", "flac", "audio/flac"),
+    (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", "mp3", "audio/mpeg"),
+    (rb"OggS", "ogg", "audio/ogg"),
+    (rb"....ftyp", "mov", "audio/mp4"),
+    (rb"\x1aE\xdf\xa3.{,60}webm", "matroska", "audio/webm"),
+    (rb"\x1aE\xdf\xa3", "matroska", "audio/matroska"),
+)
+TAKEN = "WAV, FLAC, MP3, OGG (Opus, Vorbis), M4A (AAC, ALAC) and WebM are taken"
+CODECS = (
+    *("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "vorbis"),
+    *("pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be"),
+    *("pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le"),
+)
+LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 384_000, 32
+CLIPPED, TOO_LOUD, SILENT_DBFS = 0.9999, 4.0, -60.0
+DAMAGED_SHARE = 0.05
+
+
+class Refusal(Exception):
+    """Why a clip cannot be a reference: a stable code, and a sentence for its sender."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The durations taken, in seconds, and the rate of the conditioned clip, in Hz."""
+
+    min_s: float
+    max_s: float
+    rate: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """The clip as it came; `samples` counts those of the conditioned one that follows."""
+
+    media_type: str
+    sample_rate: int
+    channels: int
+    duration_s: float
+    peak_dbfs: float
+    rms_dbfs: float
+    clipped_fraction: float
+    dc_offset: float
+    damaged_packets: int
+    samples: int
+
+
+@dataclass
+class Recording:
+    """What is decoded so far: mono blocks at the clip's own rate, counts over all channels."""
+
+    sample_rate: int = 0
+    channels: int = 0
+    frames: int = 0
+    peak: float = 0.0
+    clipped: int = 0
+    values: int = 0
+    damaged: int = 0
+    blocks: list[NDArray[np.float32]] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        return self.frames / self.sample_rate
+
+    def add(self, samples: Samples) -> None:
+        """Count a block of shape (channels, frames), and fold it to mono by the mean."""
+        level = np.abs(samples)
+        self.peak = max(self.peak, float(level.max(initial=0.0)))
+        self.clipped += int(np.count_nonzero(level >= CLIPPED))
+        self.values += samples.size
+        self.frames += samples.shape[1]
+        self.blocks.append(samples.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def rehearse(bounds: Bounds) -> None:
+    """Decode a sound of our own, so that nothing is left to import once files cannot be opened."""
+    av.logging.set_level(av.logging.PANIC)
+    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, bounds.rate, bounds.rate, 1, 8)
+    noise = b"\0\x80\xff" * (bounds.rate // 10)
+    data = b"data" + struct.pack("<I", len(noise)) + noise
+    wav = b"RIFF" + struct.pack("<I", 28 + len(data)) + b"WAVE" + layout + data
+    condition(wav, Bounds(0.1, 1.0, bounds.rate))
+
+
+def limit_self() -> None:
+    """Give up what decoding does not need: files, sockets, children, more memory or time.
+
+    No descriptor beyond stdio can be opened: no file, no socket, on macOS too. Linux alone takes
+    the limit on address space, and there the process also moves to an empty network namespace.
+    Where that is refused (by Docker's seccomp profile, say) the other limits stand without it.
+    """
+    if sys.platform == "linux":
+        lower(resource.RLIMIT_AS, MEMORY_BYTES)
+        ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    for what, most in LIMITS.items():
+        lower(what, most)
+
+
+def lower(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (most, most))
+
+
+def main(arguments: list[str]) -> None:
+    bounds = Bounds(float(arguments[0]), float(arguments[1]), int(arguments[2]))
+    rehearse(bounds)
+    limit_self()
+    say(b"\n")
+    try:
+        report, pcm = condition(sys.stdin.buffer.read(), bounds)
+    except Refusal as refusal:
+        say_json({"code": refusal.code, "message": str(refusal)})
+    except MemoryError:
+        message = f"The clip needs more than {MEMORY_BYTES >> 20} MiB of memory to decode."
+        say_json({"code": "audio-undecodable", "message": message})
+    else:
+        say_json(asdict(report))
+        say(pcm)
+
+
+def say_json(message: dict[str, Any]) -> None:
+    say(json.dumps(message).encode() + b"\n")
+
+
+def say(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
+    """The report on a clip, and the clip as mono float32 PCM at `bounds.rate`; raises Refusal."""
+    demuxer, media_type = container_of(data)
+    recording = record(data, demuxer, bounds)
+    check_length(recording, bounds)
+    mono = np.concatenate(recording.blocks)
+    recording.blocks.clear()
+    dc_offset = float(mono.mean(dtype=np.float64))
+    mono -= np.float32(dc_offset)
+    conditioned = soxr.resample(mono, recording.sample_rate, bounds.rate, "HQ").astype("<f4")
+    rms_dbfs = dbfs(math.sqrt(float(np.square(conditioned).mean(dtype=np.float64))))
+    check_level(rms_dbfs, dc_offset, recording.channels)
+    report = Report(
+        media_type=media_type,
+        sample_rate=recording.sample_rate,
+        channels=recording.channels,
+        duration_s=round(recording.duration_s, 6),
+        peak_dbfs=round(dbfs(recording.peak), 2),
+        rms_dbfs=round(rms_dbfs, 2),
+        clipped_fraction=round(recording.clipped / recording.values, 6),
+        dc_offset=round(dc_offset, 6) + 0.0,
+        damaged_packets=recording.damaged,
+        samples=len(conditioned),
+    )
+    return report, conditioned.tobytes()
+
+
+def container_of(data: bytes) -> tuple[str, str]:
+    """The demuxer and media type that the first bytes call for; a file's name is never asked."""
+    if not data:
+        raise Refusal("audio-empty", "The file is empty (0 bytes).")
+    for magic, demuxer, media_type in CONTAINERS:
+        if re.match(magic, data, re.DOTALL):
+            return demuxer, media_type
+    raise Refusal("audio-unsupported", f"The file is not audio of a known format: {TAKEN}.")
+
+
+def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
+    """Decode until the end or until the longest duration is passed, whatever the header claims."""
+    recording = Recording()
+    with opened(data, demuxer) as container:
+        for frame in frames_of(container, audio_stream(container)):
+            if frame is None:
+                recording.damaged += 1
+                continue
+            add_frame(recording, frame)
+            if recording.duration_s > bounds.max_s:
+                found = f"{recording.duration_s:.1f} s and more"
+                limit = f"at most {bounds.max_s:g} s are taken"
+                raise Refusal("audio-too-long", f"The clip is too long: {found}, {limit}.")
+    if recording.damaged > DAMAGED_SHARE * len(recording.blocks):
+        damage = f"{recording.damaged} of its packets cannot be decoded"
+        raise Refusal("audio-undecodable", f"The clip is damaged: {damage}.")
+    return recording
+
+
+def opened(data: bytes, demuxer: str) -> InputContainer:
+    """The container, read from memory alone by one demuxer, with the allowed codecs only."""
+    options = {
+        "protocol_whitelist": "none",
+        "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2" if demuxer == "mov" else demuxer,
+        "codec_whitelist": ",".join(CODECS),
+        "max_streams": "16",
+    }
+    try:
+        return av.open(io.BytesIO(data), "r", demuxer, container_options=options)
+    except av.error.FFmpegError as error:
+        reason = error.strerror
+        message = f"The file begins as {demuxer} does but cannot be opened: {reason}."
+        raise Refusal("audio-undecodable", message) from None
+
+
+def audio_stream(container: InputContainer) -> AudioStream:
+    """The first audio stream; cover art and video are passed over."""
+    if not container.streams.audio:
+        raise Refusal("audio-empty", "The file holds no audio track.")
+    stream = container.streams.audio[0]
+    codec = stream.codec_context.name if stream.codec_context else "unknown"
+    if codec not in CODECS:
+        message = f"The codec {codec} is not taken: {TAKEN}."
+        raise Refusal("audio-unsupported", message)
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def frames_of(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame | None]:
+    """Every decoded frame in order; None stands for a packet too damaged to decode."""
+    try:
+        for packet in container.demux(stream):
+            yield from decoded(packet)
+    except av.error.FFmpegError:
+        yield None
+
+
+def decoded(packet: "Packet[AudioStream]") -> list[AudioFrame] | list[None]:
+    try:
+        return packet.decode()
+    except av.error.FFmpegError:
+        return [None]
+
+
+def add_frame(recording: Recording, frame: AudioFrame) -> None:
+    """Check a frame and add it; a recording keeps one sample rate, its channels may change."""
+    rate, channels = frame.sample_rate, frame.layout.nb_channels
+    if not LOWEST_HZ <= rate <= HIGHEST_HZ:
+        taken = f"{LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz are taken"
+        raise Refusal("audio-unsupported", f"The sample rate is {rate:,} Hz; {taken}.")
+    if not 1 <= channels <= MOST_CHANNELS:
+        message = f"The clip has {channels} channels; 1 to {MOST_CHANNELS} are taken."
+        raise Refusal("audio-unsupported", message)
+    if rate != (recording.sample_rate or rate):
+        change = f"from {recording.sample_rate:,} to {rate:,} Hz"
+        raise Refusal("audio-undecodable", f"The sample rate changes {change} within the clip.")
+    recording.sample_rate, recording.channels = rate, max(channels, recording.channels)
+    samples = samples_of(frame)
+    check_samples(samples, recording.duration_s, rate)
+    recording.add(samples)
+
+
+def samples_of(frame: AudioFrame) -> Samples:
+    """A frame's samples, float64 (channels, frames), with integer formats scaled to [-1, 1)."""
+    raw = frame.to_ndarray()
+    if frame.format.is_packed:
+        raw = raw.reshape(-1, frame.layout.nb_channels).T
+    samples = raw.astype(np.float64)
+    if raw.dtype.kind == "f":
+        return samples
+    half = 2.0 ** (8 * raw.dtype.itemsize - 1)
+    return (samples - half if raw.dtype.kind == "u" else samples) / half
+
+
+def check_samples(samples: Samples, start_s: float, rate: int) -> None:
+    """Refuse a block that starts at `start_s` if a value is not finite, or far outside [-1, 1]."""
+    bad = ~(np.abs(samples) <= TOO_LOUD)
+    if not bad.any():
+        return
+    at = int(np.flatnonzero(bad.any(axis=0))[0])
+    value = float(samples[bad[:, at], at][0])
+    where = f"{start_s + at / rate:.3f} s"
+    if not math.isfinite(value):
+        raise Refusal("audio-not-finite", f"The sample at {where} is not a number ({value}).")
+    message = f"The sample at {where} is {value:.4g}; audio lies between -1 and 1."
+    raise Refusal("audio-too-loud", message)
+
+
+def check_length(recording: Recording, bounds: Bounds) -> None:
+    if not recording.frames:
+        raise Refusal("audio-empty", "The file holds no audio (0 samples).")
+    if recording.duration_s < bounds.min_s:
+        found = f"{recording.duration_s:.2f} s"
+        message = f"The clip is too short: {found}, at least {bounds.min_s:g} s are needed."
+        raise Refusal("audio-too-short", message)
+
+
+def check_level(rms_dbfs: float, dc_offset: float, channels: int) -> None:
+    """Refuse a clip with nothing to hear in it; the RMS is that of the conditioned clip."""
+    if rms_dbfs >= SILENT_DBFS:
+        return
+    if dbfs(abs(dc_offset)) >= SILENT_DBFS:
+        message = f"The clip holds no sound, only a constant value of {dc_offset:.3f}."
+        raise Refusal("audio-dc-only", message)
+    mixed = f" once its {channels} channels are mixed into one" if channels > 1 else ""
+    level = f"{rms_dbfs:.1f} dBFS; at least {SILENT_DBFS:g} dBFS is needed"
+    raise Refusal("audio-silent", f"The clip is silent{mixed}: {level}.")
+
+
+def dbfs(level: float) -> float:
+    """Decibels below full scale, where 1.0 is 0 dB and nothing is below -200 dB."""
+    return 20.0 * math.log10(max(level, 1e-10))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,177 @@
+"""Every error a person can meet, with its HTTP status and stable code (RFC 9457 problem details).
+
+RegistryError
+├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
+├── ModeUnavailable · CursorInvalid · ClipUnusable                                 422
+├── ClipUnsupported · ContentTypeUnsupported                                       415
+├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
+├── ClipDamaged · SpeechFailed                                                     500
+├── StorageFull 507 · InferenceOff · ModelUnavailable · Overloaded                 503
+└── SchemaTooNew · SettingInvalid · ModelMismatch      refused before anything is served
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+
+class RegistryError(Exception):
+    """`detail` is a sentence for the person; `extra` goes into the problem document."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal-error"
+    title = "Something went wrong"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+class NameInvalid(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "name-invalid"
+    title = "This name can't be used"
+
+
+class FieldInvalid(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "request-invalid"
+    title = "The request is not valid"
+
+
+class TextInvalid(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "text-invalid"
+    title = "This text can't be spoken"
+
+
+class TextTooLong(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "text-too-long"
+    title = "This text is too long for one request"
+
+
+class LanguageUnsupported(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "language-unsupported"
+    title = "The model doesn't speak this language"
+
+
+class ModeUnavailable(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "mode-unavailable"
+    title = "The voice can't speak in this mode"
+
+
+class CursorInvalid(RegistryError):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "cursor-invalid"
+    title = "The cursor is not one of ours"
+
+
+class ClipUnusable(RegistryError):
+    """A reference clip refused for what it holds; the code is the decoder's own, `audio-…`."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "audio-undecodable"
+    title = "The reference clip can't be used"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class ClipUnsupported(ClipUnusable):
+    status, title = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This audio format is not supported"
+
+
+class ContentTypeUnsupported(RegistryError):
+    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type-unsupported"
+    title = "The content type is not supported"
+
+
+class VoiceNotFound(RegistryError):
+    """`near` holds names that look like the one asked for, best first."""
+
+    status, code = HTTPStatus.NOT_FOUND, "voice-not-found"
+    title = "No such voice"
+
+    def __init__(self, wanted: str, near: Sequence[str] = ()) -> None:
+        hint = f" Did you mean {' or '.join(repr(n) for n in near[:2])}?" if near else ""
+        kind = "with the id" if wanted.startswith("voice_") else "named"
+        super().__init__(f"No voice {kind} {wanted!r}.{hint}", near=list(near))
+
+
+class NameTaken(RegistryError):
+    status, code = HTTPStatus.CONFLICT, "name-taken"
+    title = "Another voice has this name"
+
+    def __init__(self, name: str, holder: str) -> None:
+        alike = "" if name == holder else f" ({name!r} counts as the same name)"
+        super().__init__(f"There is already a voice named {holder!r}{alike}.", holder=holder)
+
+
+class PromptNotReady(RegistryError):
+    status, code = HTTPStatus.CONFLICT, "prompt-not-ready"
+    title = "The voice has no sound prompt features for the model in use"
+
+
+class EditConflict(RegistryError):
+    status, code = HTTPStatus.PRECONDITION_FAILED, "edit-conflict"
+    title = "The voice has changed since you read it"
+
+
+class ClipDamaged(RegistryError):
+    code, title = "reference-corrupt", "The stored reference clip is damaged"
+
+
+class SpeechFailed(RegistryError):
+    code, title = "speech-failed", "The model could not speak this"
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class StorageFull(RegistryError):
+    status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-full"
+    title = "The disk is full"
+
+
+class InferenceOff(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-off"
+    title = "This server runs without a model"
+
+
+class ModelUnavailable(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model-unavailable"
+    title = "The model can't be used"
+
+    def __init__(self, detail: str, code: str = "model-unavailable") -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class Overloaded(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
+    title = "Too many requests are waiting"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class PromptBroken(RegistryError):
+    """A prompt file is missing or damaged. Never reaches a client: the registry rebuilds it."""
+
+    code, title = "prompt-broken", "The prompt features are damaged"
+
+
+class SchemaTooNew(RegistryError):
+    code, title = "schema-too-new", "The data directory is newer than this program"
+
+
+class SettingInvalid(RegistryError):
+    code, title = "setting-invalid", "A setting has a value that can't be used"
+
+
+class ModelMismatch(RegistryError):
+    code, title = "model-mismatch", "The data directory uses another model"

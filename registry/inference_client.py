@@ -1,0 +1,214 @@
+"""What the registry asks of inference, and the two ways it is reached or not.
+
+Ids and hashes cross this line, never audio or features. Nothing of `inference` is imported: an
+error is recognised by its `code`, so that the same mapping serves another process.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from anyio import to_thread
+from numpy.typing import NDArray
+
+from registry.errors import (
+    InferenceOff,
+    LanguageUnsupported,
+    ModelUnavailable,
+    ModeUnavailable,
+    Overloaded,
+    PromptBroken,
+    RegistryError,
+    SpeechFailed,
+    TextTooLong,
+)
+from registry.files import ModelRef, PromptRef, PromptSource
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SpeakParams:
+    """The knobs of one request; None means the model's own default."""
+
+    language: str | None = None
+    mode: str | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {knob: value for knob, value in asdict(self).items() if value is not None}
+
+
+class Description(Protocol):
+    @property
+    def model(self) -> ModelRef: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def dtype(self) -> str | None: ...
+    @property
+    def device(self) -> str | None: ...
+
+
+class Status(Protocol):
+    @property
+    def state(self) -> str: ...
+    @property
+    def queued(self) -> int: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+class ExtractedPrompt(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def modes(self) -> tuple[str, ...]: ...
+    @property
+    def model(self) -> ModelRef: ...
+
+
+class Speech(Protocol):
+    """Exists once the first chunk does; `chunks` yields float32 mono PCM at `sample_rate`."""
+
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def prompt_cache(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def timings(self) -> Mapping[str, float]: ...
+    @property
+    def chunks(self) -> AsyncIterator[Samples]: ...
+
+
+class Inference(Protocol):
+    def describe(self) -> Description:
+        """The model, found without loading it. May read files: not for the event loop."""
+
+    def status(self) -> Status | None:
+        """Never loads, wakes or waits for anything; None if no model has been asked for."""
+
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+        """Read the conditioned clip, write the prompt file."""
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        """Raises PromptBroken, and every other error, before the first chunk."""
+
+    def close(self) -> None: ...
+
+
+class Service(Protocol):
+    """`inference.service.InferenceService`, as the registry needs it."""
+
+    def describe(self) -> Any: ...
+    def status(self) -> Any: ...
+    async def extract_prompt(self, source: PromptSource) -> Any: ...
+    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, object]) -> Any: ...
+    def close(self) -> None: ...
+
+
+class LocalInference:
+    """A service in this process, made when it is first needed, so that listing costs no model."""
+
+    def __init__(self, make_service: Callable[[], Service]) -> None:
+        self._make_service = make_service
+        self._service: Service | None = None
+        self._lock = Lock()
+
+    def describe(self) -> Description:
+        with registry_errors():
+            description: Description = self._ready().describe()
+        return description
+
+    def status(self) -> Status | None:
+        return None if self._service is None else self._service.status()
+
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+        with registry_errors():
+            service = await to_thread.run_sync(self._ready)
+            extracted: ExtractedPrompt = await service.extract_prompt(source)
+        return extracted
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        with registry_errors():
+            service = await to_thread.run_sync(self._ready)
+            speech: Speech = await service.speak(ref, text, params.given())
+        return speech
+
+    def close(self) -> None:
+        if self._service is not None:
+            self._service.close()
+
+    def _ready(self) -> Service:
+        with self._lock:
+            if self._service is None:
+                self._service = self._make_service()
+            return self._service
+
+
+@contextmanager
+def registry_errors() -> Iterator[None]:
+    """Turn what inference raises (RuntimeErrors with a `code`) into the registry's own errors."""
+    try:
+        yield
+    except RuntimeError as error:
+        code = getattr(error, "code", None)
+        if code is None or isinstance(error, RegistryError):
+            raise
+        raise _by_code(code, str(error), getattr(error, "retry_after_s", 5)) from error
+
+
+def _by_code(code: str, detail: str, retry_after_s: float) -> RegistryError:
+    plain = {
+        "prompt-missing": PromptBroken,
+        "prompt-corrupt": PromptBroken,
+        "text-too-long": TextTooLong,
+        "language-unsupported": LanguageUnsupported,
+        "mode-unavailable": ModeUnavailable,
+    }
+    if code in plain:
+        return plain[code](detail)
+    if code == "overloaded":
+        return Overloaded(detail, max(1, round(retry_after_s)))
+    if code.startswith("model-"):
+        return ModelUnavailable(detail, code)
+    return SpeechFailed(code, detail)
+
+
+class NoInference:
+    """A server that keeps voices and speaks none."""
+
+    _REASON = "This server runs with inference off: it keeps voices but can't enrol or speak."
+
+    def describe(self) -> Description:
+        raise InferenceOff(self._REASON)
+
+    def status(self) -> None:
+        return None
+
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+        raise InferenceOff(self._REASON)
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        raise InferenceOff(self._REASON)
+
+    def close(self) -> None:
+        return None

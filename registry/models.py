@@ -1,0 +1,183 @@
+"""The tables, and the public shapes of what is in them. docs/storage.md describes both."""
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import Field as Documented
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Index, text
+from sqlmodel import Field, SQLModel
+
+Mode = Literal["auto", "icl", "xvec"]
+
+
+def _plain(value: str) -> str:
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
+            raise ValueError(f"holds U+{ord(character):04X}, which is not text")
+    return value
+
+
+def _few(labels: dict[str, str]) -> dict[str, str]:
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"has {len(labels)} labels; the limit is {MAX_LABELS}")
+    return labels
+
+
+MAX_LABELS = 32
+PlainText = Annotated[str, AfterValidator(_plain)]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+LabelValue = Annotated[PlainText, StringConstraints(max_length=256)]
+Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
+Description = Annotated[PlainText, StringConstraints(max_length=2000)]
+
+
+def utc_now() -> str:
+    """RFC 3339 in UTC with milliseconds: sortable as text, readable in the file."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Voice(SQLModel, table=True):
+    """A named row. Deleting marks it; the partial index frees the name at once."""
+
+    __tablename__ = "voice"
+    __table_args__ = (
+        Index("voice_live_name", "name_key", unique=True, sqlite_where=text("deleted_at IS NULL")),
+    )
+
+    id: str = Field(primary_key=True)
+    name: str
+    name_key: str
+    description: str
+    defaults: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    version: int  # the current enrolment
+    row_version: int  # edit counter = ETag
+    created_at: str
+    updated_at: str
+    deleted_at: str | None = None
+
+
+class VoiceVersion(SQLModel, table=True):
+    """One immutable enrolment: a clip, its transcript, and what was heard in it."""
+
+    __tablename__ = "voice_version"
+
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
+    number: int = Field(primary_key=True)
+    clip_sha256: str = Field(index=True)
+    transcript: str | None
+    clip: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    warnings: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    created_at: str
+
+
+class Features(SQLModel, table=True):
+    """Prompt features of one enrolment under one model; two models' features coexist."""
+
+    __tablename__ = "features"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["voice_id", "version"], ["voice_version.voice_id", "voice_version.number"]
+        ),
+    )
+
+    voice_id: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    fingerprint: str = Field(primary_key=True)
+    sha256: str
+    frames: int
+    modes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    model_id: str
+    model_revision: str
+    created_at: str
+
+
+class Label(SQLModel, table=True):
+    __tablename__ = "label"
+    __table_args__ = (Index("label_value", "key", "value", "voice_id"),)
+
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
+    key: str = Field(primary_key=True)
+    value: str
+
+
+class NameVariant(SQLModel, table=True):
+    """The index behind near names: see `names.variants`. Only live voices have rows here."""
+
+    __tablename__ = "name_variant"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    variant: str = Field(primary_key=True)
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id", index=True)
+
+
+class ModelInUse(SQLModel, table=True):
+    """The one model of this data directory; the single row is written at first use."""
+
+    __tablename__ = "model_in_use"
+
+    id: int = Field(default=1, primary_key=True)
+    source: str  # what --model took: demo, a directory, or hub-id@revision
+    model_id: str
+    revision: str
+    chosen_at: str
+
+
+class SpeakDefaults(BaseModel):
+    """What a voice speaks with when a request doesn't say otherwise."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    language: PlainText | None = Documented(
+        None, max_length=32, description="A language of the model, or null: found from the text."
+    )
+    mode: Mode | None = Documented(
+        None, description="`auto` (the model's default): `icl` where there is a transcript."
+    )
+    temperature: float | None = Documented(None, ge=0, le=2)
+    top_k: int | None = Documented(None, ge=1, le=3072)
+    top_p: float | None = Documented(None, gt=0, le=1)
+
+
+class ClipShape(BaseModel):
+    sha256: str
+    media_type: str
+    bytes: int
+    duration_s: float
+    sample_rate: int
+    channels: int
+    peak_dbfs: float
+    rms_dbfs: float
+
+
+class PromptShape(BaseModel):
+    state: Literal["ready", "stale"] = Documented(
+        description="`stale`: not made for the model in use yet; made from the clip at first use."
+    )
+    fingerprint: str | None = None
+    frames: int | None = Documented(None, description="Reference frames of 80 ms; 0 in xvec.")
+
+
+class VoiceShape(BaseModel):
+    """A voice as the API shows it."""
+
+    id: str
+    name: str
+    description: str
+    labels: dict[str, str]
+    defaults: SpeakDefaults
+    version: int
+    row_version: int = Documented(description="The edit counter; also the ETag.")
+    modes: list[str]
+    transcript: str | None
+    clip: ClipShape
+    prompt: PromptShape
+    warnings: list[str]
+    created_at: str
+    updated_at: str
+
+
+class VoicePage(BaseModel):
+    data: list[VoiceShape]
+    next: str | None = Documented(description="Pass it as `after` for the page that follows.")

@@ -1,0 +1,80 @@
+"""What a voice may be called, when two names are the same, and which names look alike.
+
+Names never reach a path. They are stored in NFC and compared by `name_key`.
+"""
+
+import re
+import secrets
+import unicodedata
+from difflib import SequenceMatcher
+
+from registry.errors import NameInvalid
+
+MAX_LENGTH = 64
+ID_PREFIX = "voice_"
+VARIANT_LENGTH = 16
+_ID = re.compile(r"voice_[0-9a-f]{32}")
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def new_voice_id() -> str:
+    """128 random bits, so an id can be neither guessed nor counted."""
+    return ID_PREFIX + secrets.token_hex(16)
+
+
+def is_voice_id(reference: str) -> bool:
+    return _ID.fullmatch(reference) is not None
+
+
+def name_key(name: str) -> str:
+    """Two names are the same if their keys are: NFKC and case folding, until nothing changes."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
+
+
+def check_name(name: str) -> str:
+    """The name as it will be stored: NFC, no blanks at the ends. Raises NameInvalid."""
+    stored = unicodedata.normalize("NFC", name).strip()
+    reason = _refusal(stored) or _refusal(name_key(stored))
+    if reason:
+        raise NameInvalid(f"A voice can't be called {name!r}: {reason}.", field="name")
+    return stored
+
+
+def _refusal(name: str) -> str | None:
+    """Asked of the name and of its key, where a full-width slash is a slash."""
+    if not name:
+        return "a name has at least one visible character"
+    if len(name) > MAX_LENGTH:
+        return f"a name has at most {MAX_LENGTH} characters, this one has {len(name)}"
+    if name in (".", ".."):
+        return "'.' and '..' mean folders"
+    if name.startswith("-"):
+        return "a leading '-' looks like an option"
+    if name.casefold().startswith(ID_PREFIX):
+        return f"names that begin with {ID_PREFIX!r} look like ids"
+    return _refused_character(name)
+
+
+def _refused_character(name: str) -> str | None:
+    for character in name:
+        if character in "@/\\":
+            return f"{character!r} is not allowed in names"
+        if unicodedata.category(character) in _UNPRINTABLE:
+            return f"the character U+{ord(character):04X} is invisible or unassigned"
+    return None
+
+
+def variants(key: str) -> set[str]:
+    """The key's head and the head with any one character left out.
+
+    Two keys share a variant if one typing slip separates them (a character more, less, other, or
+    two swapped), so near names cost a few indexed reads however many voices there are. After
+    SymSpell (W. Garbe): deletions on both sides cover all four kinds of slip.
+    """
+    head = key[:VARIANT_LENGTH]
+    return {head} | {head[:i] + head[i + 1 :] for i in range(len(head))}
+
+
+def likeness(key: str, other: str) -> float:
+    return SequenceMatcher(None, key, other, autojunk=False).ratio()

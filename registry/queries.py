@@ -1,0 +1,227 @@
+"""The reads of the registry: each a few index look-ups, however many voices there are."""
+
+import base64
+import binascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, and_, exists
+from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
+
+from registry.errors import CursorInvalid, VoiceNotFound
+from registry.files import ModelRef, PromptRef, PromptSource, fingerprint
+from registry.models import (
+    ClipShape,
+    Features,
+    Label,
+    ModelInUse,
+    NameVariant,
+    PromptShape,
+    SpeakDefaults,
+    Voice,
+    VoiceShape,
+    VoiceVersion,
+)
+from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
+
+LAST_CHARACTER = "\U0010ffff"
+NEAR_NAMES = 3
+NEAR_CANDIDATES = 200
+
+
+@dataclass(frozen=True)
+class StoredVoice:
+    """A live voice with its current enrolment, and its features for the model in use, if made."""
+
+    row: Voice
+    enrolment: VoiceVersion
+    labels: dict[str, str]
+    model: ModelRef | None
+    features: Features | None
+
+    @property
+    def source(self) -> PromptSource:
+        return PromptSource(self.row.id, self.enrolment.clip_sha256, self.enrolment.transcript)
+
+    @property
+    def defaults(self) -> SpeakDefaults:
+        return SpeakDefaults.model_validate(self.row.defaults)
+
+    @property
+    def modes(self) -> list[str]:
+        return ["xvec"] if self.enrolment.transcript is None else ["icl", "xvec"]
+
+    def fingerprint(self) -> str | None:
+        """The key of the features that the model in use needs; None before any model was used."""
+        return None if self.model is None else fingerprint(self.source, self.model)
+
+    def prompt_ref(self) -> PromptRef | None:
+        if self.features is None:
+            return None
+        return PromptRef(self.row.id, self.features.fingerprint, self.features.sha256)
+
+    def shape(self) -> VoiceShape:
+        return VoiceShape(
+            **self.row.model_dump(exclude={"name_key", "deleted_at", "defaults"}),
+            labels=self.labels,
+            defaults=self.defaults,
+            modes=self.modes,
+            transcript=self.enrolment.transcript,
+            clip=ClipShape(sha256=self.enrolment.clip_sha256, **self.enrolment.clip),
+            prompt=self._prompt_shape(),
+            warnings=self.enrolment.warnings,
+        )
+
+    def _prompt_shape(self) -> PromptShape:
+        if self.features is None:
+            return PromptShape(state="stale")
+        return PromptShape(
+            state="ready", fingerprint=self.features.fingerprint, frames=self.features.frames
+        )
+
+
+@dataclass(frozen=True)
+class Page:
+    voices: list[StoredVoice]
+    next: str | None
+
+
+def find(session: Session, reference: str) -> StoredVoice:
+    """The live voice with this id or name. Raises VoiceNotFound with the names that look alike."""
+    if is_voice_id(reference):
+        condition = col(Voice.id) == reference
+    else:
+        condition = col(Voice.name_key) == name_key(reference)
+    found = _load(session, _live().where(condition).limit(1))
+    if not found:
+        raise VoiceNotFound(reference, near_names(session, reference))
+    return found[0]
+
+
+def page(session: Session, limit: int, after: str | None, search: str, label: str) -> Page:
+    """Live voices by name. `search` is a prefix of the name, `label` is `key` or `key=value`."""
+    statement = _live().order_by(col(Voice.name_key)).limit(limit + 1)
+    for condition in _conditions(after, name_key(search), label):
+        statement = statement.where(condition)
+    voices = _load(session, statement)
+    more = len(voices) > limit
+    return Page(voices[:limit], _cursor(voices[limit - 1].row.name_key) if more else None)
+
+
+def holder_of(session: Session, key: str) -> str | None:
+    """The name of the live voice that has this key."""
+    condition = (col(Voice.name_key) == key, col(Voice.deleted_at).is_(None))
+    return session.exec(select(Voice.name).where(*condition)).first()
+
+
+def near_names(session: Session, wanted: str) -> list[str]:
+    """Names one slip away from `wanted`, or that begin with it, best first."""
+    key = name_key(wanted[: 4 * MAX_LENGTH])[:MAX_LENGTH]
+    candidates = {*_one_slip_away(session, key), *_beginning_with(session, key)}
+    ranked = sorted(candidates, key=lambda name: (-likeness(key, name_key(name)), name))
+    return ranked[:NEAR_NAMES]
+
+
+def _one_slip_away(session: Session, key: str) -> Sequence[str]:
+    statement = (
+        select(Voice.name)
+        .join(NameVariant, col(NameVariant.voice_id) == col(Voice.id))
+        .where(col(NameVariant.variant).in_(sorted(variants(key))))
+        .limit(NEAR_CANDIDATES)
+    )
+    return session.exec(statement).all()
+
+
+def _beginning_with(session: Session, key: str) -> Sequence[str]:
+    conditions = (*_begins_with(key), col(Voice.deleted_at).is_(None))
+    ordered = select(Voice.name).where(*conditions).order_by(col(Voice.name_key))
+    return session.exec(ordered.limit(NEAR_NAMES)).all() if key else []
+
+
+def _live() -> SelectOfScalar[Voice]:
+    return select(Voice).where(col(Voice.deleted_at).is_(None))
+
+
+def _conditions(after: str | None, prefix: str, label: str) -> Iterator[ColumnElement[bool]]:
+    if after is not None:
+        yield col(Voice.name_key) > _key_of(after)
+    if prefix:
+        yield from _begins_with(prefix)
+    if label:
+        yield _has_label(label)
+
+
+def _begins_with(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """As a range, which the index on names serves; LIKE would read every row."""
+    return col(Voice.name_key) >= prefix, col(Voice.name_key) < prefix + LAST_CHARACTER
+
+
+def _has_label(label: str) -> ColumnElement[bool]:
+    key, equals, value = label.partition("=")
+    conditions = [col(Label.voice_id) == col(Voice.id), col(Label.key) == key]
+    if equals:
+        conditions.append(col(Label.value) == value)
+    return exists().where(and_(*conditions))
+
+
+def _cursor(key: str) -> str:
+    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
+
+
+def _key_of(cursor: str) -> str:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError) as error:
+        raise CursorInvalid(
+            f"{cursor[:80]!r} is not a cursor; pass the `next` of the page before."
+        ) from error
+
+
+def current_model(session: Session) -> ModelRef | None:
+    row = session.get(ModelInUse, 1)
+    return None if row is None else ModelRef(row.model_id, row.revision)
+
+
+def _load(session: Session, statement: SelectOfScalar[Voice]) -> list[StoredVoice]:
+    """The voices of a statement with all that belongs to them, in five reads for any number."""
+    rows = session.exec(statement).all()
+    if not rows:
+        return []
+    ids = [row.id for row in rows]
+    model = current_model(session)
+    enrolments = _enrolments(session, ids)
+    labels = _labels(session, ids)
+    features = _features(session, ids, model)
+    voices = [
+        StoredVoice(row, enrolments[row.id, row.version], labels[row.id], model, None)
+        for row in rows
+    ]
+    return [replace(v, features=features.get((v.row.id, v.fingerprint()))) for v in voices]
+
+
+def _enrolments(session: Session, ids: list[str]) -> dict[tuple[str, int], VoiceVersion]:
+    statement = select(VoiceVersion).where(col(VoiceVersion.voice_id).in_(ids))
+    return {(found.voice_id, found.number): found for found in session.exec(statement)}
+
+
+def _labels(session: Session, ids: list[str]) -> dict[str, dict[str, str]]:
+    labels: dict[str, dict[str, str]] = {voice_id: {} for voice_id in ids}
+    statement = select(Label).where(col(Label.voice_id).in_(ids)).order_by(col(Label.key))
+    for found in session.exec(statement):
+        labels[found.voice_id][found.key] = found.value
+    return labels
+
+
+def _features(
+    session: Session, ids: list[str], model: ModelRef | None
+) -> dict[tuple[str, str | None], Features]:
+    if model is None:
+        return {}
+    statement = select(Features).where(
+        col(Features.voice_id).in_(ids),
+        col(Features.model_id) == model.id,
+        col(Features.model_revision) == model.revision,
+    )
+    return {(found.voice_id, found.fingerprint): found for found in session.exec(statement)}

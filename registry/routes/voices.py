@@ -1,0 +1,177 @@
+"""The voices: enrol, list, read, edit, delete, and give back what they were made from."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Form, Header, Query, Request, Response, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from registry.enrol import Enrolment
+from registry.errors import EditConflict, FieldInvalid
+from registry.models import (
+    Description,
+    Labels,
+    PlainText,
+    SpeakDefaults,
+    VoicePage,
+    VoiceShape,
+)
+from registry.names import check_name
+from registry.queries import StoredVoice
+from registry.requests import CheckedRoute, while_connected
+from registry.services import ServicesDep
+from registry.store import VoiceEdit
+
+router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
+
+FILE: dict[int | str, dict[str, object]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file."}
+}
+LABELS = TypeAdapter(Labels)
+
+IfMatch = Annotated[
+    str | None, Header(description="The ETag you read; a stale one answers 412.", examples=['"3"'])
+]
+
+
+class EnrolmentForm(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(examples=["alice"])
+    audio: UploadFile = Field(
+        description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
+    )
+    transcript: str | None = Field(
+        None, description="The words of the clip. Without them: x-vector mode only."
+    )
+    language: PlainText | None = Field(None, max_length=32, examples=["english"])
+    description: Description = ""
+    labels: str = Field("{}", description="A JSON object of strings.", examples=['{"use": "demo"}'])
+
+
+class VoicePatch(BaseModel):
+    """What is left out stays; `labels` and `defaults` replace what was there."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"description": "A calm narrator."}]}
+    )
+
+    name: str | None = None
+    description: Description | None = None
+    labels: Labels | None = None
+    defaults: SpeakDefaults | None = None
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    summary="Enrol a voice",
+    form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 65536},
+)
+async def create(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    form: Annotated[EnrolmentForm, Form(media_type="multipart/form-data")],
+) -> VoiceShape:
+    """Decodes and checks the clip, computes the prompt features once, keeps both."""
+    asked = Enrolment(
+        name=form.name,
+        upload=await form.audio.read(),
+        transcript=form.transcript,
+        description=form.description,
+        labels=_labels(form.labels),
+        language=form.language,
+    )
+    voice = await while_connected(request, services.enroller.enrol(asked))
+    response.headers["Location"] = f"/voices/{voice.row.id}"
+    return _shown(response, voice)
+
+
+@router.get("", summary="List the voices by name")
+def list_voices(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[
+        str | None, Query(max_length=512, description="The `next` of the page before.")
+    ] = None,
+    search: Annotated[str, Query(max_length=64, description="The beginning of the name.")] = "",
+    label: Annotated[str, Query(max_length=320, description="`key` or `key=value`.")] = "",
+) -> VoicePage:
+    page = services.store.page(limit, after, search, label)
+    return VoicePage(data=[voice.shape() for voice in page.voices], next=page.next)
+
+
+@router.get("/{voice}", summary="Read a voice")
+def read(voice: str, response: Response, services: ServicesDep) -> VoiceShape:
+    """`voice` is a name or an id. A 404 offers the names that look alike."""
+    return _shown(response, services.store.get(voice))
+
+
+@router.patch("/{voice}", summary="Rename or edit a voice")
+def edit(
+    voice: str,
+    patch: VoicePatch,
+    response: Response,
+    services: ServicesDep,
+    if_match: IfMatch = None,
+) -> VoiceShape:
+    name = None if patch.name is None else check_name(patch.name)
+    change = VoiceEdit(name, patch.description, patch.labels, patch.defaults)
+    return _shown(response, services.store.edit(voice, change, _expected(if_match)))
+
+
+@router.delete("/{voice}", status_code=HTTPStatus.NO_CONTENT, summary="Delete a voice")
+def delete(voice: str, services: ServicesDep, if_match: IfMatch = None) -> None:
+    """The voice is marked as deleted and its name is free at once."""
+    services.store.delete(voice, _expected(if_match))
+
+
+@router.get("/{voice}/clip", summary="The reference clip, as uploaded", responses=FILE)
+def clip(voice: str, services: ServicesDep) -> Response:
+    found = services.store.get(voice)
+    return _file(services.store.clip(found), str(found.enrolment.clip["media_type"]))
+
+
+@router.get("/{voice}/prompt", summary="The prompt features, as safetensors", responses=FILE)
+def prompt(voice: str, services: ServicesDep) -> Response:
+    found = services.store.get(voice)
+    return _file(services.store.prompt(found), "application/octet-stream")
+
+
+@router.post("/{voice}/rebuild", summary="Compute the prompt features anew from the clip")
+async def rebuild(
+    voice: str, request: Request, response: Response, services: ServicesDep
+) -> VoiceShape:
+    found = await to_thread.run_sync(services.store.get, voice)
+    return _shown(response, await while_connected(request, services.enroller.rebuild(found)))
+
+
+def _shown(response: Response, voice: StoredVoice) -> VoiceShape:
+    response.headers["ETag"] = f'"{voice.row.row_version}"'
+    return voice.shape()
+
+
+def _file(content: bytes, media_type: str) -> Response:
+    return Response(content, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
+
+
+def _labels(text: str) -> dict[str, str]:
+    try:
+        return LABELS.validate_json(text)
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise FieldInvalid(
+            f"`labels` is not a JSON object of strings: {reason}.", field="labels"
+        ) from error
+
+
+def _expected(if_match: str | None) -> int | None:
+    """The row_version of an If-Match header; `*` asks only that the voice exists."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tag = if_match.strip().strip('"')
+    if not tag.isdecimal():
+        raise EditConflict(f"If-Match: {if_match!r} is not the ETag of any voice here.")
+    return int(tag[:18])

@@ -1,0 +1,91 @@
+"""Every setting of the service, with its variable `VOICES_…`, its default and its bounds.
+
+A value that can't be used, or a variable that means nothing, refuses to start and names itself.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from registry.errors import SettingInvalid
+
+PREFIX = "VOICES_"
+CLIENT_VARIABLES = ("VOICES_URL",)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(description="The data directory. Default: the platform's data folder.")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="`demo`, a directory, or a hub id with `@revision`. "
+        "Default: the model recorded in the data directory, else the 1.7B Base model.",
+    )
+    inference: Literal["on", "off"] = Field(
+        "on", description="`off`: the server keeps voices but neither enrols nor speaks."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="`auto` (CUDA if there is a GPU), `cpu`, `cuda` or `cuda:N`.",
+    )
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="`auto`: bfloat16 on GPUs that compute in it, float16 on older ones "
+        "(a T4), float32 on the CPU.",
+    )
+    threads: int | None = Field(
+        None, ge=1, le=256, description="CPU threads of the model. Default: PyTorch's choice."
+    )
+    prompt_cache_mib: int = Field(
+        64,
+        ge=0,
+        le=65536,
+        description="Memory for prompt features, in MiB; least used leave first.",
+    )
+    queue_limit: int = Field(
+        32, ge=1, le=10000, description="Requests that may wait for the model; more get a 503."
+    )
+    queue_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="How long a request waits for the model before a 503."
+    )
+    max_clip_mib: int = Field(20, ge=1, le=20, description="The largest upload, in MiB.")
+    max_text: int = Field(
+        5000, ge=1, le=5000, description="The longest text of one request, in characters."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much the server says on stderr."
+    )
+
+
+def variable(field: str) -> str:
+    return PREFIX + field.upper()
+
+
+def load_settings(environ: Mapping[str, str], default_home: Path) -> Settings:
+    """Settings from the environment. Raises SettingInvalid, which names the variable."""
+    given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
+    known = {variable(field): field for field in Settings.model_fields}
+    for name in given:
+        if name not in known and name not in CLIENT_VARIABLES:
+            raise SettingInvalid(f"{name} is not a setting.{_hint(name, known)}")
+    values: dict[str, object] = {known[k]: v for k, v in given.items() if k in known}
+    values.setdefault("home", default_home)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = variable(str(first["loc"][0]))
+        raise SettingInvalid(
+            f"{name}={environ.get(name)!r} can't be used: {first['msg']}."
+        ) from None
+
+
+def _hint(name: str, known: Mapping[str, str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""

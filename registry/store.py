@@ -1,0 +1,290 @@
+"""VoiceStore: a row and its files as one unit. Synchronous; it knows nothing about HTTP or models.
+
+Files are written first, then the row: a crash leaves an orphan file, never a voice without files.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, select
+
+from registry.audio import ReferenceClip
+from registry.database import Database, migrate
+from registry.errors import ClipDamaged, EditConflict, ModelMismatch, NameTaken, PromptNotReady
+from registry.files import DataDir, ModelRef, PromptSource, sha256_of, write_once
+from registry.inference_client import ExtractedPrompt
+from registry.models import (
+    Features,
+    Label,
+    ModelInUse,
+    NameVariant,
+    SpeakDefaults,
+    Voice,
+    VoiceVersion,
+    utc_now,
+)
+from registry.names import name_key, variants
+from registry.queries import Page, StoredVoice, find, holder_of, page
+
+CLIP_FIELDS = ("media_type", "duration_s", "sample_rate", "channels", "peak_dbfs", "rms_dbfs")
+
+
+@dataclass(frozen=True)
+class NewVoice:
+    """A checked enrolment; its id exists before its row, because its files come first."""
+
+    source: PromptSource
+    name: str
+    description: str
+    labels: dict[str, str]
+    defaults: SpeakDefaults
+    warnings: Sequence[str]
+
+
+@dataclass(frozen=True)
+class VoiceEdit:
+    """None leaves a field as it is; `labels` and `defaults` replace what was there."""
+
+    name: str | None = None
+    description: str | None = None
+    labels: dict[str, str] | None = None
+    defaults: SpeakDefaults | None = None
+
+
+class VoiceStore:
+    def __init__(self, data: DataDir) -> None:
+        data.create()
+        migrate(data)
+        self.data = data
+        self._db = Database(data.database)
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Reading
+
+    def get(self, reference: str) -> StoredVoice:
+        """By id, or by name: one indexed read each. Raises VoiceNotFound with near names."""
+        with self._db.read() as session:
+            return find(session, reference)
+
+    def page(self, limit: int, after: str | None, search: str, label: str) -> Page:
+        with self._db.read() as session:
+            return page(session, limit, after, search, label)
+
+    def refuse_taken(self, name: str) -> None:
+        """The cheap look before the work; the unique index decides races."""
+        with self._db.read() as session:
+            holder = holder_of(session, name_key(name))
+        if holder is not None:
+            raise NameTaken(name, holder)
+
+    def clip(self, voice: StoredVoice) -> bytes:
+        """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
+        sha256 = voice.enrolment.clip_sha256
+        path = self.data.clip(sha256)
+        content = path.read_bytes() if path.exists() else b""
+        if sha256_of(content) != sha256:
+            raise ClipDamaged(
+                f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
+                f"clips/{sha256} from a backup, or delete the voice and add it again."
+            )
+        return content
+
+    def prompt(self, voice: StoredVoice) -> bytes:
+        """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
+        ref = voice.prompt_ref()
+        if ref is None:
+            raise PromptNotReady(
+                f"{voice.row.name!r} has no prompt features for the model in use yet; "
+                "speak with it or rebuild it first."
+            )
+        path = self.data.prompt(ref)
+        content = path.read_bytes() if path.exists() else b""
+        if sha256_of(content) != ref.sha256:
+            raise PromptNotReady(
+                f"The prompt file of {voice.row.name!r} is missing or damaged; "
+                "speak with it or rebuild it, and it is made anew from the clip."
+            )
+        return content
+
+    # Writing
+
+    def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> None:
+        write_once(self.data.clip(source.clip_sha256), upload)
+        write_once(self.data.conditioned(source), clip.conditioned_wav)
+
+    def drop_prompts(self, voice_id: str) -> None:
+        """Remove the prompt files of an enrolment that got no row."""
+        shutil.rmtree(self.data.prompts(voice_id), ignore_errors=True)
+
+    def insert(
+        self, new: NewVoice, upload: bytes, clip: ReferenceClip, prompt: ExtractedPrompt
+    ) -> StoredVoice:
+        """The voice appears whole or not at all. Raises NameTaken if another came first."""
+        now = utc_now()
+        try:
+            with self._db.write() as session:
+                self.keep_clip(
+                    new.source, upload, clip
+                )  # under the write lock no clean-up can remove it
+                session.add(_voice_row(new, now))
+                session.flush()
+                session.add(_version_row(new, clip, len(upload), now))
+                _add_name_variants(session, new.source.voice_id, new.name)
+                _add_labels(session, new.source.voice_id, new.labels)
+                session.flush()
+                session.add(_features_row(new.source.voice_id, 1, prompt, now))
+        except IntegrityError as error:
+            self.refuse_taken(new.name)
+            raise error
+        return self.get(new.source.voice_id)
+
+    def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
+        """Raises EditConflict if `expected` is given and is not the current row_version."""
+        try:
+            with self._db.write() as session:
+                voice = find(session, reference)
+                _refuse_stale(voice.row, expected)
+                _apply(session, voice.row, edit)
+        except IntegrityError as error:
+            if edit.name is not None:
+                self.refuse_taken(edit.name)
+            raise error
+        return self.get(voice.row.id)
+
+    def delete(self, reference: str, expected: int | None) -> None:
+        """Mark as deleted: the name is free at once, the files and enrolments stay."""
+        with self._db.write() as session:
+            row = find(session, reference).row
+            _refuse_stale(row, expected)
+            row.deleted_at = row.updated_at = utc_now()
+            row.row_version += 1
+            session.add(row)
+            _drop_name_variants(session, row.id)
+
+    def record_features(self, voice: StoredVoice, prompt: ExtractedPrompt) -> StoredVoice:
+        with self._db.write() as session:
+            session.merge(_features_row(voice.row.id, voice.enrolment.number, prompt, utc_now()))
+        return self.get(voice.row.id)
+
+    # The model in use
+
+    def model_in_use(self) -> ModelInUse | None:
+        with self._db.read() as session:
+            return session.get(ModelInUse, 1)
+
+    def adopt_model(self, source: str, model: ModelRef) -> None:
+        """Record the model at first use. Raises ModelMismatch if the directory has another."""
+        with self._db.write() as session:
+            current = session.get(ModelInUse, 1)
+            if current is None:
+                session.add(_model_row(source, model))
+            elif ModelRef(current.model_id, current.revision) != model:
+                raise ModelMismatch(
+                    f"The voices here are enrolled for {current.model_id} at {current.revision}, "
+                    f"but the model given is {model.id} at {model.revision}. To change on purpose, "
+                    f"run `voices model use {source}`: each voice is then rebuilt from its clip "
+                    "when it first speaks."
+                )
+
+    def choose_model(self, source: str, model: ModelRef) -> None:
+        """Change the model on purpose; every voice of another model is stale from now on."""
+        with self._db.write() as session:
+            session.merge(_model_row(source, model))
+
+
+def _refuse_stale(row: Voice, expected: int | None) -> None:
+    if expected is not None and expected != row.row_version:
+        raise EditConflict(
+            f"{row.name!r} is at edit {row.row_version}, not {expected}: someone changed it. "
+            "Read it again and repeat the edit.",
+            row_version=row.row_version,
+        )
+
+
+def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
+    if edit.name is not None:
+        row.name, row.name_key = edit.name, name_key(edit.name)
+        _drop_name_variants(session, row.id)
+        _add_name_variants(session, row.id, edit.name)
+    if edit.description is not None:
+        row.description = edit.description
+    if edit.defaults is not None:
+        row.defaults = edit.defaults.model_dump(exclude_none=True)
+    if edit.labels is not None:
+        _drop_labels(session, row.id)
+        _add_labels(session, row.id, edit.labels)
+    row.row_version += 1
+    row.updated_at = utc_now()
+    session.add(row)
+
+
+def _add_name_variants(session: Session, voice_id: str, name: str) -> None:
+    session.add_all(
+        NameVariant(variant=v, voice_id=voice_id) for v in variants(name_key(name)) if v
+    )
+
+
+def _drop_name_variants(session: Session, voice_id: str) -> None:
+    for row in session.exec(select(NameVariant).where(NameVariant.voice_id == voice_id)):
+        session.delete(row)
+    session.flush()
+
+
+def _add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:
+    session.add_all(Label(voice_id=voice_id, key=k, value=v) for k, v in labels.items())
+
+
+def _drop_labels(session: Session, voice_id: str) -> None:
+    for row in session.exec(select(Label).where(Label.voice_id == voice_id)):
+        session.delete(row)
+    session.flush()
+
+
+def _voice_row(new: NewVoice, now: str) -> Voice:
+    return Voice(
+        id=new.source.voice_id,
+        name=new.name,
+        name_key=name_key(new.name),
+        description=new.description,
+        defaults=new.defaults.model_dump(exclude_none=True),
+        version=1,
+        row_version=1,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _version_row(new: NewVoice, clip: ReferenceClip, size: int, now: str) -> VoiceVersion:
+    return VoiceVersion(
+        voice_id=new.source.voice_id,
+        number=1,
+        clip_sha256=clip.sha256,
+        transcript=new.source.transcript,
+        clip={"bytes": size} | {field: getattr(clip, field) for field in CLIP_FIELDS},
+        warnings=list(new.warnings),
+        created_at=now,
+    )
+
+
+def _features_row(voice_id: str, number: int, prompt: ExtractedPrompt, now: str) -> Features:
+    return Features(
+        voice_id=voice_id,
+        version=number,
+        fingerprint=prompt.fingerprint,
+        sha256=prompt.sha256,
+        frames=prompt.frames,
+        modes=list(prompt.modes),
+        model_id=prompt.model.id,
+        model_revision=prompt.model.revision,
+        created_at=now,
+    )
+
+
+def _model_row(source: str, model: ModelRef) -> ModelInUse:
+    return ModelInUse(
+        source=source, model_id=model.id, revision=model.revision, chosen_at=utc_now()
+    )
