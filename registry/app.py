@@ -39,6 +39,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses=problems.RESPONSES,
     )
     app.state.services = Services(settings, store, inference, enroller, speaker)
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)

@@ -15,7 +15,6 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import av
 import av.error
@@ -101,12 +100,17 @@ class Recording:
     peak: float = 0.0
     clipped: int = 0
     values: int = 0
+    total: float = 0.0  # of the mono samples
     damaged: int = 0
     blocks: list[NDArray[np.float32]] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
         return self.frames / self.sample_rate
+
+    @property
+    def dc_offset(self) -> float:
+        return self.total / self.frames
 
     def add(self, samples: Samples) -> None:
         """Count a block of shape (channels, frames), and fold it to mono by the mean."""
@@ -115,7 +119,9 @@ class Recording:
         self.clipped += int(np.count_nonzero(level >= CLIPPED))
         self.values += samples.size
         self.frames += samples.shape[1]
-        self.blocks.append(samples.mean(axis=0, dtype=np.float64).astype(np.float32))
+        mono = samples.mean(axis=0)
+        self.total += float(mono.sum())
+        self.blocks.append(mono.astype(np.float32))
 
 
 def rehearse(bounds: Bounds) -> None:
@@ -153,20 +159,13 @@ def main(arguments: list[str]) -> None:
     rehearse(bounds)
     limit_self()
     say(b"\n")
+    answer: dict[str, object]
     try:
         report, pcm = condition(sys.stdin.buffer.read(), bounds)
+        answer = asdict(report)
     except Refusal as refusal:
-        say_json({"code": refusal.code, "message": str(refusal)})
-    except MemoryError:
-        message = f"The clip needs more than {MEMORY_BYTES >> 20} MiB of memory to decode."
-        say_json({"code": "audio-undecodable", "message": message})
-    else:
-        say_json(asdict(report))
-        say(pcm)
-
-
-def say_json(message: dict[str, Any]) -> None:
-    say(json.dumps(message).encode() + b"\n")
+        answer, pcm = {"code": refusal.code, "message": str(refusal)}, b""
+    say(json.dumps(answer).encode() + b"\n" + pcm)
 
 
 def say(data: bytes) -> None:
@@ -179,13 +178,9 @@ def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
     demuxer, media_type = container_of(data)
     recording = record(data, demuxer, bounds)
     check_length(recording, bounds)
-    mono = np.concatenate(recording.blocks)
-    recording.blocks.clear()
-    dc_offset = float(mono.mean(dtype=np.float64))
-    mono -= np.float32(dc_offset)
-    conditioned = soxr.resample(mono, recording.sample_rate, bounds.rate, "HQ").astype("<f4")
+    conditioned = resample(recording, bounds.rate)
     rms_dbfs = dbfs(math.sqrt(float(np.square(conditioned).mean(dtype=np.float64))))
-    check_level(rms_dbfs, dc_offset, recording.channels)
+    check_level(rms_dbfs, recording.dc_offset, recording.channels)
     report = Report(
         media_type=media_type,
         sample_rate=recording.sample_rate,
@@ -194,11 +189,11 @@ def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
         peak_dbfs=round(dbfs(recording.peak), 2),
         rms_dbfs=round(rms_dbfs, 2),
         clipped_fraction=round(recording.clipped / recording.values, 6),
-        dc_offset=round(dc_offset, 6) + 0.0,
+        dc_offset=round(recording.dc_offset, 6) + 0.0,
         damaged_packets=recording.damaged,
         samples=len(conditioned),
     )
-    return report, conditioned.tobytes()
+    return report, conditioned.astype("<f4").tobytes()
 
 
 def container_of(data: bytes) -> tuple[str, str]:
@@ -221,12 +216,11 @@ def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
                 continue
             add_frame(recording, frame)
             if recording.duration_s > bounds.max_s:
-                found = f"{recording.duration_s:.1f} s and more"
-                limit = f"at most {bounds.max_s:g} s are taken"
-                raise Refusal("audio-too-long", f"The clip is too long: {found}, {limit}.")
+                found = f"at least {recording.duration_s:.1f} s, {bounds.max_s:g} s are the most"
+                raise Refusal("audio-too-long", f"The clip is too long: {found}.")
     if recording.damaged > DAMAGED_SHARE * len(recording.blocks):
-        damage = f"{recording.damaged} of its packets cannot be decoded"
-        raise Refusal("audio-undecodable", f"The clip is damaged: {damage}.")
+        found = f"{recording.damaged} of its packets cannot be decoded"
+        raise Refusal("audio-undecodable", f"The clip is damaged: {found}.")
     return recording
 
 
@@ -241,8 +235,7 @@ def opened(data: bytes, demuxer: str) -> InputContainer:
     try:
         return av.open(io.BytesIO(data), "r", demuxer, container_options=options)
     except av.error.FFmpegError as error:
-        reason = error.strerror
-        message = f"The file begins as {demuxer} does but cannot be opened: {reason}."
+        message = f"The file begins as {demuxer} does but cannot be opened: {error.strerror}."
         raise Refusal("audio-undecodable", message) from None
 
 
@@ -253,8 +246,7 @@ def audio_stream(container: InputContainer) -> AudioStream:
     stream = container.streams.audio[0]
     codec = stream.codec_context.name if stream.codec_context else "unknown"
     if codec not in CODECS:
-        message = f"The codec {codec} is not taken: {TAKEN}."
-        raise Refusal("audio-unsupported", message)
+        raise Refusal("audio-unsupported", f"The codec {codec} is not taken: {TAKEN}.")
     stream.codec_context.thread_count = 1
     return stream
 
@@ -282,11 +274,11 @@ def add_frame(recording: Recording, frame: AudioFrame) -> None:
         taken = f"{LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz are taken"
         raise Refusal("audio-unsupported", f"The sample rate is {rate:,} Hz; {taken}.")
     if not 1 <= channels <= MOST_CHANNELS:
-        message = f"The clip has {channels} channels; 1 to {MOST_CHANNELS} are taken."
-        raise Refusal("audio-unsupported", message)
+        found = f"{channels} channels; 1 to {MOST_CHANNELS} are taken"
+        raise Refusal("audio-unsupported", f"The clip has {found}.")
     if rate != (recording.sample_rate or rate):
-        change = f"from {recording.sample_rate:,} to {rate:,} Hz"
-        raise Refusal("audio-undecodable", f"The sample rate changes {change} within the clip.")
+        found = f"from {recording.sample_rate:,} to {rate:,} Hz"
+        raise Refusal("audio-undecodable", f"The sample rate changes {found} within the clip.")
     recording.sample_rate, recording.channels = rate, max(channels, recording.channels)
     samples = samples_of(frame)
     check_samples(samples, recording.duration_s, rate)
@@ -315,17 +307,16 @@ def check_samples(samples: Samples, start_s: float, rate: int) -> None:
     where = f"{start_s + at / rate:.3f} s"
     if not math.isfinite(value):
         raise Refusal("audio-not-finite", f"The sample at {where} is not a number ({value}).")
-    message = f"The sample at {where} is {value:.4g}; audio lies between -1 and 1."
-    raise Refusal("audio-too-loud", message)
+    found = f"{value:.4g}; audio lies between -1 and 1"
+    raise Refusal("audio-too-loud", f"The sample at {where} is {found}.")
 
 
 def check_length(recording: Recording, bounds: Bounds) -> None:
     if not recording.frames:
         raise Refusal("audio-empty", "The file holds no audio (0 samples).")
     if recording.duration_s < bounds.min_s:
-        found = f"{recording.duration_s:.2f} s"
-        message = f"The clip is too short: {found}, at least {bounds.min_s:g} s are needed."
-        raise Refusal("audio-too-short", message)
+        found = f"{recording.duration_s:.2f} s, at least {bounds.min_s:g} s are needed"
+        raise Refusal("audio-too-short", f"The clip is too short: {found}.")
 
 
 def check_level(rms_dbfs: float, dc_offset: float, channels: int) -> None:
@@ -333,11 +324,18 @@ def check_level(rms_dbfs: float, dc_offset: float, channels: int) -> None:
     if rms_dbfs >= SILENT_DBFS:
         return
     if dbfs(abs(dc_offset)) >= SILENT_DBFS:
-        message = f"The clip holds no sound, only a constant value of {dc_offset:.3f}."
-        raise Refusal("audio-dc-only", message)
+        raise Refusal("audio-dc-only", f"The clip is the constant {dc_offset:.3f}, not sound.")
     mixed = f" once its {channels} channels are mixed into one" if channels > 1 else ""
     level = f"{rms_dbfs:.1f} dBFS; at least {SILENT_DBFS:g} dBFS is needed"
     raise Refusal("audio-silent", f"The clip is silent{mixed}: {level}.")
+
+
+def resample(recording: Recording, rate: int) -> NDArray[np.float32]:
+    """The recording without its DC, at `rate` Hz; block by block, to be in memory but once."""
+    stream = soxr.ResampleStream(recording.sample_rate, rate, 1, dtype="float32", quality="HQ")
+    offset = np.float32(recording.dc_offset)
+    parts = [stream.resample_chunk(block - offset) for block in recording.blocks]
+    return np.concatenate([*parts, stream.resample_chunk(np.zeros(0, np.float32), last=True)])
 
 
 def dbfs(level: float) -> float:

@@ -174,4 +174,5 @@ class SettingInvalid(RegistryError):
 
 
 class ModelMismatch(RegistryError):
-    code, title = "model-mismatch", "The data directory uses another model"
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model-mismatch"
+    title = "The data directory uses another model"

@@ -28,6 +28,7 @@ from registry.errors import (
 from registry.files import ModelRef, PromptRef, PromptSource
 
 Samples = NDArray[np.float32]
+CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ class Service(Protocol):
 
     def describe(self) -> Any: ...
     def status(self) -> Any: ...
+    def warm(self) -> None: ...
     async def extract_prompt(self, source: PromptSource) -> Any: ...
-    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, object]) -> Any: ...
-    def close(self) -> None: ...
+    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Any: ...
+    def close(self, timeout_s: float) -> bool: ...
 
 
 class LocalInference:
@@ -141,6 +143,11 @@ class LocalInference:
     def status(self) -> Status | None:
         return None if self._service is None else self._service.status()
 
+    def warm(self) -> None:
+        """Start loading the model; returns at once."""
+        with registry_errors():
+            self._ready().warm()
+
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         with registry_errors():
             service = await to_thread.run_sync(self._ready)
@@ -155,7 +162,7 @@ class LocalInference:
 
     def close(self) -> None:
         if self._service is not None:
-            self._service.close()
+            self._service.close(CLOSE_S)
 
     def _ready(self) -> Service:
         with self._lock:

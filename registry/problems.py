@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -28,6 +29,24 @@ log = logging.getLogger("registry")
 
 class ClientGone(Exception):
     """The client left before its answer was ready; nobody reads what is sent now."""
+
+
+class Problem(BaseModel):
+    """An error, for people (`detail`) and for programs (`code`); some carry more fields."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+RESPONSES: dict[int | str, dict[str, object]] = {
+    "default": {
+        "description": "What went wrong.",
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    }
+}
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -93,6 +112,7 @@ def _http_error(request: Request, error: Exception) -> Response:
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = allowed = ", ".join(_allowed_methods(request))
         detail = f"{request.method} is not possible here; use {allowed}."
+    detail = detail if detail.endswith(".") else f"{detail}."
     return problem(status, code, status.phrase, detail, headers)
 
 

@@ -64,7 +64,7 @@ async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> 
     spoken, samples = await while_connected(request, _whole(services, body, text))
     rate = spoken.speech.sample_rate
     content = await to_thread.run_sync(encode, samples, rate, body.format)
-    headers = _headers(spoken, time.perf_counter() - started)
+    headers = _headers(spoken, len(samples) / rate, time.perf_counter() - started)
     return Response(content, media_type=media_type(body.format, rate), headers=headers)
 
 
@@ -76,12 +76,13 @@ async def _whole(
     return spoken, np.concatenate(chunks)
 
 
-def _headers(spoken: Spoken, total_s: float) -> dict[str, str]:
+def _headers(spoken: Spoken, audio_s: float, total_s: float) -> dict[str, str]:
     timings = {**spoken.speech.timings, "total": total_s}
     return {
         "X-Voice-Id": spoken.voice.row.id,
         "X-Voice-Version": str(spoken.voice.row.version),
         "X-Prompt-Cache": spoken.prompt_cache,
+        "X-Audio-Seconds": f"{audio_s:.3f}",
         "X-Mode": spoken.speech.mode,
         "X-Seed": str(spoken.speech.seed),
         "Server-Timing": ", ".join(f"{k};dur={1000 * v:.1f}" for k, v in timings.items()),

@@ -1,0 +1,92 @@
+"""HTTP to a registry: the server's sentence becomes the command's error. It knows no files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import click
+import httpx
+
+TIMEOUT = httpx.Timeout(30.0, read=600.0)
+MEDIA_ENDINGS = {
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/mp4": "m4a",
+    "audio/webm": "webm",
+}
+
+
+class Registry:
+    """One voice registry, wherever it runs."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Raises ClickException with the server's own sentence for every refusal."""
+        with _reachable(str(self._http.base_url)):
+            response = self._http.request(method, path, **options)
+        if response.is_error:
+            raise click.ClickException(sentence(response))
+        return response
+
+    def voice(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.request("GET", voice_path(name)).json()
+        return found
+
+    def voices(self, search: str, label: str) -> Iterator[dict[str, Any]]:
+        """Every voice, page by page."""
+        query = {"limit": "200", "search": search, "label": label}
+        while True:
+            page = self.request("GET", "/voices", params=query).json()
+            yield from page["data"]
+            if page["next"] is None:
+                return
+            query["after"] = page["next"]
+
+    def patch(self, voice: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+        """Edit what was read: a voice that changed meanwhile is refused, not overwritten."""
+        headers = {"If-Match": etag(voice)}
+        path = voice_path(voice["id"])
+        edited: dict[str, Any] = self.request("PATCH", path, json=change, headers=headers).json()
+        return edited
+
+
+def voice_path(reference: str, part: str = "") -> str:
+    return f"/voices/{quote(reference, safe='')}{part}"
+
+
+def etag(voice: dict[str, Any]) -> str:
+    return f'"{voice["row_version"]}"'
+
+
+def sentence(response: httpx.Response) -> str:
+    """The `detail` of a problem document, or what little another server's answer says."""
+    if response.headers.get("content-type", "").startswith("application/problem+json"):
+        return str(response.json()["detail"])
+    return f"{response.request.url} answered {response.status_code} {response.reason_phrase}."
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Registry]:
+    try:
+        http = httpx.Client(base_url=url, timeout=TIMEOUT)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise click.UsageError(f"{url!r} is not a URL: {error}.") from error
+    with http:
+        yield Registry(http)
+
+
+@contextmanager
+def _reachable(url: str) -> Iterator[None]:
+    try:
+        yield
+    except httpx.UnsupportedProtocol as error:
+        raise click.UsageError(f"{url!r} is not an http:// or https:// URL.") from error
+    except httpx.TimeoutException as error:
+        raise click.ClickException(f"{url} did not answer in time.") from error
+    except httpx.TransportError as error:
+        raise click.ClickException(f"Can't talk to {url}: {error}.") from error

@@ -1,0 +1,307 @@
+"""The verbs on this machine, and the one place where registry and inference are put together.
+
+Nothing of ours is imported before a verb runs, so `voices --help` costs none of it.
+"""
+
+import ipaddress
+import os
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.input import json_option
+from cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from cli.client import Registry
+    from inference.service import InferenceService
+    from registry.inference_client import Inference, LocalInference
+    from registry.settings import Settings
+    from registry.store import VoiceStore
+
+GRACEFUL_STOP_S = 25
+
+
+def load_settings(**overrides: object) -> "Settings":
+    """Settings from VOICES_… variables; what is not None in `overrides` wins."""
+    from platformdirs import user_data_path
+
+    from registry.errors import SettingInvalid
+    from registry.settings import load_settings, variable
+
+    given = {variable(k): str(v) for k, v in overrides.items() if v is not None}
+    try:
+        return load_settings({**os.environ, **given}, user_data_path("voices", appauthor=False))
+    except SettingInvalid as error:
+        raise click.UsageError(str(error)) from error
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """What the registry or inference refuses, as the command's error."""
+    from registry.errors import RegistryError
+    from registry.inference_client import registry_errors
+
+    try:
+        with registry_errors():
+            yield
+    except RegistryError as error:
+        raise click.ClickException(error.detail) from error
+
+
+def home_of(settings: "Settings") -> Path:
+    return settings.home.expanduser().resolve()
+
+
+def open_store(settings: "Settings") -> "VoiceStore":
+    from registry.files import DataDir
+    from registry.store import VoiceStore
+
+    try:
+        with sentences():
+            return VoiceStore(DataDir(home_of(settings)))
+    except OSError as error:
+        reason = f"{error.strerror or error}"
+        raise click.ClickException(
+            f"Can't use {settings.home} for the voices: {reason}."
+        ) from error
+
+
+def make_app(settings: "Settings", store: "VoiceStore") -> "FastAPI":
+    from registry.app import create_app
+
+    return create_app(store, make_inference(settings, store), settings)
+
+
+def make_inference(settings: "Settings", store: "VoiceStore") -> "Inference":
+    from registry.inference_client import LocalInference, NoInference
+
+    if settings.inference == "off":
+        return NoInference()
+    return LocalInference(lambda: make_service(settings, store))
+
+
+def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService":
+    """Find the model (raises if it is not on this machine) without loading it."""
+    from inference.service import InferenceService, ServiceConfig
+    from inference.weights import locate
+
+    config = ServiceConfig(
+        device=None if settings.device == "auto" else settings.device,
+        dtype=None if settings.dtype == "auto" else settings.dtype,
+        threads=settings.threads,
+        queue_limit=settings.queue_limit,
+        queue_timeout_s=settings.queue_timeout_s,
+        prompt_cache_bytes=settings.prompt_cache_mib * 2**20,
+    )
+    return InferenceService(store.data, locate(model_spec(settings, store), store.data), config)
+
+
+def model_spec(settings: "Settings", store: "VoiceStore") -> str:
+    """What --model or VOICES_MODEL says, else what the data directory uses, else the default."""
+    from inference.weights import DEFAULT
+
+    recorded = store.model_in_use()
+    return settings.model or (recorded.source if recorded else DEFAULT)
+
+
+@contextmanager
+def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]:
+    """The whole app on a Unix socket in a folder of our own, for as long as one command runs."""
+    import httpx
+    import uvicorn
+
+    from cli.client import TIMEOUT, Registry
+
+    settings = settings or load_settings()
+    app = make_app(settings, open_store(settings))
+    with tempfile.TemporaryDirectory(prefix="voices-") as folder:
+        path = f"{folder}/registry.sock"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()  # connections wait here until the server runs: no polling
+        config = uvicorn.Config(app, log_level="error", access_log=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            transport = httpx.HTTPTransport(uds=path)
+            with httpx.Client(
+                transport=transport, base_url="http://voices", timeout=TIMEOUT
+            ) as http:
+                yield Registry(http)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def refuse_remote(context: click.Context) -> None:
+    """These verbs work on files of this machine, which a remote registry does not use."""
+    url = context.find_root().obj
+    if url is not None:
+        raise click.UsageError(
+            f"`voices {context.info_name}` works on this machine, but the registry is {url}. "
+            "Unset VOICES_URL, or run it on the machine that serves."
+        )
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--model", help="demo, a directory, or a hub id with @revision.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
+@click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
+@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine, to anyone.")
+def serve(
+    host: str,
+    port: int,
+    model: str | None,
+    device: str | None,
+    no_inference: bool,
+    insecure_no_auth: bool,
+) -> None:
+    """Serve the registry over HTTP.
+
+    \b
+    Example:
+      voices serve --model demo --port 8000
+    """
+    from registry.inference_client import LocalInference
+
+    refuse_strangers(host, insecure_no_auth)
+    off = "off" if no_inference else None
+    settings = load_settings(model=model, device=device, inference=off)
+    store = open_store(settings)
+    inference = make_inference(settings, store)
+    listener = listen(host, port)
+    say(f"Voices of {store.data.root}, on http://{host}:{listener.getsockname()[1]}")
+    if isinstance(inference, LocalInference):
+        start_model(store, inference)
+    run_server(settings, store, inference, listener)
+
+
+def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not insecure_no_auth:
+        raise click.UsageError(
+            f"{host} is reachable from other machines, and this server asks nobody for a key: "
+            "whoever reaches it can enrol and delete voices. If that is what you want, "
+            "give --insecure-no-auth."
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
+
+
+def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
+    """Refuse to start without the model or with another one than the voices were made for."""
+    with sentences():
+        description = inference.describe()
+        if store.model_in_use() is not None:
+            store.adopt_model(description.source, description.model)
+        inference.warm()
+    model = description.model
+    say(f"Model {model.id} at {model.revision[:12]}, loading in the background")
+
+
+def run_server(
+    settings: "Settings", store: "VoiceStore", inference: "Inference", listener: socket.socket
+) -> None:
+    import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
+
+    from registry.app import create_app
+
+    handlers = {**LOGGING_CONFIG["handlers"]}
+    handlers["access"] = {**handlers["access"], "stream": "ext://sys.stderr"}
+    loggers = {**LOGGING_CONFIG["loggers"], "registry": LOGGING_CONFIG["loggers"]["uvicorn"]}
+    config = uvicorn.Config(
+        create_app(store, inference, settings),
+        log_config={**LOGGING_CONFIG, "handlers": handlers, "loggers": loggers},
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=GRACEFUL_STOP_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+@click.command()
+@click.option("--read-data", is_flag=True, help="Read every file and compare its sha256.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended without loss.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool) -> None:
+    """Examine this machine's data directory and what the model needs.
+
+    Exits with 1 if anything is left that is not sound.
+
+    \b
+    Example:
+      voices doctor --read-data
+    """
+    from dataclasses import asdict
+
+    from registry.doctor import examine, summary
+    from registry.files import DataDir
+
+    refuse_remote(context)
+    settings = load_settings()
+    data = DataDir(home_of(settings))
+    with sentences():
+        findings = examine(data, read_data=read_data, repair=repair)
+    about = summary(data) | machine()
+    if as_json:
+        print_json(about | {"findings": [asdict(finding) for finding in findings]})
+    else:
+        for name, value in about.items():
+            click.echo(f"{name:<10} {value}")
+        for finding in findings:
+            click.echo(f"{finding.severity:<10} {finding.what}")
+    if any(finding.severity != "repaired" for finding in findings):
+        raise SystemExit(1)
+
+
+def machine() -> dict[str, str]:
+    """Which packages are here; nothing is imported, for torch takes seconds."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("voice-registry", "qwen-tts", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return {"python": sys.version.split()[0], **found}
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions of this program and of what it stands on.
+
+    \b
+    Example:
+      voices version --json
+    """
+    found = machine()
+    if as_json:
+        return print_json(found)
+    for name, value in found.items():
+        click.echo(f"{name:<15} {value}")

@@ -1,0 +1,91 @@
+"""What a command prints: data on stdout, talk on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+ID_WIDTH = 38
+WIDE = 10_000
+
+
+def say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
+    if as_json:
+        print_json(voice)
+    else:
+        say(message)
+
+
+def print_table(voices: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("NAME", "MODES", "CLIP", "LABELS", "DESCRIPTION"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("ID", no_wrap=True, min_width=ID_WIDTH)
+    for voice in voices:
+        table.add_row(*_table_row(voice))
+    terminal = sys.stdout.isatty()
+    Console(markup=False, highlight=False, width=None if terminal else WIDE).print(table)
+
+
+def _table_row(voice: dict[str, Any]) -> list[str]:
+    labels = " ".join(f"{k}={v}" for k, v in voice["labels"].items())
+    length = f"{voice['clip']['duration_s']:.1f} s"
+    modes = ", ".join(voice["modes"])
+    return [voice["name"], modes, length, labels, voice["description"], voice["id"]]
+
+
+def print_fields(voice: dict[str, Any]) -> None:
+    for field, value in voice.items():
+        for key, shown in _flat(field, value):
+            click.echo(f"{key:<20} {shown}")
+
+
+def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{field}.{key}", inner)
+    elif isinstance(value, list):
+        yield field, "; ".join(map(str, value))
+    elif value is not None:
+        yield field, str(value)
+
+
+def refuse_overwriting(path: Path, force: bool) -> None:
+    """Asked before the work, so that nobody waits for audio that is then thrown away."""
+    if path.is_dir():
+        raise click.UsageError(f"{str(path)!r} is a folder; name a file.")
+    if path.exists() and not force:
+        raise click.ClickException(f"{path} exists. Give --force to replace it, or another -o.")
+
+
+def write_file(path: Path, content: bytes, force: bool) -> None:
+    try:
+        with open(path, "wb" if force else "xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise click.ClickException(f"Can't write {path}: {error.strerror}.") from error
+
+
+def write_stdout(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def refuse_terminal() -> None:
+    if sys.stdout.isatty():
+        raise click.UsageError("`-o -` writes audio to stdout: send it to a file or a program.")

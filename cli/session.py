@@ -1,0 +1,37 @@
+"""Where a command finds its registry: at a URL, or on a private socket over the data directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from cli.client import Registry
+
+
+@contextmanager
+def registry(context: click.Context) -> Iterator["Registry"]:
+    from cli.client import connect
+
+    if context.obj is not None:
+        with connect(context.obj) as remote:
+            yield remote
+    else:
+        from cli.host import private_registry
+
+        with private_registry() as local:
+            yield local
+
+
+@contextmanager
+def progress(message: str) -> Iterator[None]:
+    """A spinner on a terminal's stderr; nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(message):
+        yield

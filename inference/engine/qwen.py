@@ -1,0 +1,33 @@
+"""Import qwen_tts next to any torch, without a word on stdout or stderr.
+
+`import qwen_tts` also imports its 25 Hz tokenizer, which a 12 Hz model never uses and which needs
+a torchaudio linked to the same torch, the sox program, onnxruntime and flash-attn (a notice on
+stdout). A stand-in takes the place of that one module, so none of them is touched.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+UNUSED = "qwen_tts.core.tokenizer_25hz.modeling_qwen3_tts_tokenizer_v1"
+
+
+class Qwen3TTSTokenizerV1Model:
+    """Stands where the 25 Hz speech tokenizer would; it can be registered, never built."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        raise NotImplementedError("The 25 Hz speech tokenizer is not available here.")
+
+
+def import_qwen_tts() -> Any:
+    """The qwen_tts package, with transformers' log at errors only; ImportError if not installed."""
+    if UNUSED not in sys.modules:
+        stand_in = ModuleType(UNUSED)
+        stand_in.__dict__["Qwen3TTSTokenizerV1Model"] = Qwen3TTSTokenizerV1Model
+        sys.modules[UNUSED] = stand_in
+    package = importlib.import_module("qwen_tts")
+    logging = importlib.import_module("transformers.utils.logging")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return package

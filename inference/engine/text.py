@@ -1,0 +1,35 @@
+"""Text to token ids such that what a user wrote is always plain text, never a control token.
+
+For text without control tokens the ids are those that qwen_tts gets from its own templates.
+"""
+
+import json
+from typing import Any
+
+OPENING = "<|im_start|>assistant\n"
+END = "<|im_end|>\n"
+
+
+class PlainText:
+    """Encodes user text with a copy of the model's tokenizer without added tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: a transformers fast tokenizer of the Qwen2 kind."""
+        self._template = tokenizer.backend_tokenizer
+        description = json.loads(self._template.to_str())
+        description["added_tokens"] = []
+        self._plain = type(self._template).from_str(json.dumps(description))
+
+    def ids(self, text: str) -> list[int]:
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def target(self, text: str) -> list[int]:
+        """The turn to speak: 3 ids of the role, the text, 5 ids that close it."""
+        return [*self._control(OPENING), *self.ids(text), *self._control(END + OPENING)]
+
+    def reference(self, text: str) -> list[int]:
+        """The turn of the reference clip: 3 ids of the role, the transcript, 2 ids after it."""
+        return [*self._control(OPENING), *self.ids(text), *self._control(END)]
+
+    def _control(self, template: str) -> list[int]:
+        return list(self._template.encode(template, add_special_tokens=False).ids)

@@ -1,0 +1,315 @@
+"""What a model's name means: `demo`, a local folder, or `org/name[@revision]` on the hub.
+
+Finds a checkpoint on this machine, checks that it can clone voices, and says exactly which one it
+is. Downloads only when asked to. Never loads a model; making `demo` is all that needs torch.
+"""
+
+import importlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from inference.errors import ModelCannotClone, ModelUnavailable
+from inference.hashes import HashCache, folder_revision, sha256_of_file
+from registry.files import TMP_PREFIX, DataDir, ModelRef, is_settled, make_folder, sync_folder
+
+INSTALL = "pip install 'voice-registry[inference]'"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*\w)?")
+WEIGHTS = ("model.safetensors", "speech_tokenizer/model.safetensors")
+CONFIGS = (
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "vocab.json",
+    "speech_tokenizer/config.json",
+    "speech_tokenizer/preprocessor_config.json",
+)
+FETCHED = ("*.json", "*.txt", *WEIGHTS)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A released checkpoint: `sha256` of the files whose hash is known, and the whole size."""
+
+    revision: str
+    sha256: Mapping[str, str]
+    approximate_bytes: int
+
+
+DEFAULT = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
+DEMO = "demo"
+MODELS: Mapping[str, KnownModel] = {
+    DEFAULT: KnownModel(
+        "fd4b254389122332181a7c3db7f27e918eec64e3",
+        {
+            WEIGHTS[0]: "38fc7fc51c5e776e840414b6fd443962e9411b9654888fd7913e4da643cb857c",
+            WEIGHTS[1]: "836b7b357f5ea43e889936a3709af68dfe3751881acefe4ecf0dbd30ba571258",
+        },
+        4_544_000_000,
+    ),
+    "Qwen/Qwen3-TTS-12Hz-0.6B-Base": KnownModel(
+        "5d83992436eae1d760afd27aff78a71d676296fc",
+        {WEIGHTS[0]: "180b3b10eb1c9f1b4db7806d5475bae3071c0243c299d49926bab1da3b6946f6"},
+        2_516_000_000,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's name, understood: `name` is demo, a folder, or a hub id."""
+
+    kind: Literal["demo", "folder", "hub"]
+    name: str
+    revision: str | None = None  # of a hub id: a commit
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """A checkpoint on this machine. `source` is how it was named, in full."""
+
+    source: str
+    ref: ModelRef
+    path: Path
+    languages: tuple[str, ...]
+    sample_rate: int  # Hz
+
+
+def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
+    """Understand a model's name; ModelUnavailable says what is wrong with it."""
+    if spec == DEMO:
+        return ModelSpec("demo", DEMO)
+    name, _, revision = spec.partition("@")
+    if name not in models and Path(spec).expanduser().is_dir():
+        return ModelSpec("folder", str(Path(spec).expanduser().resolve()))
+    if not HUB_ID.fullmatch(name):
+        raise ModelUnavailable(
+            f"{spec!r} is neither demo, nor a folder here, nor a hub id such as {DEFAULT}."
+        )
+    if not revision and name in models:
+        revision = models[name].revision
+    if not COMMIT.fullmatch(revision):
+        raise ModelUnavailable(
+            f"Name the revision of {name} as its full commit, 40 hexadecimal digits:"
+            f" {name}@{'0' * 40}. Prompt features are only valid for one revision."
+        )
+    return ModelSpec("hub", name, revision)
+
+
+def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
+    """The checkpoint that `spec` names, without network. `demo` is made on first use.
+
+    ModelUnavailable says how to get a missing one; ModelCannotClone names one that can clone.
+    """
+    wanted = parse(spec, models)
+    if wanted.kind == "hub":
+        path = _in_hub_cache(wanted)
+        if path is None:
+            raise _not_downloaded(wanted, models)
+        return _located(wanted, path, ModelRef(wanted.name, wanted.revision or ""))
+    path = _make_demo(data) if wanted.kind == "demo" else Path(wanted.name)
+    _check_files(path)
+    config = _read_config(path)
+    name = DEMO if wanted.kind == "demo" else f"local/{path.name}"
+    _check_can_clone(config, name)
+    revision = folder_revision(path, CONFIGS, WEIGHTS, _hash_cache(data))
+    return _located(wanted, path, ModelRef(name, revision))
+
+
+def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
+    """Fetch a hub model into the Hugging Face cache, with progress bars on stderr; resumes.
+
+    Refuses a checkpoint that can't clone before its weights are fetched. A weight file with a wrong
+    sha256 is deleted. A folder or demo is only located.
+    """
+    wanted = parse(spec, models)
+    if wanted.kind == "hub":
+        _check_can_clone(_read_json(_fetch(wanted, ["config.json"]) / "config.json"), wanted.name)
+        path = _fetch(wanted, FETCHED)
+        _verify(path, _pinned_hashes(wanted, models))
+    return locate(spec, data, models)
+
+
+def is_downloaded(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> bool:
+    """True if `locate` would find the files; makes nothing and hashes nothing."""
+    return not _missing(_expected_path(parse(spec, models), data))
+
+
+def size_on_disk(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> int:
+    """Bytes of the model's files that are on this machine."""
+    path = _expected_path(parse(spec, models), data)
+    if path is None:
+        return 0
+    files = [path / name for name in (*CONFIGS, *WEIGHTS)]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _expected_path(wanted: ModelSpec, data: DataDir) -> Path | None:
+    if wanted.kind == "hub":
+        return _in_hub_cache(wanted, complete=False)
+    return demo_folder(data) if wanted.kind == "demo" else Path(wanted.name)
+
+
+def demo_folder(data: DataDir) -> Path:
+    return data.root / "models" / DEMO
+
+
+def _hash_cache(data: DataDir) -> HashCache:
+    return HashCache(data.root / "models" / "hashes.json")
+
+
+def _make_demo(data: DataDir) -> Path:
+    """The demo's folder. Made aside and renamed: it is whole or absent, whoever is first."""
+    folder = demo_folder(data)
+    if folder.is_dir():
+        return folder
+    make_folder(folder.parent)
+    _remove_leftovers(folder.parent)
+    temporary = folder.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
+    try:
+        _make_checkpoint(temporary)
+        temporary.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was first, and made the same bytes
+            raise ModelUnavailable(f"The demo model can't be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(folder.parent)
+    return folder
+
+
+def _make_checkpoint(folder: Path) -> None:
+    try:
+        maker = importlib.import_module("inference.checkpoint")
+        maker.make(folder, maker.Recipe())
+    except ImportError as error:
+        raise not_installed(error) from error
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+
+
+def not_installed(error: Exception) -> ModelUnavailable:
+    return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(f"{TMP_PREFIX}*"):
+        if is_settled(leftover) and leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _missing(path: Path | None) -> list[str]:
+    names = (*CONFIGS, *WEIGHTS)
+    return [name for name in names if path is None or not (path / name).is_file()]
+
+
+def _check_files(path: Path) -> None:
+    if missing := _missing(path):
+        raise ModelUnavailable(
+            f"{path} is not a complete checkpoint: {', '.join(missing)} missing."
+        )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"{path} can't be read: {error}") from error
+
+
+def _read_config(path: Path) -> Any:
+    return _read_json(path / "config.json")
+
+
+def _check_can_clone(config: Any, name: str) -> None:
+    """ModelUnavailable if this is no 12 Hz Qwen3-TTS; ModelCannotClone if it is not a Base one."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    tokenizer = config.get("tokenizer_type") if kind else None
+    if (kind, tokenizer) != ("qwen3_tts", "qwen3_tts_tokenizer_12hz"):
+        raise ModelUnavailable(
+            f"{name} is no Qwen3-TTS 12 Hz model"
+            f" (model_type {kind!r}, tokenizer_type {tokenizer!r})."
+        )
+    if config.get("tts_model_type") != "base":
+        size = {"0b6": "0.6B"}.get(config.get("tts_model_size"), "1.7B")
+        raise ModelCannotClone(
+            f"{name} is a {config.get('tts_model_type')} checkpoint, which speaks with voices of"
+            f" its own and can't clone one. Qwen/Qwen3-TTS-12Hz-{size}-Base does."
+        )
+
+
+def _located(wanted: ModelSpec, path: Path, ref: ModelRef) -> LocatedModel:
+    config, speech = _read_config(path), _read_json(path / "speech_tokenizer" / "config.json")
+    _check_can_clone(config, ref.id)
+    try:
+        names = config["talker_config"]["codec_language_id"]
+        sample_rate = int(speech["output_sample_rate"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelUnavailable(f"The configuration in {path} is incomplete: {error}") from error
+    languages = tuple(sorted(name for name in names if "dialect" not in name))
+    return LocatedModel(str(wanted), ref, path, languages, sample_rate)
+
+
+def _in_hub_cache(wanted: ModelSpec, complete: bool = True) -> Path | None:
+    """The snapshot's folder, if it is there (and has all files, where `complete`)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(wanted.name, revision=wanted.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return None if complete and _missing(Path(found)) else Path(found)
+
+
+def _fetch(wanted: ModelSpec, names: Iterable[str]) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            wanted.name, revision=wanted.revision, allow_patterns=list(names)
+        )
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ModelUnavailable(f"The download of {wanted} failed: {error}") from error
+    return Path(folder)
+
+
+def _pinned_hashes(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> Mapping[str, str]:
+    known = models.get(wanted.name)
+    return known.sha256 if known and known.revision == wanted.revision else {}
+
+
+def _verify(path: Path, expected: Mapping[str, str]) -> None:
+    for name, sha256 in expected.items():
+        file = path / name
+        found = sha256_of_file(file)
+        if found != sha256:
+            file.resolve().unlink()  # the blob that the snapshot links to
+            file.unlink(missing_ok=True)
+            raise ModelUnavailable(
+                f"{name} was damaged on the way (sha256 {found[:12]}…, not {sha256[:12]}…) and has"
+                " been deleted. Run the download again."
+            )
+
+
+def _not_downloaded(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> ModelUnavailable:
+    known = models.get(wanted.name)
+    size = f" ({known.approximate_bytes / 1e9:.1f} GB)" if known else ""
+    return ModelUnavailable(
+        f"The model {wanted} is not on this machine, or not all of it: fetch it with"
+        f" `voices model download`{size}, or use the small one that speaks noise"
+        " with `voices model use demo`."
+    )

@@ -1,0 +1,135 @@
+"""Holds the data directory against itself: database, references to files, files without references.
+
+`repair` does only what loses nothing, and doing it twice changes nothing more. A clip that is gone
+or damaged can't be repaired: it is reported, for a backup to mend.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import text
+from sqlmodel import Session, col, select
+
+from registry.database import SCHEMA, Database, migrate, schema_revision
+from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_of
+from registry.models import Features, NameVariant, Voice, VoiceVersion
+from registry.names import name_key, variants
+
+Severity = Literal["repairable", "repaired", "loss"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    severity: Severity
+    what: str
+
+
+def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
+    """All that is wrong; with `read_data` every file is read and its sha256 compared.
+
+    Raises SchemaTooNew for a directory that a newer program has written.
+    """
+    if schema_revision(data.database) is None:
+        return []
+    migrate(data)
+    database = Database(data.database)
+    try:
+        with database.write() if repair else database.read() as session:
+            return list(_Examination(data, session, read_data, repair).findings())
+    finally:
+        database.close()
+
+
+@dataclass(frozen=True)
+class _Examination:
+    """Under the write lock when it repairs, so that no row can appear for a file it removes."""
+
+    data: DataDir
+    session: Session
+    read_data: bool
+    repair: bool
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._database()
+        yield from self._clips()
+        yield from self._prompts()
+        yield from self._near_names()
+        yield from self._orphans()
+
+    def _mend(self, what: str) -> Finding:
+        return Finding("repaired" if self.repair else "repairable", what)
+
+    def _database(self) -> Iterator[Finding]:
+        for pragma in ("quick_check", "foreign_key_check"):
+            for row in self.session.connection().execute(text(f"PRAGMA {pragma}")):
+                if row[0] != "ok":
+                    yield Finding("loss", f"registry.db: {' '.join(map(str, row))}")
+
+    def _clips(self) -> Iterator[Finding]:
+        for sha256 in sorted(self._clip_hashes()):
+            if not self._is_sound(self.data.clip(sha256), sha256):
+                yield Finding("loss", f"clips/{sha256} is missing or damaged")
+
+    def _prompts(self) -> Iterator[Finding]:
+        """A damaged prompt is forgotten: the voice is stale then, and made anew from its clip."""
+        for row in self.session.exec(select(Features)).all():
+            path = self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
+            if self._is_sound(path, row.sha256):
+                continue
+            if self.repair:
+                self.session.delete(row)
+                path.unlink(missing_ok=True)
+            yield self._mend(f"prompts/{row.voice_id}/{path.name} is missing or damaged")
+
+    def _near_names(self) -> Iterator[Finding]:
+        for voice in self.session.exec(select(Voice).where(col(Voice.deleted_at).is_(None))).all():
+            known = select(NameVariant).where(NameVariant.voice_id == voice.id)
+            rows = {row.variant: row for row in self.session.exec(known)}
+            wanted = {variant for variant in variants(name_key(voice.name)) if variant}
+            if rows.keys() == wanted:
+                continue
+            if self.repair:
+                for variant in rows.keys() - wanted:
+                    self.session.delete(rows[variant])
+                for variant in wanted - rows.keys():
+                    self.session.add(NameVariant(variant=variant, voice_id=voice.id))
+            yield self._mend(f"the index of near names misses {voice.name!r}")
+
+    def _orphans(self) -> Iterator[Finding]:
+        self.session.flush()
+        referred = set(self._referred())
+        files = [path for path in self.data.content_files() if path not in referred]
+        for path in sorted([*files, *self.data.leftovers()]):
+            if not is_settled(path):
+                continue  # an enrolment may be under way
+            if self.repair:
+                path.unlink(missing_ok=True)
+            yield self._mend(f"{path.relative_to(self.data.root)} belongs to no voice")
+
+    def _clip_hashes(self) -> set[str]:
+        return set(self.session.exec(select(VoiceVersion.clip_sha256)))
+
+    def _referred(self) -> Iterator[Path]:
+        for sha256 in self._clip_hashes():
+            yield self.data.clip(sha256)
+            yield self.data.conditioned(PromptSource("", sha256, None))
+        for row in self.session.exec(select(Features)):
+            yield self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
+
+    def _is_sound(self, path: Path, sha256: str) -> bool:
+        if not self.read_data:
+            return path.exists() and path.stat().st_size > 0
+        return path.exists() and sha256_of(path.read_bytes()) == sha256
+
+
+def summary(data: DataDir) -> dict[str, object]:
+    """What a person asks first about a data directory."""
+    files = list(data.content_files())
+    return {
+        "home": str(data.root),
+        "schema": schema_revision(data.database) or f"none yet (this program makes {SCHEMA})",
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+    }

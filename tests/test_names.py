@@ -1,0 +1,55 @@
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.errors import NameInvalid
+from registry.names import check_name, is_voice_id, name_key, new_voice_id, variants
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "   ", "a" * 65, ".", "..", "-rf", "a/b", "a\\b", "@alice", "al\u200bice", "a\nb", "a\x00b"]
+    + ["voice_0123", "VOICE_x", "\ud800", "a\u202eb", "／etc", "＠alice", "－x", "．．", "a\u2028b"],
+)
+def test_refused_names_say_why(name: str) -> None:
+    with pytest.raises(NameInvalid) as refused:
+        check_name(name)
+    assert "can't be called" in refused.value.detail
+
+
+@pytest.mark.parametrize("name", ["alice", "Alice (studio)", "小明", "Zoë", "a.b", "a-b", "😀", "é" * 64])
+def test_ordinary_names_are_kept_in_nfc(name: str) -> None:
+    decomposed = unicodedata.normalize("NFD", f" {name} ")
+    assert check_name(decomposed) == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Alice", "ALICE"), ("ａｌｉｃｅ", "alice"), ("Strasse", "Straße"), ("e\u0301", "é"), ("\u212a", "k")],
+)
+def test_names_that_read_the_same_have_one_key(one: str, other: str) -> None:
+    assert name_key(one) == name_key(other)
+
+
+@given(st.text())
+def test_the_key_of_a_key_is_itself(name: str) -> None:
+    assert name_key(name_key(name)) == name_key(name)
+
+
+def test_ids_are_not_names_and_names_are_not_ids() -> None:
+    voice_id = new_voice_id()
+    assert is_voice_id(voice_id)
+    assert new_voice_id() != voice_id
+    with pytest.raises(NameInvalid):
+        check_name(voice_id)
+
+
+@pytest.mark.parametrize("typed", ["alcie", "alic", "alicee", "alixe", "lice"])
+def test_one_slip_leaves_a_variant_in_common(typed: str) -> None:
+    assert variants(typed) & variants("alice")
+
+
+def test_other_names_share_no_variant() -> None:
+    assert not variants("robert") & variants("alice")
