@@ -4,6 +4,7 @@ Nothing of ours is imported before a verb runs, so `voices --help` costs none of
 """
 
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -122,6 +123,7 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 
     from cli.client import TIMEOUT, Registry
 
+    logging.getLogger("registry").addHandler(logging.NullHandler())  # the command says it itself
     settings = settings or load_settings()
     app = make_app(settings, open_store(settings))
     with tempfile.TemporaryDirectory(prefix="voices-") as folder:

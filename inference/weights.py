@@ -91,8 +91,9 @@ def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
     if spec == DEMO:
         return ModelSpec("demo", DEMO)
     name, _, revision = spec.partition("@")
-    if name not in models and Path(spec).expanduser().is_dir():
-        return ModelSpec("folder", str(Path(spec).expanduser().resolve()))
+    folder = os.path.expanduser(spec)
+    if name not in models and spec and os.path.isdir(folder):
+        return ModelSpec("folder", str(Path(folder).resolve()))
     if not HUB_ID.fullmatch(name):
         raise ModelUnavailable(
             f"{spec!r} is neither demo, nor a folder here, nor a hub id such as {DEFAULT}."
@@ -137,6 +138,11 @@ def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS
     if wanted.kind == "hub":
         _check_can_clone(_read_json(_fetch(wanted, ["config.json"]) / "config.json"), wanted.name)
         path = _fetch(wanted, FETCHED)
+        if missing := _missing(path):  # the hub's client keeps silent about a network that is gone
+            raise ModelUnavailable(
+                f"The download of {wanted} is not complete: {', '.join(missing)} missing."
+                " Check the network and run it again; it goes on where it stopped."
+            )
         _verify(path, _pinned_hashes(wanted, models))
     return locate(spec, data, models)
 

@@ -43,6 +43,10 @@ class Database:
         self._reading.dispose()
 
 
+def is_disk_full(error: Exception) -> bool:
+    return "database or disk is full" in str(error)
+
+
 def sqlite_engine(path: Path) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _configure)

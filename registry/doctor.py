@@ -4,6 +4,7 @@
 or damaged can't be repaired: it is reported, for a backup to mend.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from registry.database import SCHEMA, Database, migrate, schema_revision
 from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_of
 from registry.models import Features, NameVariant, Voice, VoiceVersion
 from registry.names import name_key, variants
+from registry.store import index_name
 
 Severity = Literal["repairable", "repaired", "loss"]
 
@@ -84,18 +86,18 @@ class _Examination:
             yield self._mend(f"prompts/{row.voice_id}/{path.name} is missing or damaged")
 
     def _near_names(self) -> Iterator[Finding]:
-        for voice in self.session.exec(select(Voice).where(col(Voice.deleted_at).is_(None))).all():
-            known = select(NameVariant).where(NameVariant.voice_id == voice.id)
-            rows = {row.variant: row for row in self.session.exec(known)}
-            wanted = {variant for variant in variants(name_key(voice.name)) if variant}
-            if rows.keys() == wanted:
+        found = defaultdict[str, set[str]](set)
+        for voice_id, variant in self.session.exec(
+            select(NameVariant.voice_id, NameVariant.variant)
+        ):
+            found[voice_id].add(variant)
+        live = select(Voice.id, Voice.name).where(col(Voice.deleted_at).is_(None))
+        for voice_id, name in self.session.exec(live).all():
+            if found[voice_id] == variants(name_key(name)) - {""}:
                 continue
             if self.repair:
-                for variant in rows.keys() - wanted:
-                    self.session.delete(rows[variant])
-                for variant in wanted - rows.keys():
-                    self.session.add(NameVariant(variant=variant, voice_id=voice.id))
-            yield self._mend(f"the index of near names misses {voice.name!r}")
+                index_name(self.session, voice_id, name)
+            yield self._mend(f"the index of near names misses {name!r}")
 
     def _orphans(self) -> Iterator[Finding]:
         self.session.flush()

@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PROMPT_FORMAT = "1"
 PREPROCESSING = "1"
 TMP_PREFIX = ".tmp-"
 GRACE_S = 3600.0
+BALLAST_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,23 @@ class DataDir:
     def prompt(self, ref: PromptRef) -> Path:
         return self.prompts(ref.voice_id) / f"{ref.fingerprint}.safetensors"
 
+    @property
+    def ballast(self) -> Path:
+        return self.root / "ballast"
+
     def create(self) -> None:
         for name in ("clips", "conditioned", "prompts"):
             make_folder(self.root / name)
+        if not self.ballast.exists():
+            with suppress(OSError):  # a full disk has no room for it, and may still be read
+                write_atomically(self.ballast, bytes(BALLAST_BYTES))
+
+    def drop_ballast(self) -> bool:
+        """Give a full disk the room that a deletion needs; True if there was any to give."""
+        if not self.ballast.exists():
+            return False
+        self.ballast.unlink()
+        return True
 
     def content_files(self) -> Iterator[Path]:
         """Every file that some row should refer to."""
@@ -95,7 +111,7 @@ class DataDir:
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""
-        for pattern in ("clips", "conditioned", "prompts", "prompts/*"):
+        for pattern in (".", "clips", "conditioned", "prompts", "prompts/*"):
             yield from self.root.glob(f"{pattern}/{TMP_PREFIX}*")
 
 

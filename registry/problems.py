@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
+from registry.database import is_disk_full
 from registry.errors import FieldInvalid, Overloaded, RegistryError, StorageFull
 
 MEDIA_TYPE = "application/problem+json"
@@ -126,10 +127,9 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def _database_error(request: Request, error: Exception) -> Response:
-    said = str(error)
-    if "database or disk is full" in said:
+    if is_disk_full(error):
         return from_error(_full())
-    if "database is locked" in said:
+    if "database is locked" in str(error):
         return from_error(Overloaded("Another process is writing to the database.", 1))
     return _unexpected(request, error)
 

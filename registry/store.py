@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlmodel import Session, select
 
 from registry.audio import ReferenceClip
-from registry.database import Database, migrate
+from registry.database import Database, is_disk_full, migrate
 from registry.errors import ClipDamaged, EditConflict, ModelMismatch, NameTaken, PromptNotReady
 from registry.files import DataDir, ModelRef, PromptSource, sha256_of, write_once
 from registry.inference_client import ExtractedPrompt
@@ -133,7 +133,7 @@ class VoiceStore:
                 session.add(_voice_row(new, now))
                 session.flush()
                 session.add(_version_row(new, clip, len(upload), now))
-                _add_name_variants(session, new.source.voice_id, new.name)
+                index_name(session, new.source.voice_id, new.name)
                 _add_labels(session, new.source.voice_id, new.labels)
                 session.flush()
                 session.add(_features_row(new.source.voice_id, 1, prompt, now))
@@ -156,14 +156,25 @@ class VoiceStore:
         return self.get(voice.row.id)
 
     def delete(self, reference: str, expected: int | None) -> None:
-        """Mark as deleted: the name is free at once, the files and enrolments stay."""
+        """Mark as deleted: the name is free at once, the files and enrolments stay.
+
+        Works on a full disk too: the journal finds its room where the ballast was.
+        """
+        try:
+            self._delete(reference, expected)
+        except OperationalError as error:
+            if not (is_disk_full(error) and self.data.drop_ballast()):
+                raise
+            self._delete(reference, expected)
+
+    def _delete(self, reference: str, expected: int | None) -> None:
         with self._db.write() as session:
             row = find(session, reference).row
             _refuse_stale(row, expected)
             row.deleted_at = row.updated_at = utc_now()
             row.row_version += 1
             session.add(row)
-            _drop_name_variants(session, row.id)
+            index_name(session, row.id, None)
 
     def record_features(self, voice: StoredVoice, prompt: ExtractedPrompt) -> StoredVoice:
         with self._db.write() as session:
@@ -208,8 +219,7 @@ def _refuse_stale(row: Voice, expected: int | None) -> None:
 def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
     if edit.name is not None:
         row.name, row.name_key = edit.name, name_key(edit.name)
-        _drop_name_variants(session, row.id)
-        _add_name_variants(session, row.id, edit.name)
+        index_name(session, row.id, edit.name)
     if edit.description is not None:
         row.description = edit.description
     if edit.defaults is not None:
@@ -222,16 +232,14 @@ def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
     session.add(row)
 
 
-def _add_name_variants(session: Session, voice_id: str, name: str) -> None:
-    session.add_all(
-        NameVariant(variant=v, voice_id=voice_id) for v in variants(name_key(name)) if v
-    )
-
-
-def _drop_name_variants(session: Session, voice_id: str) -> None:
+def index_name(session: Session, voice_id: str, name: str | None) -> None:
+    """Make the index of near names hold the variants of `name`; None takes the voice out of it."""
     for row in session.exec(select(NameVariant).where(NameVariant.voice_id == voice_id)):
         session.delete(row)
     session.flush()
+    if name is not None:
+        found = variants(name_key(name)) - {""}
+        session.add_all(NameVariant(variant=v, voice_id=voice_id) for v in sorted(found))
 
 
 def _add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:

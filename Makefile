@@ -1,0 +1,46 @@
+# Every target sets itself up: it makes .venv and installs what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint bench soak wheel clean
+
+demo: $(VENV)/.user
+	$(BIN)/voices demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/cli_start.py
+	$(BIN)/python benchmarks/registry_scale.py
+	$(BIN)/python benchmarks/speak_cached.py
+
+wheel: $(VENV)/.dev
+	$(BIN)/python tests/check_wheel.py
+
+clean:
+	rm -rf $(VENV) .demo demo.wav build dist *.egg-info
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo 'This needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.user: $(VENV)/.created pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[inference]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[inference,dev]'
+	@touch $@ $(VENV)/.user

@@ -1,0 +1,104 @@
+"""Fixtures shared by every test: the tiny checkpoint, a clip, and inference that runs on them."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from inference.service import InferenceService, ServiceConfig
+from inference.weights import LocatedModel, locate
+from registry.files import DataDir, PromptSource
+
+ROOT = Path(__file__).parent.parent
+PYTHON = sys.executable
+TRANSCRIPT = "The birch canoe slid on the smooth planks."
+
+ServiceFactory = Callable[..., InferenceService]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint; its speech ends with the text."""
+    from inference.checkpoint import Recipe, make
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make(folder, Recipe())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint whose speech never ends."""
+    from inference.checkpoint import Recipe, make
+
+    folder = tmp_path_factory.mktemp("models") / "endless"
+    make(folder, Recipe(eos="never"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def located(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> LocatedModel:
+    return locate(str(checkpoint), DataDir(tmp_path_factory.mktemp("hashes")))
+
+
+def make_clip(seed: int, duration_s: float) -> NDArray[np.float32]:
+    """A buzz with a slowly moving pitch and some noise: (N,) float32 at 24 kHz, peak under 0.6."""
+    time_s = np.arange(int(duration_s * 24_000)) / 24_000
+    pitch_hz = 110 + 40 * (seed % 5) + 25 * np.sin(2 * np.pi * 1.7 * time_s + seed)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / 24_000
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 12)) * 0.2
+    noise = np.random.default_rng(seed).normal(0, 0.01, len(time_s))
+    return np.clip(buzz + noise, -0.6, 0.6).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def clip() -> NDArray[np.float32]:
+    return make_clip(seed=0, duration_s=2.0)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    directory = DataDir(tmp_path / "data")
+    directory.create()
+    return directory
+
+
+Enrol = Callable[..., PromptSource]
+
+
+@pytest.fixture
+def enrol(data: DataDir) -> Enrol:
+    """Put a conditioned clip where inference looks for it, as the registry would."""
+
+    def put(seed: int = 0, transcript: str | None = TRANSCRIPT, duration_s: float = 2.0) -> PromptSource:
+        source = PromptSource(f"voice_{seed}", f"{seed:064x}", transcript)
+        path = data.conditioned(source)
+        soundfile.write(path, make_clip(seed, duration_s), 24_000, "FLOAT", format="WAV")
+        return source
+
+    return put
+
+
+@pytest.fixture
+def service_factory(data: DataDir, located: LocatedModel) -> Iterator[ServiceFactory]:
+    """Makes services on `data` with the tiny model (or another), and closes them."""
+    made: list[InferenceService] = []
+
+    def make(
+        model: LocatedModel | Callable[[], LocatedModel] = located, **config: object
+    ) -> InferenceService:
+        options = ServiceConfig(**{"device": "cpu", "threads": 1} | config)  # type: ignore[arg-type]
+        made.append(InferenceService(data, model, options))
+        return made[-1]
+
+    yield make
+    for service in made:
+        assert service.close(timeout_s=60)

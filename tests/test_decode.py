@@ -1,0 +1,242 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import clips
+import numpy as np
+import pytest
+from clips import made, tone
+
+from registry.audio import ClipLimits, ClipRefused, converse, read_clip, understood
+
+ROOT = Path(__file__).parents[1]
+LIMITS = ClipLimits()
+ENDLESS = "while True: pass"
+READY = "import sys; print(flush=True); sys.stdin.buffer.read(); "
+
+
+def refusal(data: bytes) -> ClipRefused:
+    with pytest.raises(ClipRefused) as caught:
+        read_clip(data, LIMITS)
+    return caught.value
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def in_child(code: str, data: bytes = b"") -> str:
+    """What a program that may import the registry prints."""
+    where = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(python(code), input=data, capture_output=True, env=where, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize("magic", [b"fLaC", b"ID3", b"OggS", b"\0\0\0\x18ftyp", b"\x1aE\xdf\xa3"])
+def test_a_right_beginning_before_rubbish_is_undecodable(magic):
+    rubbish = magic + np.random.default_rng(1).bytes(20_000)
+    assert refusal(rubbish).code == "audio-undecodable"
+
+
+def pcm16(seconds: float = 2.0) -> bytes:
+    return (tone(seconds)[0] * 32768).astype("<i2").tobytes()
+
+
+@pytest.mark.parametrize("claimed", [0, 2**31, 2**32 - 1])
+def test_a_false_size_in_a_wav_never_allocates_or_hangs(claimed):
+    data = clips.raw_wav(pcm16(), claimed=claimed)
+    assert read_clip(data, LIMITS).duration_s == 2.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels"), [(0, 1), (1, 1), (2**31, 1), (24_000, 0), (24_000, 1024)]
+)
+def test_absurd_rates_and_channels_are_refused(rate, channels):
+    refused = refusal(clips.raw_wav(pcm16(), rate, channels))
+    assert refused.code in ("audio-unsupported", "audio-undecodable")
+
+
+def test_a_forged_sample_count_in_a_flac_is_not_believed():
+    data = bytearray(made("FLAC", "PCM_16"))
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    assert read_clip(bytes(data), LIMITS).duration_s == 2.0
+
+
+LONG = {
+    "an hour of FLAC": lambda: clips.file(np.zeros((1, 3600 * 24_000), np.float32), 24_000, "FLAC"),
+    "an hour of Vorbis": lambda: clips.file(
+        np.zeros((1, 3600 * 8_000), np.float32), 8_000, "OGG", "VORBIS"
+    ),
+}
+MEASURED = """
+import resource, sys
+from registry.audio import ClipLimits, ClipRefused, read_clip
+try:
+    read_clip(sys.stdin.buffer.read(), ClipLimits())
+except ClipRefused as refused:
+    print(refused.code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_bomb_is_refused_soon_and_in_little_memory(kind):
+    data = LONG[kind]()
+    start = time.monotonic()
+    code, peak_kib = in_child(MEASURED, data).split()
+    assert time.monotonic() - start < 5
+    assert code == "audio-too-long"
+    assert int(peak_kib) // (1024 if sys.platform == "darwin" else 1) < 250 * 1024
+
+
+DAMAGE = """
+import json, random, sys
+from registry import decode
+data, bounds, random = sys.stdin.buffer.read(), decode.Bounds(0.5, 60.0, 24000), random.Random(7)
+decode.rehearse(bounds)
+decode.limit_self()
+def cut(i):
+    return data[: len(data) * i // 40]
+def flipped(i):
+    copy = bytearray(data)
+    for _ in range(1 + i % 8):
+        place = random.randrange(300 if i % 2 else len(data))
+        copy[place] ^= 1 << random.randrange(8)
+    return bytes(copy)
+ends = []
+for damaged in [*map(cut, range(40)), *map(flipped, range(60))]:
+    try:
+        report, pcm = decode.condition(damaged, bounds)
+        ends.append("ok" if len(pcm) == 4 * report.samples else "wrong length")
+    except decode.Refusal as refusal:
+        ends.append(refusal.code)
+print(json.dumps(ends))
+"""
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"),
+    [
+        ("WAV", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("OGG", "VORBIS"),
+        ("ogg", "libopus"),
+        ("ipod", "aac"),
+        ("ipod", "alac"),
+        ("webm", "libopus"),
+    ],
+)
+def test_damaged_clips_are_decoded_or_refused_and_nothing_else(format, codec):
+    ends = json.loads(in_child(DAMAGE, made(format, codec)))
+    assert len(ends) == 100
+    assert all(end == "ok" or end.startswith("audio-") for end in ends), ends
+    assert ends[0] == "audio-empty"
+
+
+def test_a_recording_that_was_cut_off_is_taken_as_far_as_it_goes():
+    data = clips.file(tone(4.0, 44_100), 44_100, "MP3", "MPEG_LAYER_III")
+    clip = read_clip(data[: len(data) // 2], LIMITS)
+    assert clip.duration_s == pytest.approx(2.0, abs=0.1)
+
+
+CONFINED = """
+import os, resource, socket, sys
+from registry import decode
+decode.rehearse(decode.Bounds(1.0, 60.0, 24000))
+decode.limit_self()
+attempts = {
+    "read": lambda: open("/etc/hosts"),
+    "write": lambda: open("left-behind", "w"),
+    "tcp": lambda: socket.socket(),
+    "unix": lambda: socket.socket(socket.AF_UNIX),
+    "pipe": os.pipe,
+    "memory": lambda: bytearray(2 << 30),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except (OSError, MemoryError) as error:
+        print(name, type(error).__name__)
+print("cpu", resource.getrlimit(resource.RLIMIT_CPU)[0])
+print("core", resource.getrlimit(resource.RLIMIT_CORE)[0])
+"""
+
+
+def test_the_child_can_open_no_file_and_no_socket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = dict(line.split() for line in in_child(CONFINED).splitlines())
+    for attempt in ("read", "write", "tcp", "unix", "pipe"):
+        assert refused[attempt] == "OSError"
+    assert (refused["cpu"], refused["core"]) == ("5", "0")
+    if sys.platform == "linux":
+        assert refused["memory"] == "MemoryError"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_child_sees_nothing_of_the_servers_environment(monkeypatch):
+    monkeypatch.setenv("REGISTRY_SECRET", "canary")
+    answer = converse(python("import os; print(os.environ)"), b"", 10.0, 100_000)
+    assert b"OMP_NUM_THREADS" in answer
+    assert b"canary" not in answer
+
+
+@pytest.mark.parametrize(
+    "fate",
+    [
+        "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import os; os.abort()",
+        "raise MemoryError",
+        "x = [0]\nwhile True: x += x",
+        ENDLESS,
+        "print('{\"media_type\": ')",
+        "print('{\"samples\": 10}'); print('short')",
+    ],
+)
+def test_a_child_that_ends_badly_is_a_clip_that_cannot_be_decoded(fate):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))\n"
+    answer = converse(python(f"{limited}{READY}\n{fate}"), b"clip", 1.0, 1000)
+    with pytest.raises(ClipRefused) as caught:
+        understood(answer)
+    assert caught.value.code == "audio-undecodable"
+
+
+def test_a_child_that_cannot_start_is_not_the_clips_fault():
+    answer = converse(python("import no_such_module"), b"clip", 10.0, 1000)
+    with pytest.raises(RuntimeError, match="does not start"):
+        understood(answer)
+
+
+@pytest.mark.parametrize("reads", ["", "import sys; sys.stdin.buffer.read(10)\n"])
+def test_a_child_that_stops_reading_is_killed_in_time(reads):
+    start = time.monotonic()
+    assert converse(python(reads + ENDLESS), bytes(1 << 20), 0.5, 1000) == b""
+    assert time.monotonic() - start < 3
+
+
+def test_an_endless_answer_is_cut_at_its_limit():
+    flood = "import sys\nwhile True: sys.stdout.write('x' * 65536)"
+    assert converse(python(flood), b"", 10.0, 100_000) == b"x" * 100_000
+
+
+def test_what_a_child_leaves_running_is_killed_with_it():
+    orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'while True: pass'])"
+    start = time.monotonic()
+    assert converse(python(f"{orphan}; print(1, flush=True)"), b"", 0.5, 1000) == b"1\n"
+    assert time.monotonic() - start < 3
+
+
+def test_no_descriptor_and_no_process_is_left_behind():
+    before = len(os.listdir("/dev/fd"))
+    for data in (clips.file(tone(), 24_000), b"text"):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(read_clip, data, LIMITS).exception()
+    assert len(os.listdir("/dev/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

@@ -1,0 +1,89 @@
+import io
+
+import numpy as np
+import pytest
+import soundfile
+from clips import pitch, tone
+
+from registry.encode import IEEE_FLOAT, MEDIA_TYPES, encode, media_type, wave_file
+
+RATE = 24_000
+EVERY_INT16 = np.arange(-32768, 32768, dtype=np.int16)
+
+
+def decoded(data: bytes, format: str, rate: int = RATE) -> np.ndarray:
+    if format == "pcm":
+        return np.frombuffer(data, "<i2")
+    samples, found = soundfile.read(io.BytesIO(data), dtype="int16")
+    assert found == rate
+    return samples
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("rate", [8_000, RATE, 48_000])
+def test_a_tone_keeps_its_pitch_length_and_level(format, rate):
+    samples = tone(1.0, rate)[0]
+    heard = decoded(encode(samples, rate, format), format, rate) / 32768
+    assert pitch(heard, rate) == pytest.approx(440, abs=1)
+    np.testing.assert_allclose(heard, samples, atol=0.51 / 32768)
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_every_16_bit_value_comes_back_exactly(format):
+    samples = EVERY_INT16.astype(np.float32) / 32768
+    np.testing.assert_array_equal(decoded(encode(samples, RATE, format), format), EVERY_INT16)
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_loud_samples_are_clipped_and_never_wrap_around(format):
+    loud = np.array([-3e38, -2, -1.0001, -1, 0, 1, 1.0001, 2, 3e38], np.float32)
+    heard = decoded(encode(loud, RATE, format), format)
+    assert heard.tolist() == [-32768] * 4 + [0] + [32767] * 4
+
+
+def test_samples_are_rounded_to_the_nearest_step():
+    steps = np.array([-1.6, -1.4, -0.4, 0.4, 1.4, 1.6], np.float32)
+    assert decoded(encode(steps / 32768, RATE, "pcm"), "pcm").tolist() == [-2, -1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("format", ["wav", "pcm"])
+def test_no_samples_make_an_empty_but_valid_file(format):
+    assert len(decoded(encode(np.zeros(0, np.float32), RATE, format), format)) == 0
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_equal_samples_give_equal_bytes(format):
+    assert encode(tone()[0], RATE, format) == encode(tone()[0], RATE, format)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="finite"):
+        encode(np.array([0, bad], np.float32), RATE, "wav")
+
+
+def test_two_channels_are_refused():
+    with pytest.raises(ValueError, match="shape"):
+        encode(tone(channels=2), RATE, "wav")
+
+
+@pytest.mark.parametrize("format", ["", "WAV", "mp3", "wav "])
+def test_an_unknown_format_is_refused_by_name(format):
+    with pytest.raises(ValueError, match=f"'{format}'.*wav, flac, pcm"):
+        encode(tone()[0], RATE, format)
+    with pytest.raises(ValueError, match=f"'{format}'"):
+        media_type(format, RATE)
+
+
+def test_the_media_type_of_raw_pcm_says_how_to_play_it():
+    assert media_type("pcm", 48_000) == "audio/pcm;rate=48000;channels=1"
+    assert media_type("wav", 48_000) == "audio/wav"
+
+
+def test_a_float_wave_file_holds_its_samples_bit_for_bit():
+    samples = np.array([0.1, -0.3, 1.5, 1e-30], "<f4")
+    data = wave_file(samples.tobytes(), RATE, IEEE_FLOAT, bits=32)
+    heard, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    np.testing.assert_array_equal(heard, samples)
+    assert (rate, soundfile.info(io.BytesIO(data)).subtype) == (RATE, "FLOAT")
+    assert data[4:8] == (len(data) - 8).to_bytes(4, "little")

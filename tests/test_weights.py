@@ -1,0 +1,408 @@
+"""What a model's name means, what is refused, and the download against a hub of our own."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON, ROOT
+
+from inference import weights
+from inference.errors import ModelCannotClone, ModelUnavailable
+from inference.hashes import HashCache, sha256_of_file
+from inference.weights import LocatedModel, ModelSpec
+from registry.files import DataDir
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB_MODEL = "acme/tiny-voice"
+
+
+def run_python(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PYTHON, "-W", "error", "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_default_model_is_a_base_model_at_its_pinned_revision() -> None:
+    spec = weights.parse(weights.DEFAULT)
+    assert spec == ModelSpec(
+        "hub", "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "fd4b254389122332181a7c3db7f27e918eec64e3"
+    )
+
+
+@pytest.mark.parametrize("name", weights.MODELS)
+def test_known_models_pin_a_commit_and_the_hash_of_their_weights(name: str) -> None:
+    known = weights.MODELS[name]
+    assert re.fullmatch(r"[0-9a-f]{40}", known.revision)
+    assert set(known.sha256) <= set(weights.WEIGHTS) and weights.WEIGHTS[0] in known.sha256
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sha256) for sha256 in known.sha256.values())
+
+
+def test_a_given_revision_replaces_the_pinned_one() -> None:
+    assert weights.parse(f"{weights.DEFAULT}@{COMMIT}").revision == COMMIT
+
+
+def test_an_existing_folder_is_a_folder_and_keeps_no_trailing_slash(checkpoint: Path) -> None:
+    assert weights.parse(f"{checkpoint}/") == ModelSpec("folder", str(checkpoint))
+
+
+@pytest.mark.parametrize("spec", [HUB_MODEL, f"{HUB_MODEL}@main", f"{HUB_MODEL}@{COMMIT[:12]}"])
+def test_an_unknown_hub_model_needs_a_full_commit(spec: str) -> None:
+    with pytest.raises(ModelUnavailable, match="40 hexadecimal digits"):
+        weights.parse(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "tiny", "/no/such/folder", "./nothing", "a/b/c", "../x", "a/b..c", "a/b-", "a b/c"]
+)
+def test_what_is_neither_folder_nor_hub_id_is_refused(spec: str) -> None:
+    with pytest.raises(ModelUnavailable, match="neither demo, nor a folder"):
+        weights.parse(spec)
+
+
+def test_a_model_that_is_not_downloaded_names_both_ways_out(data: DataDir, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from inference import weights, errors\n"
+        "from registry.files import DataDir\n"
+        "try: weights.locate(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
+        "except errors.ModelUnavailable as error: print(error)\n"
+        "assert not weights.is_downloaded(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
+        "assert weights.size_on_disk(weights.DEFAULT, DataDir(Path(sys.argv[1]))) == 0\n"
+    )
+    done = run_python(script, str(data.root), HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
+    assert "`voices model download`" in done.stdout, done.stderr
+    assert "`voices model use demo`" in done.stdout and weights.DEFAULT in done.stdout
+
+
+def test_a_folder_is_located_with_its_languages_and_rate(
+    located: LocatedModel, checkpoint: Path
+) -> None:
+    assert located.path == checkpoint and located.sample_rate == 24_000
+    assert located.ref.id == "local/tiny" and len(located.ref.revision) == 64
+    assert "english" in located.languages and len(located.languages) == 10
+
+
+def test_a_copied_folder_has_the_same_revision_and_a_changed_one_another(
+    located: LocatedModel, data: DataDir, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(located.path, tmp_path / "tiny")
+    assert weights.locate(str(copy), data).ref == located.ref
+    (copy / "merges.txt").write_text("#version: 0.2\n")
+    merges = weights.locate(str(copy), data).ref.revision
+    flip_a_bit(copy / "model.safetensors")
+    flipped = weights.locate(str(copy), data).ref.revision
+    assert len({located.ref.revision, merges, flipped}) == 3
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_known_hashes_are_used_as_long_as_the_file_is_untouched(tmp_path: Path) -> None:
+    file, cache = tmp_path / "weights", HashCache(tmp_path / "hashes.json")
+    file.write_bytes(b"one")
+    assert cache.sha256(file) == sha256_of_file(file)
+    entries = json.loads(cache.path.read_text())
+    entries[str(file)][3] = "f" * 64
+    cache.path.write_text(json.dumps(entries))
+    assert cache.sha256(file) == "f" * 64
+    file.write_bytes(b"other")
+    assert cache.sha256(file) == hashlib.sha256(b"other").hexdigest()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"%s": 5}', '{"%s": [1, 2, 3]}', "\xff"])
+def test_a_damaged_hash_cache_is_ignored_and_rewritten(tmp_path: Path, damage: str) -> None:
+    file, cache = tmp_path / "weights", HashCache(tmp_path / "hashes.json")
+    file.write_bytes(b"one")
+    cache.path.write_bytes(damage.replace("%s", str(file)).encode("latin-1"))
+    assert cache.sha256(file) == hashlib.sha256(b"one").hexdigest()
+    assert json.loads(cache.path.read_text())[str(file)][3] == hashlib.sha256(b"one").hexdigest()
+
+
+@pytest.mark.parametrize("name", [*weights.CONFIGS, *weights.WEIGHTS])
+def test_an_incomplete_folder_says_what_is_missing(
+    checkpoint: Path, data: DataDir, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "tiny")
+    (copy / name).unlink()
+    with pytest.raises(ModelUnavailable, match=re.escape(f"{name} missing")):
+        weights.locate(str(copy), data)
+
+
+def edited(checkpoint: Path, folder: Path, **changes: object) -> Path:
+    copy = shutil.copytree(checkpoint, folder)
+    config = json.loads((copy / "config.json").read_text()) | changes
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["custom_voice", "voice_design"])
+@pytest.mark.parametrize(("size", "able"), [("0b6", "12Hz-0.6B-Base"), ("1b7", "12Hz-1.7B-Base")])
+def test_a_model_that_cannot_clone_names_the_one_of_its_size_that_can(
+    checkpoint: Path, data: DataDir, tmp_path: Path, kind: str, size: str, able: str
+) -> None:
+    copy = edited(checkpoint, tmp_path / "x", tts_model_type=kind, tts_model_size=size)
+    with pytest.raises(ModelCannotClone, match=f"local/x is a {kind} checkpoint.*{able}"):
+        weights.locate(str(copy), data)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_type": "qwen3"}, {"tokenizer_type": "qwen3_tts_tokenizer_25hz"}]
+)
+def test_another_kind_of_model_is_refused(
+    checkpoint: Path, data: DataDir, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    copy = edited(checkpoint, tmp_path / "x", **changes)
+    with pytest.raises(ModelUnavailable, match="no Qwen3-TTS 12 Hz model"):
+        weights.locate(str(copy), data)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model_type": {}}', "\xff"])
+def test_a_damaged_config_is_refused(
+    checkpoint: Path, data: DataDir, tmp_path: Path, content: str
+) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "x")
+    (copy / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ModelUnavailable):
+        weights.locate(str(copy), data)
+
+
+def test_a_config_without_languages_is_refused(
+    checkpoint: Path, data: DataDir, tmp_path: Path
+) -> None:
+    copy = edited(checkpoint, tmp_path / "x", talker_config={})
+    with pytest.raises(ModelUnavailable, match="incomplete.*codec_language_id"):
+        weights.locate(str(copy), data)
+
+
+LOCATE_DEMO = """
+import sys; from pathlib import Path; from inference.weights import locate
+from registry.files import DataDir
+print(locate("demo", DataDir(Path(sys.argv[1]))).ref.revision)
+"""
+
+
+def test_two_processes_that_make_the_demo_at_once_both_get_it(
+    data: DataDir, located: LocatedModel
+) -> None:
+    command = [PYTHON, "-c", LOCATE_DEMO, str(data.root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert answers == [located.ref.revision] * 2
+    assert [path.name for path in (data.root / "models").iterdir() if path.is_dir()] == ["demo"]
+
+
+def test_the_demo_is_made_once_under_the_data_root(data: DataDir) -> None:
+    assert not weights.is_downloaded("demo", data) and weights.size_on_disk("demo", data) == 0
+    first = weights.locate("demo", data)
+    assert first.ref.id == "demo" and first.path == data.root / "models" / "demo"
+    made = (first.path / "model.safetensors").stat()
+    assert weights.locate("demo", data) == first
+    assert (first.path / "model.safetensors").stat() == made
+    assert weights.is_downloaded("demo", data) and weights.size_on_disk("demo", data) > 1_000_000
+
+
+def test_a_demo_that_cannot_be_written_says_so_and_leaves_nothing(data: DataDir) -> None:
+    (data.root / "models").mkdir()
+    (data.root / "models" / "demo").write_text("in the way")
+    with pytest.raises(ModelUnavailable, match="can't be written"):
+        weights.locate("demo", data)
+    assert [path.name for path in (data.root / "models").iterdir()] == ["demo"]
+
+
+def test_without_torch_the_demo_names_the_package_to_install(data: DataDir) -> None:
+    script = "import sys; sys.modules['torch'] = None\n" + LOCATE_DEMO
+    done = run_python(script, str(data.root))
+    assert "ModelUnavailable" in done.stderr
+    assert "pip install 'voice-registry[inference]'" in done.stderr
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """The part of the Hugging Face hub's HTTP that a snapshot download uses."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.files = files
+        self.model, self.commit = HUB_MODEL, COMMIT
+        self.cut: dict[str, int] = {}  # this much of a file is sent, then nothing any more
+        self.starts: list[tuple[str, int]] = []  # (file, first byte) of each GET
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path, hub = self.path.partition("?")[0], self.server
+        api, files = f"/api/models/{hub.model}", f"/{hub.model}/resolve/{hub.commit}/"
+        if path in (api, f"{api}/revision/{hub.commit}"):
+            names = [{"rfilename": name} for name in hub.files]
+            self.send_json({"id": hub.model, "sha": hub.commit, "siblings": names})
+        elif path == f"{api}/tree/{hub.commit}":
+            self.send_json([tree_entry(*item) for item in hub.files.items()])
+        elif path.startswith(files) and path.removeprefix(files) in hub.files:
+            self.send_file(path.removeprefix(files), body)
+        else:
+            self.send_error(404)
+
+    def send_json(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def send_file(self, name: str, body: bool) -> None:
+        content = self.server.files[name]
+        start = int(re.sub(r"\D", "", self.headers.get("Range", "0").partition("-")[0]) or 0)
+        if body:
+            self.server.starts.append((name, start))
+            if start and name in self.server.cut:
+                self.send_error(503)
+                return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.server.commit)
+        self.end_headers()
+        if body:
+            self.wfile.write(content[start : self.server.cut.get(name)])
+            self.close_connection = True
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Stay silent."""
+
+
+def tree_entry(name: str, content: bytes) -> dict[str, object]:
+    oid = hashlib.sha1(content).hexdigest()
+    return {"type": "file", "path": name, "size": len(content), "oid": oid}
+
+
+@pytest.fixture
+def hub(checkpoint: Path) -> Iterator[Hub]:
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    server = Hub({str(path.relative_to(checkpoint)): path.read_bytes() for path in files})
+    server.files["README.md"] = b"not needed"
+    server.files["pytorch_model.bin"] = b"a pickle, never fetched"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+DOWNLOAD = """
+import json, sys; from pathlib import Path; from inference import errors, weights
+from registry.files import DataDir
+spec, data = sys.argv[1], DataDir(Path(sys.argv[2]))
+pins = json.loads(sys.argv[3])
+models = {spec: weights.KnownModel(sys.argv[4], pins, 0)} if pins else weights.MODELS
+try:
+    found = weights.download(spec, data, models)
+    assert weights.is_downloaded(spec, data, models) and found == weights.locate(spec, data, models)
+    print(json.dumps([found.ref.id, found.ref.revision, str(found.path), found.source]))
+except errors.InferenceError as error:
+    print(error.code, error)
+"""
+
+
+def fetch(
+    hub: Hub, data: DataDir, spec: str = f"{HUB_MODEL}@{COMMIT}", pins: dict[str, str] | None = None
+) -> str:
+    """`download` in a process of its own, since the hub's address is read at import."""
+    home = str(data.root / "hf")
+    arguments = (spec, str(data.root), json.dumps(pins or {}), COMMIT)
+    done = run_python(DOWNLOAD, *arguments, HF_ENDPOINT=hub.url, HF_HOME=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_download_fetches_only_what_a_model_needs_and_is_found_offline(
+    hub: Hub, data: DataDir, checkpoint: Path
+) -> None:
+    name, revision, path, source = json.loads(fetch(hub, data))
+    assert (name, revision, source) == (HUB_MODEL, COMMIT, f"{HUB_MODEL}@{COMMIT}")
+    fetched = {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
+    wanted = {n: c for n, c in hub.files.items() if n not in ("README.md", "pytorch_model.bin")}
+    assert fetched == wanted
+
+
+def test_download_accepts_weights_with_the_pinned_hash(hub: Hub, data: DataDir) -> None:
+    pins = {name: hashlib.sha256(hub.files[name]).hexdigest() for name in weights.WEIGHTS}
+    assert json.loads(fetch(hub, data, HUB_MODEL, pins))[:2] == [HUB_MODEL, COMMIT]
+
+
+def test_download_deletes_weights_with_a_wrong_hash_and_fetches_them_again(
+    hub: Hub, data: DataDir
+) -> None:
+    good = hub.files["model.safetensors"]
+    pins = {"model.safetensors": hashlib.sha256(good).hexdigest()}
+    hub.files["model.safetensors"] = good[:-1] + bytes([good[-1] ^ 1])
+    said = fetch(hub, data, HUB_MODEL, pins)
+    assert said.startswith("model-unavailable model.safetensors was damaged") and "deleted" in said
+    assert not any(p.stat().st_size == len(good) for p in data.root.rglob("*") if p.is_file())
+    hub.files["model.safetensors"] = good
+    assert json.loads(fetch(hub, data, HUB_MODEL, pins))[:2] == [HUB_MODEL, COMMIT]
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, data: DataDir) -> None:
+    hub.files["model.safetensors"] = bytes(24 << 20)  # the client writes pieces of 10 MiB
+    hub.cut["model.safetensors"] = 15 << 20
+    assert fetch(hub, data).startswith("model-unavailable")
+    hub.cut.clear()
+    hub.starts.clear()
+    path = Path(json.loads(fetch(hub, data))[2])
+    [start] = [first for name, first in hub.starts if name == "model.safetensors"]
+    assert start > 0 and (path / "model.safetensors").stat().st_size == 24 << 20
+
+
+def test_a_model_that_cannot_clone_is_refused_before_its_weights_are_fetched(
+    hub: Hub, data: DataDir
+) -> None:
+    config = json.loads(hub.files["config.json"]) | {"tts_model_type": "custom_voice"}
+    hub.files["config.json"] = json.dumps(config).encode()
+    assert fetch(hub, data).startswith("model-cannot-clone")
+    assert {name for name, _ in hub.starts} == {"config.json"}
+
+
+def test_a_revision_that_the_hub_does_not_have_is_one_sentence(hub: Hub, data: DataDir) -> None:
+    said = fetch(hub, data, f"{HUB_MODEL}@{'f' * 40}")
+    assert said.startswith(f"model-unavailable The download of {HUB_MODEL}@ffff")
+
+
+def test_a_hub_that_is_gone_leaves_one_sentence(hub: Hub, data: DataDir) -> None:
+    hub.files = {name: c for name, c in hub.files.items() if name == "config.json"}
+    assert "is not complete: generation_config.json, merges.txt" in fetch(hub, data)
