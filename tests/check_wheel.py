@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"registry", "inference", "cli", "migrations"}
 OWNERS = """
-import importlib, importlib.metadata, sys
+import importlib, importlib.metadata, importlib.util, sys
 owners = importlib.metadata.packages_distributions()
 for name in sys.argv[1:]:
     assert owners[name] == ["voice-registry"], (name, owners[name])

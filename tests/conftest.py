@@ -8,14 +8,20 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
+from fakes import FakeInference
 from numpy.typing import NDArray
+from serving import serving
 
 from inference.service import InferenceService, ServiceConfig
 from inference.weights import LocatedModel, locate
+from registry.app import create_app
 from registry.files import DataDir, PromptSource
+from registry.settings import Settings
+from registry.store import VoiceStore
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
@@ -78,7 +84,9 @@ Enrol = Callable[..., PromptSource]
 def enrol(data: DataDir) -> Enrol:
     """Put a conditioned clip where inference looks for it, as the registry would."""
 
-    def put(seed: int = 0, transcript: str | None = TRANSCRIPT, duration_s: float = 2.0) -> PromptSource:
+    def put(
+        seed: int = 0, transcript: str | None = TRANSCRIPT, duration_s: float = 2.0
+    ) -> PromptSource:
         source = PromptSource(f"voice_{seed}", f"{seed:064x}", transcript)
         path = data.conditioned(source)
         soundfile.write(path, make_clip(seed, duration_s), 24_000, "FLOAT", format="WAV")
@@ -102,3 +110,22 @@ def service_factory(data: DataDir, located: LocatedModel) -> Iterator[ServiceFac
     yield make
     for service in made:
         assert service.close(timeout_s=60)
+
+
+@pytest.fixture
+def store(data: DataDir) -> Iterator[VoiceStore]:
+    store = VoiceStore(data)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def fake(data: DataDir) -> FakeInference:
+    return FakeInference(data)
+
+
+@pytest.fixture
+def client(data: DataDir, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
+    """A server over HTTP with the real app and database, and a stand-in for the model."""
+    with serving(create_app(store, fake, Settings(home=data.root))) as client:
+        yield client

@@ -51,6 +51,9 @@ def assert_same_tone(clip: ReferenceClip, seconds: float = 2.0, lossy: bool = Fa
     assert len(samples) / SAMPLE_RATE == pytest.approx(seconds, abs=0.1 if lossy else 1e-4)
     assert clip.duration_s == pytest.approx(len(samples) / SAMPLE_RATE, abs=1e-4)
     assert clips.loudness(samples) == pytest.approx(-10.97, abs=0.5 if lossy else 0.05)
+    assert clip.rms_dbfs == pytest.approx(clips.loudness(samples), abs=0.01)
+    assert lossy or clip.peak_dbfs == pytest.approx(-7.96, abs=0.2)
+    assert clip.dc_offset == pytest.approx(0, abs=0.005)
 
 
 @pytest.mark.parametrize("subtype", WAVES)
@@ -132,6 +135,14 @@ def test_a_clip_is_conditioned_into_the_same_bytes_each_time():
     first, second = read_clip(data, LIMITS), read_clip(data, LIMITS)
     assert first == second
     assert first.sha256 == sha256_of(data)
+
+
+def test_the_peak_is_that_of_the_loudest_moment():
+    samples = tone(4.0)
+    samples[:, 24_000:] /= 10
+    assert read_clip(clips.file(samples, 24_000), LIMITS).peak_dbfs == pytest.approx(
+        -7.96, abs=0.01
+    )
 
 
 def test_clips_read_at_once_do_not_mix():

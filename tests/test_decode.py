@@ -179,6 +179,18 @@ def test_the_child_can_open_no_file_and_no_socket(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_program_limits_itself_before_it_says_a_word(tmp_path):
+    command = [sys.executable, "-m", "registry.decode", "1", "60", "24000"]
+    piped = subprocess.run(command, input=b"text", cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert piped.stdout.startswith(b'\n{"code": "audio-unsupported"')
+    with open(tmp_path / "answer", "w+b") as file:
+        to_file = subprocess.run(
+            command, input=b"text", cwd=ROOT, stdout=file, stderr=subprocess.DEVNULL
+        )
+    assert to_file.returncode != 0
+    assert (tmp_path / "answer").read_bytes() == b""
+
+
 def test_the_child_sees_nothing_of_the_servers_environment(monkeypatch):
     monkeypatch.setenv("REGISTRY_SECRET", "canary")
     answer = converse(python("import os; print(os.environ)"), b"", 10.0, 100_000)

@@ -7,19 +7,30 @@ from hypothesis import strategies as st
 from registry.errors import NameInvalid
 from registry.names import check_name, is_voice_id, name_key, new_voice_id, variants
 
+REFUSED = ["", "   ", "a" * 65, ".", "..", "-rf", "a/b", "a\\b", "@alice"]
+REFUSED += [
+    "al\u200bice",
+    "a\nb",
+    "a\x00b",
+    "\ud800",
+    "a\u202eb",
+    "a\u2028b",
+    "voice_0123",
+    "VOICE_x",
+]
+REFUSED += ["\uff0fetc", "\uff20alice", "\uff0dx", "\uff0e\uff0e"]  # full-width / @ - ..
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "   ", "a" * 65, ".", "..", "-rf", "a/b", "a\\b", "@alice", "al\u200bice", "a\nb", "a\x00b"]
-    + ["voice_0123", "VOICE_x", "\ud800", "a\u202eb", "／etc", "＠alice", "－x", "．．", "a\u2028b"],
-)
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_refused_names_say_why(name: str) -> None:
     with pytest.raises(NameInvalid) as refused:
         check_name(name)
     assert "can't be called" in refused.value.detail
 
 
-@pytest.mark.parametrize("name", ["alice", "Alice (studio)", "小明", "Zoë", "a.b", "a-b", "😀", "é" * 64])
+@pytest.mark.parametrize(
+    "name", ["alice", "Alice (studio)", "小明", "Zoë", "a.b", "a-b", "😀", "é" * 64]
+)
 def test_ordinary_names_are_kept_in_nfc(name: str) -> None:
     decomposed = unicodedata.normalize("NFD", f" {name} ")
     assert check_name(decomposed) == unicodedata.normalize("NFC", name)
@@ -27,7 +38,13 @@ def test_ordinary_names_are_kept_in_nfc(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("Alice", "ALICE"), ("ａｌｉｃｅ", "alice"), ("Strasse", "Straße"), ("e\u0301", "é"), ("\u212a", "k")],
+    [
+        ("Alice", "ALICE"),
+        ("\uff41\uff4c\uff49\uff43\uff45", "alice"),
+        ("Strasse", "Straße"),
+        ("e\u0301", "é"),
+        ("\u212a", "k"),
+    ],
 )
 def test_names_that_read_the_same_have_one_key(one: str, other: str) -> None:
     assert name_key(one) == name_key(other)

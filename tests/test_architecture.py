@@ -1,0 +1,111 @@
+"""Who may import whom, asserted in fresh processes; and those figures of style that count."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("registry", "inference", "cli", "migrations")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+HEAVY = {"torch", "qwen_tts", "transformers"}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+names = [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+for name in names:
+    if name not in sys.argv[2].split(","):
+        importlib.import_module(name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def imported(package: str, but: str = "") -> set[str]:
+    """Top-level modules in a process that has imported every submodule of `package`."""
+    command = [sys.executable, "-c", IMPORT_ALL, package, but]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_the_registry_imports_neither_a_model_nor_our_other_packages() -> None:
+    assert not imported("registry") & (HEAVY | {"inference", "cli", "modal"})
+
+
+def test_inference_imports_neither_web_nor_database_nor_command_line() -> None:
+    assert not imported("inference") & {"fastapi", "starlette", "sqlmodel", "click", "cli"}
+
+
+def test_inference_takes_only_files_from_the_registry() -> None:
+    for path in SOURCES:
+        if path.is_relative_to(ROOT / "inference"):
+            ours = {name for name in imports_of(path) if name.startswith("registry")}
+            assert ours <= {"registry.files"}, path
+
+
+def test_the_engine_knows_only_torch_and_qwen_tts() -> None:
+    for path in (ROOT / "inference" / "engine").glob("*.py"):
+        ours = {name for name in imports_of(path) if name.startswith(("registry", "inference"))}
+        assert all(n.startswith(("inference.engine", "inference.errors")) for n in ours), path
+
+
+def test_the_command_line_imports_nothing_of_ours_at_start() -> None:
+    assert not imported("cli") & (HEAVY | {"registry", "inference", "fastapi", "sqlmodel", "modal"})
+
+
+@pytest.mark.parametrize("verb", ["--help", "list", "show --help", "doctor", "version"])
+def test_verbs_that_need_no_model_import_no_torch(verb: str, tmp_path: Path) -> None:
+    script = "import sys; from cli.main import cli; cli(sys.argv[1:], standalone_mode=False)"
+    script += "; print(*sys.modules, file=sys.stderr)"
+    environ = {"VOICES_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", script, *verb.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stderr.split()) & HEAVY
+
+
+def test_modules_are_short_and_functions_shorter() -> None:
+    lengths = []
+    for path in SOURCES:
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= 350, path
+        lengths += [lines(node) for node in ast.walk(ast.parse(source)) if is_function(node)]
+    assert median(lengths) <= 10
+
+
+def test_no_except_is_broad() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, path
+                named = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                assert not named & {"Exception", "BaseException"}, (path, node.lineno)
+
+
+def test_nothing_is_mocked() -> None:
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not {"unittest.mock", "mock"} & imports_of(path), path
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def lines(node: ast.AST) -> int:
+    """Lines of the body, without the signature and the docstring."""
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1

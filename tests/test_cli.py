@@ -1,0 +1,241 @@
+"""The command line as a person uses it: over the local data directory, and against a server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+from clips import file, tone
+
+from cli.main import cli
+
+CLIP = file(tone(), 24_000)
+Voices = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a clip, and a data directory of its own with the demo model."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"HOME": "home", "MODEL": "demo", "THREADS": "1", "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"VOICES_{name}", str(tmp_path / value) if name == "HOME" else value)
+    (tmp_path / "ref.wav").write_bytes(CLIP)
+    return tmp_path
+
+
+@pytest.fixture
+def voices(home: Path) -> Voices:
+    def run(*arguments: str, code: int = 0, input: bytes | None = None) -> Result:
+        result = CliRunner().invoke(cli, arguments, input=input)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def remote(client: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch) -> httpx.Client:
+    monkeypatch.setenv("VOICES_URL", str(client.base_url))
+    return client
+
+
+def test_the_whole_path_on_this_machine(voices: Voices, home: Path) -> None:
+    added = voices("add", "alice", "ref.wav", "hello there", "--label", "use=test")
+    assert "Enrolled alice" in added.stderr
+    assert added.stdout == ""
+    listed = json.loads(voices("list", "--json", "--label", "use=test").stdout)
+    assert [voice["name"] for voice in listed] == ["alice"]
+    said = voices("speak", "alice", "Hello", "-o", "out.wav", "--seed", "3").stderr
+    assert "prompt from file, seed 3" in said
+    samples, rate = soundfile.read("out.wav")
+    assert rate == 24_000
+    assert len(samples) >= 1920
+    assert abs(samples).max() > 0.01
+    again = voices("speak", "ALICE", "Hello", "-o", "-", "--seed", "3")
+    assert again.stdout_bytes == Path("out.wav").read_bytes()
+
+
+def test_speak_never_overwrites_without_force(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    voices("speak", "alice", "Hello")
+    first = Path("alice.wav").read_bytes()
+    refused = voices("speak", "alice", "Hello again", code=1)
+    assert "--force" in refused.stderr
+    assert Path("alice.wav").read_bytes() == first
+    voices("speak", "alice", "Hello again", "--force")
+    assert Path("alice.wav").read_bytes() != first
+
+
+def test_the_format_follows_the_file_name(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    voices("speak", "alice", "Hello", "-o", "a.flac")
+    assert Path("a.flac").read_bytes().startswith(b"fLaC")
+    voices("speak", "alice", "Hello", "--format", "pcm")
+    assert len(Path("alice.pcm").read_bytes()) == 5 * 1200 * 2
+
+
+def test_texts_come_from_arguments_files_and_stdin(voices: Voices, remote: httpx.Client) -> None:
+    Path("words.txt").write_text("wörds of the clip\n", encoding="utf-8")
+    voices("add", "a", "ref.wav", "@words.txt")
+    voices("add", "b", "ref.wav", "-", input="wörds of the clip".encode())
+    shown = [json.loads(voices("show", name, "--json").stdout) for name in "ab"]
+    assert [voice["transcript"] for voice in shown] == ["wörds of the clip"] * 2
+    spoken = voices("speak", "a", "-", "-o", "-", "--format", "pcm", input=b"Hello\n")
+    assert len(spoken.stdout_bytes) == 5 * 1200 * 2
+    assert "no file 'gone.txt'" in voices("speak", "a", "@gone.txt", "-o", "-", code=2).stderr
+    assert "not UTF-8" in voices("speak", "a", "-", "-o", "-", code=2, input=b"\xff\xfe").stderr
+
+
+def test_without_a_transcript_x_vector_mode_is_said_aloud(
+    voices: Voices, remote: httpx.Client
+) -> None:
+    assert "x-vector mode" in voices("add", "alice", "ref.wav").stderr
+
+
+def test_verbs_on_a_voice(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there", "--label", "a=1", "--description", "calm")
+    voices("edit", "alice", "--label", "b=2", "--remove-label", "a", "--temperature", "0.5")
+    voices("rename", "alice", "Alice (studio)")
+    found = json.loads(voices("show", "alice (STUDIO)", "--json").stdout)
+    assert found["labels"] == {"b": "2"}
+    assert found["defaults"]["temperature"] == 0.5
+    assert found["description"] == "calm"
+    assert "calm" in voices("show", "Alice (studio)").stdout
+    voices("clip", "Alice (studio)", "-o", "back.wav")
+    assert Path("back.wav").read_bytes() == CLIP
+    assert "Rebuilt" in voices("rebuild", "Alice (studio)").stderr
+    kept = voices("rm", "Alice (studio)", code=1, input=b"n\n")
+    assert "Delete" in kept.stderr
+    voices("rm", "Alice (studio)", "--yes")
+    assert json.loads(voices("list", "--json").stdout) == []
+
+
+def test_the_servers_sentence_is_the_commands_error(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    wrong = voices("speak", "alcie", "Hello", "-o", "x.wav", code=1)
+    assert wrong.stderr == "Error: No voice named 'alcie'. Did you mean 'alice'?\n"
+    assert not Path("x.wav").exists()
+    assert "already a voice" in voices("add", "Alice", "ref.wav", code=1).stderr
+    Path("page.html").write_text("<html>")
+    assert "Error: " in voices("add", "bob", "page.html", code=1).stderr
+
+
+def test_a_change_in_between_is_not_overwritten(voices: Voices, remote: httpx.Client) -> None:
+    """`rm` reads, asks, and deletes what it read: here someone edits while it asks."""
+    voices("add", "alice", "ref.wav", "hello there")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "rm", "alice"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.read(6) == "Delete"
+    remote.patch("/voices/alice", json={"description": "theirs"})
+    _, rest = process.communicate("y\n", timeout=30)
+    assert process.returncode == 1
+    assert "someone changed it" in rest
+    assert remote.get("/voices/alice").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("speak",),
+        ("bogus",),
+        ("edit", "alice"),
+        ("add", "a", "missing.wav"),
+        ("add", "a", "ref.wav", "--label", "x"),
+        ("speak", "alice", "x", "--mode", "both"),
+        ("speak", "alice", "x", "-o", "."),
+        ("--url", "nonsense", "list"),
+        ("serve", "--host", "0.0.0.0"),
+        ("serve", "--host", "example.org"),
+    ],
+)
+def test_wrong_usage_exits_with_2(voices: Voices, arguments: tuple[str, ...]) -> None:
+    assert "Error" in voices(*arguments, code=2).stderr
+
+
+def test_an_unreachable_server_is_one_sentence(voices: Voices) -> None:
+    refused = voices("--url", "http://127.0.0.1:9", "list", code=1)
+    assert refused.stderr.startswith("Error: Can't talk to http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("verb", [("doctor",), ("model", "list"), ("model", "use", "demo")])
+def test_verbs_on_this_machine_refuse_a_remote(
+    voices: Voices, remote: httpx.Client, verb: tuple[str, ...]
+) -> None:
+    assert "this machine" in voices(*verb, code=2).stderr
+
+
+def test_a_model_that_is_not_here_names_both_ways_out(
+    voices: Voices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("VOICES_MODEL")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    for arguments in (("add", "alice", "ref.wav"), ("serve", "--port", "0")):
+        missing = voices(*arguments, code=1)
+        assert "voices model download" in missing.stderr
+        assert "voices model use demo" in missing.stderr
+
+
+def test_the_model_is_changed_on_purpose_only(
+    voices: Voices, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    monkeypatch.setenv("VOICES_MODEL", str(checkpoint))
+    refused = voices("add", "bob", "ref.wav", code=1)
+    assert "voices model use" in refused.stderr
+    voices("model", "use", str(checkpoint))
+    assert json.loads(voices("show", "alice", "--json").stdout)["prompt"]["state"] == "stale"
+    assert "prompt from rebuilt" in voices("speak", "alice", "Hello").stderr
+    listed = json.loads(voices("model", "list", "--json").stdout)
+    assert [row["model"] for row in listed if row["used"]] == [str(checkpoint)]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("VOICES_QUEUE_LIMIT", "many"), ("VOICES_DTYPE", "int4"), ("VOICES_QUEU_LIMIT", "4")],
+)
+def test_a_bad_setting_names_itself(
+    voices: Voices, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert variable in voices("list", code=2).stderr
+
+
+def test_doctor_finds_and_mends(voices: Voices, home: Path) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    assert "qwen-tts" in voices("doctor", "--read-data").stdout
+    prompt = next((home / "home" / "prompts").glob("*/*"))
+    prompt.write_bytes(b"x" + prompt.read_bytes()[1:])
+    found = json.loads(voices("doctor", "--read-data", "--json", code=1).stdout)
+    assert [finding["severity"] for finding in found["findings"]] == ["repairable"]
+    voices("doctor", "--read-data", "--repair")
+    voices("doctor", "--read-data")
+    assert "prompt from rebuilt" in voices("speak", "alice", "Hello").stderr
+
+
+def test_the_demo_speaks_twice_and_gives_the_same_again(voices: Voices) -> None:
+    first = voices("demo")
+    assert "random weights" in first.stderr
+    assert "prompt from memory" in first.stderr
+    audio = Path("demo.wav").read_bytes()
+    samples, rate = soundfile.read("demo.wav")
+    assert len(samples) / rate >= 1
+    assert 0.01 < abs(samples).max() <= 1
+    voices("demo")
+    assert Path("demo.wav").read_bytes() == audio
+
+
+def test_the_demo_empties_no_folder_but_its_own(voices: Voices, home: Path) -> None:
+    (home / "precious").mkdir()
+    (home / "precious" / "file").touch()
+    assert "Name another folder" in voices("demo", "--home", "precious", code=1).stderr
+    assert (home / "precious" / "file").exists()
