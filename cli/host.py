@@ -94,17 +94,18 @@ def make_inference(settings: "Settings", store: "VoiceStore") -> "Inference":
 def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService":
     """Find the model (raises if it is not on this machine) without loading it."""
     from inference.service import InferenceService, ServiceConfig
-    from inference.weights import locate
+    from inference.weights import DEMO, locate
 
+    model = locate(model_spec(settings, store), store.data)
     config = ServiceConfig(
         device=None if settings.device == "auto" else settings.device,
         dtype=None if settings.dtype == "auto" else settings.dtype,
-        threads=settings.threads,
+        threads=settings.threads or (1 if model.ref.id == DEMO else None),
         queue_limit=settings.queue_limit,
         queue_timeout_s=settings.queue_timeout_s,
         prompt_cache_bytes=settings.prompt_cache_mib * 2**20,
     )
-    return InferenceService(store.data, locate(model_spec(settings, store), store.data), config)
+    return InferenceService(store.data, model, config)
 
 
 def model_spec(settings: "Settings", store: "VoiceStore") -> str:
@@ -184,11 +185,11 @@ def serve(
     settings = load_settings(model=model, device=device, inference=off)
     store = open_store(settings)
     inference = make_inference(settings, store)
-    listener = listen(host, port)
-    say(f"Voices of {store.data.root}, on http://{host}:{listener.getsockname()[1]}")
-    if isinstance(inference, LocalInference):
-        start_model(store, inference)
-    run_server(settings, store, inference, listener)
+    with listen(host, port) as listener:
+        if isinstance(inference, LocalInference):
+            start_model(store, inference)
+        say(f"Voices of {store.data.root}, on http://{host}:{listener.getsockname()[1]}")
+        run_server(settings, store, inference, listener)
 
 
 def refuse_strangers(host: str, insecure_no_auth: bool) -> None:

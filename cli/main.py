@@ -338,3 +338,7 @@ def rebuild(context: click.Context, voice: str, as_json: bool) -> None:
     with registry(context) as voices, progress(f"Rebuilding {voice} …"):
         rebuilt = voices.request("POST", voice_path(voice, "/rebuild")).json()
     report(rebuilt, as_json, f"Rebuilt {rebuilt['name']}.")
+
+
+if __name__ == "__main__":
+    cli()

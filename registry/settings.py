@@ -40,7 +40,10 @@ class Settings(BaseModel):
         "(a T4), float32 on the CPU.",
     )
     threads: int | None = Field(
-        None, ge=1, le=256, description="CPU threads of the model. Default: PyTorch's choice."
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads of the model. Default: 1 for demo, else PyTorch's choice.",
     )
     prompt_cache_mib: int = Field(
         64,

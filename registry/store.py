@@ -66,7 +66,7 @@ class VoiceStore:
     # Reading
 
     def get(self, reference: str) -> StoredVoice:
-        """By id, or by name: one indexed read each. Raises VoiceNotFound with near names."""
+        """By id or name, through an index. Raises VoiceNotFound with the names that look alike."""
         with self._db.read() as session:
             return find(session, reference)
 
@@ -127,9 +127,8 @@ class VoiceStore:
         now = utc_now()
         try:
             with self._db.write() as session:
-                self.keep_clip(
-                    new.source, upload, clip
-                )  # under the write lock no clean-up can remove it
+                # Once more: now that the write lock is held, no clean-up can take these files.
+                self.keep_clip(new.source, upload, clip)
                 session.add(_voice_row(new, now))
                 session.flush()
                 session.add(_version_row(new, clip, len(upload), now))
