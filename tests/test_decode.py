@@ -1,5 +1,7 @@
 import json
 import os
+import select
+import shutil
 import subprocess
 import sys
 import time
@@ -149,7 +151,9 @@ CONFINED = """
 import os, resource, socket, sys
 from registry import decode
 decode.rehearse(decode.Bounds(1.0, 60.0, 24000))
+network = os.path.realpath("/proc/self/ns/net")
 decode.limit_self()
+print("network", "own" if os.path.realpath("/proc/self/ns/net") != network else "shared")
 attempts = {
     "read": lambda: open("/etc/hosts"),
     "write": lambda: open("left-behind", "w"),
@@ -177,6 +181,16 @@ def test_the_child_can_open_no_file_and_no_socket(tmp_path, monkeypatch):
     if sys.platform == "linux":
         assert refused["memory"] == "MemoryError"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_child_has_a_network_of_its_own_where_the_kernel_lets_it():
+    unshare = shutil.which("unshare")
+    if (
+        not unshare
+        or subprocess.run([unshare, "-U", "-n", "true"], stderr=subprocess.DEVNULL).returncode
+    ):
+        pytest.skip("this machine does not let a process leave its network namespace")
+    assert "network own" in in_child(CONFINED)
 
 
 def test_the_program_limits_itself_before_it_says_a_word(tmp_path):
@@ -213,7 +227,9 @@ def test_the_child_sees_nothing_of_the_servers_environment(monkeypatch):
 )
 def test_a_child_that_ends_badly_is_a_clip_that_cannot_be_decoded(fate):
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))\n"
-    answer = converse(python(f"{limited}{READY}\n{fate}"), b"clip", 1.0, 1000)
+    answer = converse(
+        python(f"{limited}{READY}\n{fate}"), b"clip", 2.0 if fate is ENDLESS else 10.0, 1000
+    )
     with pytest.raises(ClipRefused) as caught:
         understood(answer)
     assert caught.value.code == "audio-undecodable"
@@ -229,7 +245,7 @@ def test_a_child_that_cannot_start_is_not_the_clips_fault():
 def test_a_child_that_stops_reading_is_killed_in_time(reads):
     start = time.monotonic()
     assert converse(python(reads + ENDLESS), bytes(1 << 20), 0.5, 1000) == b""
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 5
 
 
 def test_an_endless_answer_is_cut_at_its_limit():
@@ -237,11 +253,25 @@ def test_an_endless_answer_is_cut_at_its_limit():
     assert converse(python(flood), b"", 10.0, 100_000) == b"x" * 100_000
 
 
-def test_what_a_child_leaves_running_is_killed_with_it():
-    orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'while True: pass'])"
-    start = time.monotonic()
-    assert converse(python(f"{orphan}; print(1, flush=True)"), b"", 0.5, 1000) == b"1\n"
-    assert time.monotonic() - start < 3
+ORPHAN = """
+import os, subprocess, sys
+fifo = os.open({fifo!r}, os.O_WRONLY)
+endless = [sys.executable, "-c", "while True: pass"]
+subprocess.Popen(endless, pass_fds=[fifo], stdout={stdout})
+print(1, flush=True)
+"""
+
+
+@pytest.mark.parametrize("stdout", ["None", "subprocess.DEVNULL"])
+def test_what_a_child_leaves_running_is_killed_with_it(stdout, tmp_path):
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    code = ORPHAN.format(fifo=fifo, stdout=stdout)
+    assert converse(python(code), b"", 2.0, 1000) == b"1\n"
+    assert select.select([reader], [], [], 5)[0], "the orphan still holds the other end"
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_no_descriptor_and_no_process_is_left_behind():

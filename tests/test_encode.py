@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -87,3 +88,4 @@ def test_a_float_wave_file_holds_its_samples_bit_for_bit():
     np.testing.assert_array_equal(heard, samples)
     assert (rate, soundfile.info(io.BytesIO(data)).subtype) == (RATE, "FLOAT")
     assert data[4:8] == (len(data) - 8).to_bytes(4, "little")
+    assert data[38:50] == b"fact" + struct.pack("<II", 4, len(samples))
