@@ -1,6 +1,6 @@
 """Prompt features as one self-contained safetensors file: checked, deterministic, never a pickle.
 
-docs/storage.md specifies the file. Knows arrays and bytes, not where files live; needs no torch.
+docs/storage.md specifies the file. Knows arrays and bytes, not where files live; needs only numpy.
 """
 
 import json
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from inference.errors import ExtractionFailed, PromptCorrupt
@@ -74,7 +73,7 @@ class PromptFeatures:
             raise PromptCorrupt(f"The prompt file {ref.fingerprint} of {ref.voice_id} is damaged.")
         try:
             features = _parse(data, ref.voice_id)
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PromptCorrupt(
                 f"The prompt file of {ref.voice_id} is unreadable: {error}"
             ) from error
@@ -138,10 +137,11 @@ def _serialise(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str])
 
 
 def _parse(data: bytes, voice_id: str) -> PromptFeatures:
-    metadata = _read_metadata(data)
+    header, body = _split(data)
+    metadata = header.pop("__metadata__")
     if metadata["format"] != PROMPT_FORMAT:
         raise ValueError(f"format {metadata['format']!r} is not {PROMPT_FORMAT!r}")
-    tensors = safetensors.numpy.load(data)
+    tensors = _read_tensors(header, body)
     if unknown := set(tensors) - {"ref_code", "ref_spk_embedding"}:
         raise ValueError(f"unknown tensors {sorted(unknown)}")
     clip, transcript = metadata["clip_sha256"], metadata.get("transcript")
@@ -156,9 +156,18 @@ def _parse(data: bytes, voice_id: str) -> PromptFeatures:
     return features
 
 
-def _read_metadata(data: bytes) -> dict[str, str]:
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """(header, tensor bytes)"""
     length = int.from_bytes(data[:8], "little")
     if length > HEADER_LIMIT_BYTES:
         raise ValueError(f"a header of {length} bytes")
-    metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    return {str(name): str(value) for name, value in metadata.items()}
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def _read_tensors(header: Mapping[str, Any], body: bytes) -> dict[str, NDArray[Any]]:
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        flat = np.frombuffer(body[start:end], DTYPES[entry["dtype"]])
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors

@@ -254,7 +254,10 @@ class InferenceService:
     def _load(self) -> _Loaded:
         model, config = self.located(), self._config
         try:
+            from inference.engine.qwen import import_qwen_tts
             from inference.engine.stock import Features, StockEngine
+
+            import_qwen_tts()
         except (ImportError, OSError) as error:
             raise not_installed(error) from error
         engine = StockEngine.load(model.path, config.device, config.dtype, config.threads)

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -270,27 +270,29 @@ def _located(wanted: ModelSpec, path: Path, ref: ModelRef) -> LocatedModel:
 
 def _in_hub_cache(wanted: ModelSpec, complete: bool = True) -> Path | None:
     """The snapshot's folder, if it is there (and has all files, where `complete`)."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(wanted.name, "config.json", revision=wanted.revision)
+    folder = Path(config).parent if isinstance(config, str) else None
+    return None if complete and _missing(folder) else folder
+
+
+def _fetch(wanted: ModelSpec, names: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        found = snapshot_download(wanted.name, revision=wanted.revision, local_files_only=True)
-    except LocalEntryNotFoundError:
-        return None
-    return None if complete and _missing(Path(found)) else Path(found)
-
-
-def _fetch(wanted: ModelSpec, names: Iterable[str]) -> Path:
-    import httpx
-    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = snapshot_download(
             wanted.name, revision=wanted.revision, allow_patterns=list(names)
         )
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except (OSError, ValueError, _root_of(HfHubHTTPError)) as error:
         raise ModelUnavailable(f"The download of {wanted} failed: {error}") from error
     return Path(folder)
+
+
+def _root_of(http_error: type[Exception]) -> type[Exception]:
+    """The error class of the HTTP client that this huggingface_hub uses; that changed twice."""
+    return next(base for base in http_error.__bases__ if issubclass(base, Exception))
 
 
 def _pinned_hashes(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> Mapping[str, str]:

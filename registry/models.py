@@ -137,7 +137,7 @@ class SpeakDefaults(BaseModel):
     )
     temperature: float | None = Documented(None, ge=0, le=2)
     top_k: int | None = Documented(None, ge=1, le=3072)
-    top_p: float | None = Documented(None, gt=0, le=1)
+    top_p: float | None = Documented(None, ge=0.001, le=1)
 
 
 class ClipShape(BaseModel):

@@ -27,7 +27,15 @@ from inference.errors import (
 
 SAMPLE_RATE = 24_000
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AssertionError,  # torch without cuda, asked for cuda
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class SpeakRequest(BaseModel):
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
     top_k: int | None = Field(None, ge=1, le=3072)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0.001, le=1)
 
     def params(self) -> SpeakParams:
         return SpeakParams(**self.model_dump(exclude={"voice", "text", "format"}))
