@@ -208,10 +208,14 @@ def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = error.strerror or str(error)
         raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
+    # Every connection inherits it; asyncio does not set it on a socket that was handed to it, and
+    # each small answer would wait 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def start_model(store: "VoiceStore", inference: "LocalInference") -> None:

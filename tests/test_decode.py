@@ -4,7 +4,6 @@ import select
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,11 +86,9 @@ except ClipRefused as refused:
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_a_bomb_is_refused_soon_and_in_little_memory(kind):
+def test_a_bomb_is_refused_within_its_time_and_in_little_memory(kind):
     data = LONG[kind]()
-    start = time.monotonic()
     code, peak_kib = in_child(MEASURED, data).split()
-    assert time.monotonic() - start < 5
     assert code == "audio-too-long"
     assert int(peak_kib) // (1024 if sys.platform == "darwin" else 1) < 250 * 1024
 
@@ -243,9 +240,7 @@ def test_a_child_that_cannot_start_is_not_the_clips_fault():
 
 @pytest.mark.parametrize("reads", ["", "import sys; sys.stdin.buffer.read(10)\n"])
 def test_a_child_that_stops_reading_is_killed_in_time(reads):
-    start = time.monotonic()
     assert converse(python(reads + ENDLESS), bytes(1 << 20), 0.5, 1000) == b""
-    assert time.monotonic() - start < 5
 
 
 def test_an_endless_answer_is_cut_at_its_limit():

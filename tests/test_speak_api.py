@@ -1,0 +1,132 @@
+"""Speaking over HTTP: the real app and database, and a stand-in for the model."""
+
+import asyncio
+import io
+import threading
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from api import add, problem
+from fakes import FakeInference, tone_hz
+from serving import serving
+
+from registry.app import create_app
+from registry.files import DataDir, ModelRef
+from registry.settings import Settings
+from registry.store import VoiceStore
+
+
+def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:
+    voice = add(client, "alice").json()
+    first = client.post("/speak", json={"voice": "alice", "text": "Hello", "seed": 7})
+    second = client.post("/speak", json={"voice": voice["id"], "text": "Hello", "seed": 7})
+    assert [r.headers["x-prompt-cache"] for r in (first, second)] == ["file", "memory"]
+    assert first.content == second.content
+    assert first.headers["x-voice-id"] == voice["id"]
+    assert first.headers["x-voice-version"] == "1"
+    assert first.headers["x-seed"] == "7"
+    timings = [part.split(";")[0] for part in first.headers["server-timing"].split(", ")]
+    assert timings == ["queue", "prompt", "ttfa", "total"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_broken_prompt_is_rebuilt_once_and_said(
+    client: httpx.Client, data: DataDir, fake: FakeInference, damage: str
+) -> None:
+    voice = add(client, "alice").json()
+    path = next(data.prompts(voice["id"]).iterdir())
+    sound = path.read_bytes()
+    broken = {"truncated": sound[:-9], "flipped": bytes([sound[0] ^ 1]) + sound[1:]}
+    path.unlink() if damage == "missing" else path.write_bytes(broken[damage])
+    assert problem(client.get("/voices/alice/prompt")) == (409, "prompt-not-ready")
+    spoken = client.post("/speak", json={"voice": "alice", "text": "Hello"})
+    again = client.post("/speak", json={"voice": "alice", "text": "Hello"})
+    assert [r.headers["x-prompt-cache"] for r in (spoken, again)] == ["rebuilt", "memory"]
+    assert path.read_bytes() == sound
+    assert fake.extracted == 2
+    assert client.get("/voices/alice/prompt").content == sound
+
+
+def test_many_callers_of_a_broken_prompt_rebuild_it_once(
+    client: httpx.Client, data: DataDir, fake: FakeInference
+) -> None:
+    voice = add(client, "alice").json()
+    next(data.prompts(voice["id"]).iterdir()).unlink()
+    replies: list[httpx.Response] = []
+
+    def speak() -> None:
+        replies.append(client.post("/speak", json={"voice": "alice", "text": "Hello"}))
+
+    threads = [threading.Thread(target=speak) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {r.status_code for r in replies} == {200}
+    assert fake.extracted == 2
+
+
+def test_what_a_voice_defaults_to_yields_to_the_request(
+    client: httpx.Client, fake: FakeInference
+) -> None:
+    add(client, "alice", language="english")
+    client.patch("/voices/alice", json={"defaults": {"mode": "xvec", "temperature": 0.1}})
+    client.post("/speak", json={"voice": "alice", "text": "x"})
+    client.post("/speak", json={"voice": "alice", "text": "x", "mode": "icl", "top_k": 5})
+    assert [(p.mode, p.temperature, p.top_k) for p in fake.params] == [
+        ("xvec", 0.1, None),
+        ("icl", 0.1, 5),
+    ]
+
+
+def test_two_voices_never_mix(client: httpx.Client) -> None:
+    for name in ("alice", "bob"):
+        voice = add(client, name).json()
+        reply = client.post("/speak", json={"voice": name, "text": "ten letters"})
+        samples, rate = soundfile.read(io.BytesIO(reply.content))
+        peak = np.abs(np.fft.rfft(samples)).argmax() * rate / len(samples)
+        assert abs(peak - tone_hz(voice["id"])) < 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type", "start"),
+    [("wav", "audio/wav", b"RIFF"), ("flac", "audio/flac", b"fLaC"), ("pcm", "audio/pcm", b"")],
+)
+def test_formats(client: httpx.Client, kind: str, media_type: str, start: bytes) -> None:
+    add(client, "alice")
+    reply = client.post("/speak", json={"voice": "alice", "text": "Hello", "format": kind})
+    assert reply.headers["content-type"].startswith(media_type)
+    assert reply.content.startswith(start)
+    assert float(reply.headers["x-audio-seconds"]) == 0.25
+
+
+def test_a_caller_who_leaves_the_queue_never_starts(data: DataDir, store: VoiceStore) -> None:
+    fake = FakeInference(data)
+    with serving(create_app(store, fake, Settings(home=data.root))) as client:
+        add(client, "alice")
+        fake.gate = asyncio.Event()
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/speak", json={"voice": "alice", "text": "gone"}, timeout=0.3)
+        while client.get("/healthz").status_code != 200:
+            pass
+        fake.gate = None
+        assert client.post("/speak", json={"voice": "alice", "text": "here"}).status_code == 200
+    assert fake.started == ["here"]
+
+
+def test_the_model_may_change_only_on_purpose(
+    client: httpx.Client, store: VoiceStore, fake: FakeInference
+) -> None:
+    add(client, "alice")
+    store.choose_model("other", ModelRef("other", "r2"))
+    stale = client.get("/voices/alice").json()
+    assert stale["prompt"]["state"] == "stale"
+    refused = client.post("/speak", json={"voice": "alice", "text": "x"})
+    assert problem(refused) == (503, "model-mismatch")
+    assert problem(add(client, "bob")) == (503, "model-mismatch")
+    fake.model = ModelRef("other", "r2")
+    healed = client.post("/speak", json={"voice": "alice", "text": "x"})
+    assert healed.headers["x-prompt-cache"] == "rebuilt"
+    assert client.get("/voices/alice").json()["prompt"]["state"] == "ready"
