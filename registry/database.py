@@ -37,6 +37,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A transaction that no other writer can slip into; commits on leaving, or rolls back."""
         with Session(self._writing, expire_on_commit=False) as session, session.begin():
+            session.connection()  # BEGIN IMMEDIATE now, not at the first statement
             yield session
 
     def close(self) -> None:

@@ -4,13 +4,15 @@
 or damaged can't be repaired: it is reported, for a backup to mend.
 """
 
+import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
 from registry.database import SCHEMA, Database, migrate, schema_revision
@@ -31,11 +33,30 @@ class Finding:
 def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
     """All that is wrong; with `read_data` every file is read and its sha256 compared.
 
-    Raises SchemaTooNew for a directory that a newer program has written.
+    Nothing is repaired while the database itself is damaged: what its rows no longer tell would
+    look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory.
     """
+    try:
+        faults = [Finding("loss", f"registry.db: {fault}") for fault in _database_faults(data)]
+        if faults or not data.database.exists():
+            return faults
+        return _examine_files(data, read_data, repair)
+    except (sqlite3.DatabaseError, DatabaseError) as error:
+        return [Finding("loss", f"registry.db: {str(error).splitlines()[0]}")]
+
+
+def _database_faults(data: DataDir) -> list[str]:
     if schema_revision(data.database) is None:
-        return []
+        lost = any(data.content_files())
+        return ["missing or empty, but files of voices are here"] if lost else []
     migrate(data)
+    with closing(sqlite3.connect(data.database)) as connection:
+        rows = [*connection.execute("PRAGMA integrity_check")]
+        rows += connection.execute("PRAGMA foreign_key_check")
+    return [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
+
+
+def _examine_files(data: DataDir, read_data: bool, repair: bool) -> list[Finding]:
     database = Database(data.database)
     try:
         with database.write() if repair else database.read() as session:
@@ -54,7 +75,6 @@ class _Examination:
     repair: bool
 
     def findings(self) -> Iterator[Finding]:
-        yield from self._database()
         yield from self._clips()
         yield from self._prompts()
         yield from self._near_names()
@@ -62,12 +82,6 @@ class _Examination:
 
     def _mend(self, what: str) -> Finding:
         return Finding("repaired" if self.repair else "repairable", what)
-
-    def _database(self) -> Iterator[Finding]:
-        for pragma in ("quick_check", "foreign_key_check"):
-            for row in self.session.connection().execute(text(f"PRAGMA {pragma}")):
-                if row[0] != "ok":
-                    yield Finding("loss", f"registry.db: {' '.join(map(str, row))}")
 
     def _clips(self) -> Iterator[Finding]:
         for sha256 in sorted(self._clip_hashes()):
@@ -93,22 +107,34 @@ class _Examination:
             found[voice_id].add(variant)
         live = select(Voice.id, Voice.name).where(col(Voice.deleted_at).is_(None))
         for voice_id, name in self.session.exec(live).all():
-            if found[voice_id] == variants(name_key(name)) - {""}:
+            wanted = variants(name_key(name))
+            if found[voice_id] == wanted:
                 continue
             if self.repair:
-                index_name(self.session, voice_id, name)
+                index_name(self.session, voice_id, found[voice_id], wanted)
             yield self._mend(f"the index of near names misses {name!r}")
 
     def _orphans(self) -> Iterator[Finding]:
         self.session.flush()
         referred = set(self._referred())
-        files = [path for path in self.data.content_files() if path not in referred]
-        for path in sorted([*files, *self.data.leftovers()]):
+        found = (*self.data.content_files(), *self.data.empty_folders())
+        orphans = [path for path in found if path not in referred]
+        for path in sorted([*orphans, *self.data.leftovers()]):
             if not is_settled(path):
                 continue  # an enrolment may be under way
             if self.repair:
-                path.unlink(missing_ok=True)
+                self._remove(path, path.parent not in referred)
             yield self._mend(f"{path.relative_to(self.data.root)} belongs to no voice")
+
+    def _remove(self, path: Path, with_folder: bool) -> None:
+        """The prompt folder of an enrolment that got no row goes with its last file."""
+        if path.is_dir():
+            path.rmdir()
+            return
+        path.unlink(missing_ok=True)
+        if with_folder and path.parent.parent.name == "prompts":
+            with suppress(OSError):  # it holds a younger file
+                path.parent.rmdir()
 
     def _clip_hashes(self) -> set[str]:
         return set(self.session.exec(select(VoiceVersion.clip_sha256)))
@@ -117,6 +143,8 @@ class _Examination:
         for sha256 in self._clip_hashes():
             yield self.data.clip(sha256)
             yield self.data.conditioned(PromptSource("", sha256, None))
+        for voice_id in self.session.exec(select(Voice.id)):
+            yield self.data.prompts(voice_id)
         for row in self.session.exec(select(Features)):
             yield self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
 

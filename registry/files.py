@@ -109,6 +109,10 @@ class DataDir:
         for pattern in ("clips/*", "conditioned/*", "prompts/*/*"):
             yield from (p for p in self.root.glob(pattern) if not p.name.startswith(TMP_PREFIX))
 
+    def empty_folders(self) -> Iterator[Path]:
+        """Prompt folders of enrolments that were killed before their first file."""
+        yield from (p for p in self.root.glob("prompts/*") if p.is_dir() and not any(p.iterdir()))
+
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""
         for pattern in (".", "clips", "conditioned", "prompts", "prompts/*"):
@@ -147,9 +151,10 @@ def write_once(path: Path, data: bytes) -> None:
 
     A crash can leave wrong content under a right name, so a file is read before it is trusted.
     """
-    if path.exists() and path.read_bytes() == data:
-        os.utime(path)
-        return
+    with suppress(FileNotFoundError):  # it is new, or a clean-up takes it at this moment
+        if path.read_bytes() == data:
+            os.utime(path)
+            return
     write_atomically(path, data)
 
 

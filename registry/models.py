@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic import Field as Documented
-from sqlalchemy import JSON, Column, ForeignKeyConstraint, Index, text
+from sqlalchemy import JSON, CheckConstraint, Column, ForeignKeyConstraint, Index, text
 from sqlmodel import Field, SQLModel
 
 Mode = Literal["auto", "icl", "xvec"]
@@ -109,13 +109,14 @@ class NameVariant(SQLModel, table=True):
     __table_args__ = ({"sqlite_with_rowid": False},)
 
     variant: str = Field(primary_key=True)
-    voice_id: str = Field(primary_key=True, foreign_key="voice.id", index=True)
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
 
 
 class ModelInUse(SQLModel, table=True):
     """The one model of this data directory; the single row is written at first use."""
 
     __tablename__ = "model_in_use"
+    __table_args__ = (CheckConstraint("id = 1"),)
 
     id: int = Field(default=1, primary_key=True)
     source: str  # what --model took: demo, a directory, or hub-id@revision

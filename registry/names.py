@@ -12,7 +12,6 @@ from registry.errors import NameInvalid
 
 MAX_LENGTH = 64
 ID_PREFIX = "voice_"
-VARIANT_LENGTH = 16
 _ID = re.compile(r"voice_[0-9a-f]{32}")
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
@@ -66,14 +65,13 @@ def _refused_character(name: str) -> str | None:
 
 
 def variants(key: str) -> set[str]:
-    """The key's head and the head with any one character left out.
+    """The key, and the key with any one character left out.
 
     Two keys share a variant if one typing slip separates them (a character more, less, other, or
     two swapped), so near names cost a few indexed reads however many voices there are. After
     SymSpell (W. Garbe): deletions on both sides cover all four kinds of slip.
     """
-    head = key[:VARIANT_LENGTH]
-    return {head} | {head[:i] + head[i + 1 :] for i in range(len(head))}
+    return ({key} | {key[:i] + key[i + 1 :] for i in range(len(key))}) - {""}
 
 
 def likeness(key: str, other: str) -> float:

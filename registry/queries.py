@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, and_, exists
+from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -28,6 +28,7 @@ from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
 LAST_CHARACTER = "\U0010ffff"
 NEAR_NAMES = 3
 NEAR_CANDIDATES = 200
+FEW_HOLDERS = 1000
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def find(session: Session, reference: str) -> StoredVoice:
 def page(session: Session, limit: int, after: str | None, search: str, label: str) -> Page:
     """Live voices by name. `search` is a prefix of the name, `label` is `key` or `key=value`."""
     statement = _live().order_by(col(Voice.name_key)).limit(limit + 1)
-    for condition in _conditions(after, name_key(search), label):
-        statement = statement.where(condition)
+    statement = statement.where(*_conditions(after, name_key(search)), *_labelled(session, label))
     voices = _load(session, statement)
     more = len(voices) > limit
     return Page(voices[:limit], _cursor(voices[limit - 1].row.name_key) if more else None)
@@ -143,13 +143,11 @@ def _live() -> SelectOfScalar[Voice]:
     return select(Voice).where(col(Voice.deleted_at).is_(None))
 
 
-def _conditions(after: str | None, prefix: str, label: str) -> Iterator[ColumnElement[bool]]:
+def _conditions(after: str | None, prefix: str) -> Iterator[ColumnElement[bool]]:
     if after is not None:
         yield col(Voice.name_key) > _key_of(after)
     if prefix:
         yield from _begins_with(prefix)
-    if label:
-        yield _has_label(label)
 
 
 def _begins_with(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -157,12 +155,20 @@ def _begins_with(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]
     return col(Voice.name_key) >= prefix, col(Voice.name_key) < prefix + LAST_CHARACTER
 
 
-def _has_label(label: str) -> ColumnElement[bool]:
+def _labelled(session: Session, label: str) -> Iterator[ColumnElement[bool]]:
+    """Few holders are read by their ids; many are soon met on the way along the names."""
+    if not label:
+        return
     key, equals, value = label.partition("=")
-    conditions = [col(Label.voice_id) == col(Voice.id), col(Label.key) == key]
+    conditions = [col(Label.key) == key]
     if equals:
         conditions.append(col(Label.value) == value)
-    return exists().where(and_(*conditions))
+    few = select(Label.voice_id).where(*conditions).limit(FEW_HOLDERS + 1)
+    holders = session.exec(few).all()
+    if len(holders) <= FEW_HOLDERS:
+        yield col(Voice.id).in_(holders)
+    else:
+        yield exists().where(col(Label.voice_id) == col(Voice.id), *conditions)
 
 
 def _cursor(key: str) -> str:

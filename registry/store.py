@@ -132,13 +132,13 @@ class VoiceStore:
                 session.add(_voice_row(new, now))
                 session.flush()
                 session.add(_version_row(new, clip, len(upload), now))
-                index_name(session, new.source.voice_id, new.name)
+                index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
                 _add_labels(session, new.source.voice_id, new.labels)
                 session.flush()
                 session.add(_features_row(new.source.voice_id, 1, prompt, now))
         except IntegrityError as error:
             self.refuse_taken(new.name)
-            raise error
+            raise NameTaken(new.name, new.name) from error  # its holder has just let it go
         return self.get(new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
@@ -149,9 +149,10 @@ class VoiceStore:
                 _refuse_stale(voice.row, expected)
                 _apply(session, voice.row, edit)
         except IntegrityError as error:
-            if edit.name is not None:
-                self.refuse_taken(edit.name)
-            raise error
+            if edit.name is None:
+                raise
+            self.refuse_taken(edit.name)
+            raise NameTaken(edit.name, edit.name) from error
         return self.get(voice.row.id)
 
     def delete(self, reference: str, expected: int | None) -> None:
@@ -173,7 +174,7 @@ class VoiceStore:
             row.deleted_at = row.updated_at = utc_now()
             row.row_version += 1
             session.add(row)
-            index_name(session, row.id, None)
+            index_name(session, row.id, variants(row.name_key), set())
 
     def record_features(self, voice: StoredVoice, prompt: ExtractedPrompt) -> StoredVoice:
         with self._db.write() as session:
@@ -217,8 +218,9 @@ def _refuse_stale(row: Voice, expected: int | None) -> None:
 
 def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
     if edit.name is not None:
-        row.name, row.name_key = edit.name, name_key(edit.name)
-        index_name(session, row.id, edit.name)
+        key = name_key(edit.name)
+        index_name(session, row.id, variants(row.name_key), variants(key))
+        row.name, row.name_key = edit.name, key
     if edit.description is not None:
         row.description = edit.description
     if edit.defaults is not None:
@@ -231,14 +233,13 @@ def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
     session.add(row)
 
 
-def index_name(session: Session, voice_id: str, name: str | None) -> None:
-    """Make the index of near names hold the variants of `name`; None takes the voice out of it."""
-    for row in session.exec(select(NameVariant).where(NameVariant.voice_id == voice_id)):
-        session.delete(row)
-    session.flush()
-    if name is not None:
-        found = variants(name_key(name)) - {""}
-        session.add_all(NameVariant(variant=v, voice_id=voice_id) for v in sorted(found))
+def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) -> None:
+    """Replace a voice's `old` variants in the index of near names by `new` ones."""
+    for variant in old - new:
+        row = session.get(NameVariant, (variant, voice_id))
+        if row is not None:
+            session.delete(row)
+    session.add_all(NameVariant(variant=v, voice_id=voice_id) for v in sorted(new - old))
 
 
 def _add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:

@@ -72,7 +72,6 @@ def upgrade() -> None:
         sa.Column("voice_id", sa.String, sa.ForeignKey("voice.id"), primary_key=True),
         sqlite_with_rowid=False,
     )
-    op.create_index("ix_name_variant_voice_id", "name_variant", ["voice_id"])
     op.create_table(
         "model_in_use",
         sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True),
