@@ -1,7 +1,7 @@
 """The pages that are made of the program itself: docs/cli.md and the table of settings.
 
-    python docs/generate.py          writes both
-    python docs/generate.py --check  fails if one of them is not what the program says
+python docs/generate.py          writes both
+python docs/generate.py --check  fails if one of them is not what the program says
 """
 
 import sys

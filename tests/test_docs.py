@@ -1,0 +1,181 @@
+"""The documentation against the program: what it lists exists, and what exists is listed."""
+
+import asyncio
+import importlib.util
+import json
+import re
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+import httpx
+import numpy as np
+import pytest
+from api import add
+
+from cli.main import cli
+from inference import errors as inference_errors
+from inference.service import InferenceService
+from registry import errors as registry_errors
+from registry import problems
+from registry.files import DataDir, PromptRef, sha256_of
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+STORAGE = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
+
+
+def code_block(page: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def generator():  # type: ignore[no-untyped-def]
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_what_the_program_says() -> None:
+    for path, text in generator().pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"run python docs/generate.py ({path})"
+
+
+def test_every_command_has_help_and_an_example() -> None:
+    for context, command in generator().commands(cli, "voices"):
+        assert command.help, context.command_path
+        if not isinstance(command, click.Group):
+            assert "Example" in command.help, context.command_path
+            assert "  voices " in command.help or "$(voices" in command.help
+
+
+def test_the_readmes_file_tree_is_the_tree() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if not listed.stdout:
+        pytest.skip("not a git checkout")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Files")[2]
+    shown = set(tree(code_block(readme, "")))
+    opened = {"", *(path.rpartition("/")[0] + "/" for path in shown if "/" in path.rstrip("/"))}
+    opened = {folder for folder in opened if folder == "" or is_opened(folder, shown)}
+    assert shown == {entry for file in listed.stdout.split() for entry in entries(file, opened)}
+
+
+def tree(block: str) -> Iterator[str]:
+    """The paths of an indented tree: two spaces a level, folders end with a slash."""
+    folders: list[str] = []
+    for line in block.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name]
+        yield "".join(folders[: depth + 1])
+
+
+def is_opened(folder: str, shown: set[str]) -> bool:
+    return any(path != folder and path.startswith(folder) for path in shown)
+
+
+def entries(file: str, opened: set[str]) -> Iterator[str]:
+    """What stands for `file` in a tree where only some folders are opened."""
+    path = ""
+    for part in re.findall(r"[^/]+/?", file):
+        path += part
+        yield path
+        if path not in opened:
+            return
+
+
+def test_every_route_is_on_the_api_page_and_no_other(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    routes = {f"{method.upper()} {path}" for path, ops in paths.items() for method in ops}
+    assert set(re.findall(r"^\| `([A-Z]+ /\S*)` \|", API, re.MULTILINE)) == routes
+
+
+def test_every_error_code_is_on_the_api_page_and_no_other() -> None:
+    documented = set()
+    for row in re.findall(r"^\| \d{3} \| ([^|]+) \|", API, re.MULTILINE):
+        documented |= set(re.findall(r"`([a-z-]+)`", row))
+    assert documented == raised_codes()
+
+
+def raised_codes() -> set[str]:
+    own = {c.code for c in vars(registry_errors).values() if is_error(c)}
+    own -= {"schema-too-new", "setting-invalid"}  # refused before anything is served
+    model = {c.code for c in vars(inference_errors).values() if is_error(c)}
+    model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals
+    sources = [(ROOT / "registry" / f"{name}.py").read_text() for name in ("decode", "audio")]
+    clips = set(re.findall(r'"(audio-[a-z-]+)"', "".join(sources)))
+    return own | model | clips | set(problems.HTTP_CODES.values())
+
+
+def is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception) and hasattr(value, "code")
+
+
+def test_a_prompt_file_is_read_by_the_storage_page_alone(
+    data: DataDir, service_factory, enrol
+) -> None:
+    service: InferenceService = service_factory()
+    source = enrol(seed=3, transcript="Zoë said so.")
+    made = asyncio.run(service.extract_prompt(source))
+    path = data.prompt(PromptRef(source.voice_id, made.fingerprint, made.sha256))
+    page: dict[str, object] = {}
+    exec(code_block(STORAGE, "python"), page)
+    metadata, arrays = page["read_prompt"](path)  # type: ignore[operator]
+    assert sha256_of(path.read_bytes()) == made.sha256
+    assert arrays["ref_code"].dtype == np.int16
+    assert arrays["ref_code"].shape == (made.frames, 16)
+    assert 0 <= arrays["ref_code"].min() <= arrays["ref_code"].max() < 128
+    assert arrays["ref_spk_embedding"].shape == (64,)
+    assert np.isfinite(arrays["ref_spk_embedding"]).all()
+    assert metadata["transcript"] == "Zoë said so."
+    assert metadata["modes"] == "icl,xvec"
+    assert fingerprint_by_the_page(metadata) == metadata["fingerprint"] == made.fingerprint
+
+
+def fingerprint_by_the_page(metadata: dict[str, str]) -> str:
+    keys = ("clip_sha256", "format", "model_id", "model_revision", "preprocessing", "transcript")
+    parts = {key: metadata.get(key) for key in keys}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_of(canonical.encode())
+
+
+def test_the_worked_fingerprint_is_right() -> None:
+    example = code_block(STORAGE, "json").strip()
+    assert f"gives `{sha256_of(example.encode())}`" in STORAGE
+    assert fingerprint_by_the_page(json.loads(example)) == sha256_of(example.encode())
+
+
+def test_the_tables_on_the_storage_page_are_those_of_the_database(
+    client: httpx.Client, data: DataDir
+) -> None:
+    add(client, "alice")
+    with closing(sqlite3.connect(data.database)) as database:
+        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master")]
+        for table in re.findall(r"^\| `([a-z_]+)` \| ", STORAGE, re.MULTILINE):
+            if table in tables:
+                tables.remove(table)
+                rows = re.search(rf"^\| `{table}` \| (.*)$", STORAGE, re.MULTILINE)
+                columns = [r[1] for r in database.execute(f"PRAGMA table_info({table})")]
+                assert rows is not None
+                assert all(f"`{column}`" in rows[1] for column in columns if column != "id"), table
+    left = [t for t in tables if not re.match(r"sqlite_|ix_|label_value|voice_live", t)]
+    assert left == ["alembic_version"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        page = (path.parent / name) if name else path
+        assert page.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
