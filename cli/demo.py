@@ -32,9 +32,16 @@ For real voices, fetch the real model (4.5 GB) and enrol your own clip:
 
 
 @click.command()
-@click.option("--home", type=click.Path(path_type=Path), default=".demo", show_default=True)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="demo.wav", show_default=True
+    "--home", type=click.Path(path_type=Path), default=".demo", show_default=True, help="Its data."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="demo.wav",
+    show_default=True,
+    help="The file for the first sentence; it is replaced.",
 )
 def demo(home: Path, output: Path) -> None:
     """Enrol a bundled clip as alice with the tiny demo model, and speak two sentences.

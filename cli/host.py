@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -70,6 +71,10 @@ def open_store(settings: "Settings") -> "VoiceStore":
     try:
         with sentences():
             return VoiceStore(DataDir(home_of(settings)))
+    except sqlite3.DatabaseError as error:
+        raise click.ClickException(
+            f"The database in {settings.home} can't be read ({error}). `voices doctor` says more."
+        ) from error
     except OSError as error:
         reason = f"{error.strerror or error}"
         raise click.ClickException(
@@ -159,7 +164,13 @@ def refuse_remote(context: click.Context) -> None:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
 @click.option("--model", help="demo, a directory, or a hub id with @revision.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
 @click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
@@ -278,7 +289,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
         print_json(about | {"findings": [asdict(finding) for finding in findings]})
     else:
         for name, value in about.items():
-            click.echo(f"{name:<10} {value}")
+            click.echo(f"{name:<15} {value}")
         for finding in findings:
             click.echo(f"{finding.severity:<10} {finding.what}")
     if any(finding.severity != "repaired" for finding in findings):

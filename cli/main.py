@@ -242,6 +242,8 @@ def clip(context: click.Context, voice: str, output: Path | None, force: bool) -
 @click.option("--language", help="Default language; `auto` finds it from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default mode.")
 @click.option("--temperature", type=float, help="Default temperature.")
+@click.option("--top-k", type=int, help="Default top-k.")
+@click.option("--top-p", type=float, help="Default top-p.")
 @json_option
 @click.pass_context
 def edit(

@@ -72,7 +72,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 @model.command()
-@click.argument("spec", metavar="MODEL", required=False)
+@click.argument("spec", metavar="[MODEL]", required=False)
 def path(spec: str | None) -> None:
     """Print the folder of a model's files. Default: the model in use.
 
@@ -88,20 +88,20 @@ def path(spec: str | None) -> None:
 
 
 @model.command()
-@click.argument("spec", metavar="MODEL", required=False)
+@click.argument("spec", metavar="[MODEL]", required=False)
 def download(spec: str | None) -> None:
     """Download a model from the Hugging Face hub; an interrupted download goes on where it was.
 
-    Without MODEL: the one in use, by default Qwen/Qwen3-TTS-12Hz-1.7B-Base at its pinned revision.
+    Without MODEL: Qwen/Qwen3-TTS-12Hz-1.7B-Base at its pinned revision.
 
     \b
     Example:
       voices model download Qwen/Qwen3-TTS-12Hz-0.6B-Base
     """
-    from inference.weights import download
+    from inference.weights import DEFAULT, download
 
-    with opened() as (settings, store):
-        located = download(spec or host.model_spec(settings, store), store.data)
+    with opened() as (_, store):
+        located = download(spec or DEFAULT, store.data)
     say(f"{located.ref.id} at {located.ref.revision} is here:")
     click.echo(located.path)
 

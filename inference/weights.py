@@ -315,9 +315,10 @@ def _verify(path: Path, expected: Mapping[str, str]) -> None:
 
 def _not_downloaded(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> ModelUnavailable:
     known = models.get(wanted.name)
+    name = "" if str(wanted).startswith(DEFAULT) else f" {wanted}"
     size = f" ({known.approximate_bytes / 1e9:.1f} GB)" if known else ""
     return ModelUnavailable(
         f"The model {wanted} is not on this machine, or not all of it: fetch it with"
-        f" `voices model download`{size}, or use the small one that speaks noise"
-        " with `voices model use demo`."
+        f" `voices model download{name}`{size}, or use the small one that speaks noise with"
+        " `voices model use demo`."
     )

@@ -1,7 +1,7 @@
 """The SQLite file: how it is opened, how transactions begin, how its schema is brought up to date.
 
 TRUNCATE + FULL survives a power cut without side files; writes begin IMMEDIATE, so that two
-processes that read, change and write never lose an update (both measured: docs/storage.md).
+processes that read, change and write never lose an update. docs/storage.md has the promises.
 """
 
 import fcntl
@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlmodel import Session, create_engine
 
-from registry.errors import SchemaTooNew
+from registry.errors import DatabaseLost, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
 
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 15.0
+NO_DATABASE = "missing or empty, but files of voices are here"
 
 
 class Database:
@@ -42,6 +43,12 @@ class Database:
 
     def close(self) -> None:
         self._reading.dispose()
+
+
+def is_damage(error: Exception) -> bool:
+    """True for what only a broken file says: neither busy nor full nor unreadable for now."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 def is_disk_full(error: Exception) -> bool:
@@ -83,7 +90,7 @@ def schema_revision(path: Path) -> str | None:
 def migrate(data: DataDir) -> None:
     """Bring the schema to SCHEMA: a backup first, each step one transaction, one process at a time.
 
-    Raises SchemaTooNew if a newer program has written the file.
+    Raises SchemaTooNew if a newer program has written the file, DatabaseLost if it is gone.
     """
     if schema_revision(data.database) == SCHEMA:
         return
@@ -92,6 +99,7 @@ def migrate(data: DataDir) -> None:
         if found == SCHEMA:
             return
         _refuse_unknown(found, data)
+        _refuse_lost(found, data)
         if found is not None:
             _back_up(data, found)
         _upgrade(data.database)
@@ -103,6 +111,15 @@ def _refuse_unknown(found: str | None, data: DataDir) -> None:
             f"{data.database} has schema {found}, which a newer voice-registry wrote; this one "
             f"knows schemas up to {SCHEMA}. Install the newer program, or restore a backup from "
             f"{data.backups}."
+        )
+
+
+def _refuse_lost(found: str | None, data: DataDir) -> None:
+    """A new database beside old files would make them look like files that belong to no voice."""
+    if found is None and any(data.content_files()):
+        raise DatabaseLost(
+            f"{data.database} is {NO_DATABASE}. Put back a copy of registry.db, or move the folder "
+            "away to start anew."
         )
 
 

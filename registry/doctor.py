@@ -15,7 +15,15 @@ from typing import Literal
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from registry.database import SCHEMA, Database, migrate, schema_revision
+from registry.database import (
+    BUSY_TIMEOUT_S,
+    NO_DATABASE,
+    SCHEMA,
+    Database,
+    is_damage,
+    migrate,
+    schema_revision,
+)
 from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_of
 from registry.models import Features, NameVariant, Voice, VoiceVersion
 from registry.names import name_key, variants
@@ -37,32 +45,50 @@ def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
     look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory.
     """
     try:
+        if schema_revision(data.database) is None:
+            lost = any(data.content_files())
+            return [Finding("loss", f"registry.db: {NO_DATABASE}")] if lost else []
         faults = [Finding("loss", f"registry.db: {fault}") for fault in _database_faults(data)]
-        if faults or not data.database.exists():
-            return faults
-        return _examine_files(data, read_data, repair)
+        return faults or _examine_files(data, read_data, repair)
     except (sqlite3.DatabaseError, DatabaseError) as error:
+        if not is_damage(error):
+            raise
         return [Finding("loss", f"registry.db: {str(error).splitlines()[0]}")]
 
 
 def _database_faults(data: DataDir) -> list[str]:
-    if schema_revision(data.database) is None:
-        lost = any(data.content_files())
-        return ["missing or empty, but files of voices are here"] if lost else []
     migrate(data)
-    with closing(sqlite3.connect(data.database)) as connection:
+    with closing(sqlite3.connect(data.database, timeout=BUSY_TIMEOUT_S)) as connection:
         rows = [*connection.execute("PRAGMA integrity_check")]
         rows += connection.execute("PRAGMA foreign_key_check")
     return [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
 
 
 def _examine_files(data: DataDir, read_data: bool, repair: bool) -> list[Finding]:
+    """Files are read between two transactions, so that nobody waits for gigabytes to be hashed."""
     database = Database(data.database)
     try:
+        with database.read() as session:
+            named = list(_named_files(data, session))
+        sound = {(path, sha) for path, sha in named if _is_sound(path, sha, read_data)}
         with database.write() if repair else database.read() as session:
-            return list(_Examination(data, session, read_data, repair).findings())
+            return list(_Examination(data, session, sound, read_data, repair).findings())
     finally:
         database.close()
+
+
+def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
+    """The files that rows promise, with the sha256 they must have."""
+    for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
+        yield data.clip(sha256), sha256
+    for row in session.exec(select(Features)):
+        yield data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256)), row.sha256
+
+
+def _is_sound(path: Path, sha256: str, read_data: bool) -> bool:
+    if not read_data:
+        return path.exists() and path.stat().st_size > 0
+    return path.exists() and sha256_of(path.read_bytes()) == sha256
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,7 @@ class _Examination:
 
     data: DataDir
     session: Session
+    sound: set[tuple[Path, str]]
     read_data: bool
     repair: bool
 
@@ -149,9 +176,8 @@ class _Examination:
             yield self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
 
     def _is_sound(self, path: Path, sha256: str) -> bool:
-        if not self.read_data:
-            return path.exists() and path.stat().st_size > 0
-        return path.exists() and sha256_of(path.read_bytes()) == sha256
+        """Looked at again only if it was not sound, or not named, a moment ago."""
+        return (path, sha256) in self.sound or _is_sound(path, sha256, self.read_data)
 
 
 def summary(data: DataDir) -> dict[str, object]:
@@ -159,7 +185,14 @@ def summary(data: DataDir) -> dict[str, object]:
     files = list(data.content_files())
     return {
         "home": str(data.root),
-        "schema": schema_revision(data.database) or f"none yet (this program makes {SCHEMA})",
+        "schema": _schema(data),
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
     }
+
+
+def _schema(data: DataDir) -> str:
+    try:
+        return schema_revision(data.database) or f"none yet (this program makes {SCHEMA})"
+    except sqlite3.DatabaseError:
+        return "unreadable"

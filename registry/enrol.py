@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from anyio import to_thread
 
 from registry.audio import ClipLimits, ClipRefused, ReferenceClip, read_clip
-from registry.errors import ClipUnsupported, ClipUnusable, ModelMismatch, NameTaken
+from registry.errors import (
+    ClipUnsupported,
+    ClipUnusable,
+    LanguageUnsupported,
+    ModelMismatch,
+    NameTaken,
+)
 from registry.files import PromptSource
 from registry.inference_client import Inference
 from registry.models import SpeakDefaults
@@ -51,6 +57,7 @@ class Enroller:
         await to_thread.run_sync(self._store.refuse_taken, name)
         clip = await self._decode(request.upload)
         await self.adopt_model()
+        await to_thread.run_sync(self.check_language, request.language)
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         await to_thread.run_sync(self._store.keep_clip, source, request.upload, clip)
         prompt = await self._inference.extract_prompt(source)
@@ -73,6 +80,16 @@ class Enroller:
     async def adopt_model(self) -> None:
         description = await to_thread.run_sync(self._inference.describe)
         await to_thread.run_sync(self._store.adopt_model, description.source, description.model)
+
+    def check_language(self, language: str | None) -> None:
+        """Raises LanguageUnsupported for a default that no request could be spoken with."""
+        if language is None or language.lower() == "auto":
+            return
+        languages = self._inference.describe().languages
+        if language.lower() not in languages:
+            raise LanguageUnsupported(
+                f"The model does not speak {language!r}. It speaks {', '.join(languages)}, or auto."
+            )
 
     async def refuse_other_model(self, voice: StoredVoice) -> None:
         """Someone may have run `voices model use` while this process holds the model of before."""

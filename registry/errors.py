@@ -6,8 +6,9 @@ RegistryError
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
-├── StorageFull 507 · InferenceOff · ModelUnavailable · Overloaded                 503
-└── SchemaTooNew · SettingInvalid · ModelMismatch      refused before anything is served
+├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
+├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
+└── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
 """
 
 from collections.abc import Sequence
@@ -121,7 +122,9 @@ class ClipDamaged(RegistryError):
 
 
 class SpeechFailed(RegistryError):
-    code, title = "speech-failed", "The model could not speak this"
+    """The model failed at speaking, or at computing prompt features; the code says which."""
+
+    code, title = "speech-failed", "The model could not do this"
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -160,13 +163,17 @@ class Overloaded(RegistryError):
 
 
 class PromptBroken(RegistryError):
-    """A prompt file is missing or damaged. Never reaches a client: the registry rebuilds it."""
+    """A prompt file is missing or damaged; a client sees it only if rebuilding did not help."""
 
     code, title = "prompt-broken", "The prompt features are damaged"
 
 
 class SchemaTooNew(RegistryError):
     code, title = "schema-too-new", "The data directory is newer than this program"
+
+
+class DatabaseLost(RegistryError):
+    code, title = "database-lost", "The database is gone, but its files are here"
 
 
 class SettingInvalid(RegistryError):

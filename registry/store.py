@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlmodel import Session, select
+from sqlalchemy import delete
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import OperationalError
+from sqlmodel import Session, col, select
 
 from registry.audio import ReferenceClip
 from registry.database import Database, is_disk_full, migrate
@@ -75,11 +77,9 @@ class VoiceStore:
             return page(session, limit, after, search, label)
 
     def refuse_taken(self, name: str) -> None:
-        """The cheap look before the work; the unique index decides races."""
+        """The cheap look before the work; `insert` looks again under the write lock."""
         with self._db.read() as session:
-            holder = holder_of(session, name_key(name))
-        if holder is not None:
-            raise NameTaken(name, holder)
+            _refuse_taken(session, name)
 
     def clip(self, voice: StoredVoice) -> bytes:
         """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
@@ -125,35 +125,30 @@ class VoiceStore:
     ) -> StoredVoice:
         """The voice appears whole or not at all. Raises NameTaken if another came first."""
         now = utc_now()
-        try:
-            with self._db.write() as session:
-                # Once more: now that the write lock is held, no clean-up can take these files.
-                self.keep_clip(new.source, upload, clip)
-                session.add(_voice_row(new, now))
-                session.flush()
-                session.add(_version_row(new, clip, len(upload), now))
-                index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
-                _add_labels(session, new.source.voice_id, new.labels)
-                session.flush()
-                session.add(_features_row(new.source.voice_id, 1, prompt, now))
-        except IntegrityError as error:
-            self.refuse_taken(new.name)
-            raise NameTaken(new.name, new.name) from error  # its holder has just let it go
-        return self.get(new.source.voice_id)
+        with self._db.write() as session:
+            _refuse_taken(session, new.name)
+            # Once more: now that the write lock is held, no clean-up can take these files.
+            self.keep_clip(new.source, upload, clip)
+            session.add(_voice_row(new, now))
+            session.flush()
+            session.add(_version_row(new, clip, len(upload), now))
+            _add_labels(session, new.source.voice_id, new.labels)
+            index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
+            session.flush()
+            session.add(_features_row(new.source.voice_id, 1, prompt, now))
+            session.flush()
+            return find(session, new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
         """Raises EditConflict if `expected` is given and is not the current row_version."""
-        try:
-            with self._db.write() as session:
-                voice = find(session, reference)
-                _refuse_stale(voice.row, expected)
-                _apply(session, voice.row, edit)
-        except IntegrityError as error:
-            if edit.name is None:
-                raise
-            self.refuse_taken(edit.name)
-            raise NameTaken(edit.name, edit.name) from error
-        return self.get(voice.row.id)
+        with self._db.write() as session:
+            row = find(session, reference).row
+            _refuse_stale(row, expected)
+            if edit.name is not None and name_key(edit.name) != row.name_key:
+                _refuse_taken(session, edit.name)
+            _apply(session, row, edit)
+            session.flush()
+            return find(session, row.id)
 
     def delete(self, reference: str, expected: int | None) -> None:
         """Mark as deleted: the name is free at once, the files and enrolments stay.
@@ -207,6 +202,12 @@ class VoiceStore:
             session.merge(_model_row(source, model))
 
 
+def _refuse_taken(session: Session, name: str) -> None:
+    holder = holder_of(session, name_key(name))
+    if holder is not None:
+        raise NameTaken(name, holder)
+
+
 def _refuse_stale(row: Voice, expected: int | None) -> None:
     if expected is not None and expected != row.row_version:
         raise EditConflict(
@@ -235,11 +236,13 @@ def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
 
 def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) -> None:
     """Replace a voice's `old` variants in the index of near names by `new` ones."""
-    for variant in old - new:
-        row = session.get(NameVariant, (variant, voice_id))
-        if row is not None:
-            session.delete(row)
-    session.add_all(NameVariant(variant=v, voice_id=voice_id) for v in sorted(new - old))
+    if gone := old - new:
+        variant = col(NameVariant.variant)
+        of_voice = col(NameVariant.voice_id) == voice_id
+        session.exec(delete(NameVariant).where(variant.in_(gone), of_voice))
+    if added := sorted(new - old):
+        rows = [{"variant": variant, "voice_id": voice_id} for variant in added]
+        session.connection().execute(insert(NameVariant).on_conflict_do_nothing(), rows)
 
 
 def _add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:

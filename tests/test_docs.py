@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import re
+import resource
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -18,10 +19,18 @@ from api import add
 
 from cli.main import cli
 from inference import errors as inference_errors
+from inference.engine import params
+from inference.errors import InferenceError
 from inference.service import InferenceService
+from inference.weights import LocatedModel
+from registry import audio, decode, enrol, models, names, problems, requests
 from registry import errors as registry_errors
-from registry import problems
+from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
 from registry.files import DataDir, PromptRef, sha256_of
+from registry.inference_client import registry_errors as registry_errors_of_inference
+from registry.models import VoiceShape
+from registry.routes.speak import SpeakRequest
+from registry.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -29,10 +38,14 @@ API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 STORAGE = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
 
 
+def code_blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language, in order; of those without one for the empty string."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return [content for name, content in found if name == language]
+
+
 def code_block(page: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return found[1]
+    return code_blocks(page, language)[0]
 
 
 def generator():  # type: ignore[no-untyped-def]
@@ -103,9 +116,38 @@ def test_every_error_code_is_on_the_api_page_and_no_other() -> None:
     assert documented == raised_codes()
 
 
+def test_every_error_code_has_the_status_that_the_api_page_says() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", API, re.MULTILINE)
+    documented = {code: int(s) for s, row in rows for code in re.findall(r"`([a-z-]+)`", row)}
+    for error in vars(registry_errors).values():
+        if is_error(error) and error.code in documented and not issubclass(error, ClipUnusable):
+            assert documented[error.code] == error.status, error.code
+    for code in (code for code in documented if code.startswith("audio-")):
+        kind = ClipUnsupported if code == "audio-unsupported" else ClipUnusable
+        assert documented[code] == kind.status, code
+    for error in vars(inference_errors).values():
+        if is_error(error) and error.code in documented:
+            assert documented[error.code] == status_outside(error), error.code
+    for status, code in problems.HTTP_CODES.items():
+        assert documented[code] == status
+
+
+def status_outside(error: type[InferenceError]) -> int:
+    """The HTTP status of what inference raised."""
+    arguments = ("", 1.0) if error.code == "overloaded" else ("",)
+    with pytest.raises(RegistryError) as caught, registry_errors_of_inference():
+        raise error(*arguments)
+    assert caught.value.code == error.code
+    return caught.value.status
+
+
 def raised_codes() -> set[str]:
     own = {c.code for c in vars(registry_errors).values() if is_error(c)}
-    own -= {"schema-too-new", "setting-invalid"}  # refused before anything is served
+    own -= {
+        "schema-too-new",
+        "database-lost",
+        "setting-invalid",
+    }  # refused before anything is served
     model = {c.code for c in vars(inference_errors).values() if is_error(c)}
     model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals
     sources = [(ROOT / "registry" / f"{name}.py").read_text() for name in ("decode", "audio")]
@@ -166,6 +208,68 @@ def test_the_tables_on_the_storage_page_are_those_of_the_database(
                 assert all(f"`{column}`" in rows[1] for column in columns if column != "id"), table
     left = [t for t in tables if not re.match(r"sqlite_|ix_|label_value|voice_live", t)]
     assert left == ["alembic_version"]
+
+
+def test_the_revision_of_a_folder_is_computed_as_the_storage_page_says(
+    located: LocatedModel,
+) -> None:
+    names = code_block(STORAGE, "text").split()
+    lines = [f"{sha256_of((located.path / name).read_bytes())}  {name}\n" for name in names]
+    assert sha256_of("".join(sorted(lines, key=lambda line: line[66:])).encode()) == (
+        located.ref.revision
+    )
+
+
+def test_the_examples_on_the_api_page_are_what_the_server_answers(client: httpx.Client) -> None:
+    voice, problem = (json.loads(block) for block in code_blocks(API, "json"))
+    assert VoiceShape.model_validate(voice).model_dump() == voice
+    add(client, "alice")
+    assert client.get("/voices/alcie").json() == problem
+
+
+def test_the_fields_and_headers_of_speak_are_on_the_api_page_and_no_others(
+    client: httpx.Client,
+) -> None:
+    section = API.partition("\n## Speak\n")[2].partition("\n## ")[0]
+    first = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+    listed = set(re.findall(r"`([^`]+)`", " ".join(first)))
+    add(client, "alice")
+    headers = client.post("/speak", json={"voice": "alice", "text": "Hi"}).headers
+    ours = {name for name in headers if name.startswith("x-") or name == "server-timing"}
+    assert {n for n in listed if n.islower()} == set(SpeakRequest.model_fields)
+    assert {n.lower() for n in listed if not n.islower()} == ours
+
+
+def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ,]+) \| ([^|]+) \|$", page, re.MULTILINE))
+    clip, cpu_s = audio.ClipLimits(), decode.LIMITS[resource.RLIMIT_CPU]
+    expected = {
+        "upload": f"{Settings.model_fields['max_clip_mib'].default} MiB",
+        "JSON body": f"{requests.JSON_LIMIT // 1024} KiB",
+        "reference clip": f"{clip.min_s:g} to {clip.max_s:g} s",
+        "transcript": f"{enrol.MAX_TRANSCRIPT:,} characters",
+        "text of one request": f"budget of {params.BASE_FRAMES} + {params.FRAMES_PER_TOKEN} per "
+        f"token that must not exceed {params.MAX_FRAMES:,} frames",
+        "name": f"{names.MAX_LENGTH} characters",
+        "description, labels": f"{models.MAX_LABELS} labels",
+        "decoding a clip": f"{decode.MEMORY_BYTES >> 30} GiB of memory, {cpu_s} s of CPU, "
+        f"{clip.wall_s:g} s in all",
+    }
+    assert {name: text for name, text in expected.items() if text not in rows[name]} == {}
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("docs/*.md"):
+        assert f"](docs/{path.name})" in readme
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_name_no_package_registry_and_no_place_on_one_machine(path: Path) -> None:
+    hosts = r"\b(pypi|pythonhosted|npmjs|anaconda|conda|download\.pytorch)\.(org|com|io)\b"
+    places = r"(?<![\w.])/(work|tmp|root)/"
+    assert not re.findall(f"{hosts}|{places}", path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -118,11 +118,18 @@ def edit(
     if_match: IfMatch = None,
 ) -> VoiceShape:
     name = None if patch.name is None else check_name(patch.name)
+    if patch.defaults is not None and services.settings.inference == "on":
+        services.enroller.check_language(patch.defaults.language)
     change = VoiceEdit(name, patch.description, patch.labels, patch.defaults)
     return _shown(response, services.store.edit(voice, change, _expected(if_match)))
 
 
-@router.delete("/{voice}", status_code=HTTPStatus.NO_CONTENT, summary="Delete a voice")
+@router.delete(
+    "/{voice}",
+    status_code=HTTPStatus.NO_CONTENT,
+    response_class=Response,
+    summary="Delete a voice",
+)
 def delete(voice: str, services: ServicesDep, if_match: IfMatch = None) -> None:
     """The voice is marked as deleted and its name is free at once."""
     services.store.delete(voice, _expected(if_match))
