@@ -15,7 +15,9 @@ from fakes import FakeInference
 from faults import add, age, noise, quick_app, quick_clip
 from serving import serving
 
+from registry.database import is_damage
 from registry.doctor import Finding, examine, summary
+from registry.errors import DatabaseLost
 from registry.files import TMP_PREFIX, DataDir, PromptRef, PromptSource, sha256_of
 from registry.settings import Settings
 from registry.store import VoiceStore
@@ -226,3 +228,25 @@ def test_repair_spares_an_enrolment_that_began_before_it(
     assert whole(data, repair=True) == []
     assert data.clip(source.clip_sha256).exists()
     assert data.conditioned(source).exists()
+
+
+def test_a_busy_database_is_not_a_damaged_one(data: DataDir, store: VoiceStore) -> None:
+    connect = sqlite3.connect
+    with closing(connect(data.database)) as one, closing(connect(data.database, timeout=0)) as two:
+        one.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError) as busy:
+            two.execute("SELECT * FROM voice")
+    assert not is_damage(busy.value)
+
+
+def test_an_empty_database_of_a_killed_first_start_is_sound(data: DataDir) -> None:
+    data.create()
+    data.database.touch()
+    assert whole(data, repair=True) == []
+
+
+def test_no_new_database_is_made_beside_old_files(http: httpx.Client, data: DataDir) -> None:
+    data.database.unlink()
+    with pytest.raises(DatabaseLost, match="Put back a copy"):
+        VoiceStore(data)
+    assert not data.database.exists()
