@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -129,3 +130,21 @@ def client(data: DataDir, store: VoiceStore, fake: FakeInference) -> Iterator[ht
     """A server over HTTP with the real app and database, and a stand-in for the model."""
     with serving(create_app(store, fake, Settings(home=data.root))) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Any:
+    from inference.engine.stock import StockEngine
+
+    return StockEngine.load(checkpoint, "cpu", None, threads=1)
+
+
+@pytest.fixture(scope="module")
+def stock(checkpoint: Path) -> Any:
+    """qwen_tts as it is, without anything of ours."""
+    import torch
+
+    from inference.engine.qwen import import_qwen_tts
+
+    torch.set_num_threads(1)
+    return import_qwen_tts().Qwen3TTSModel.from_pretrained(str(checkpoint))

@@ -17,7 +17,7 @@ class Qwen3TTSTokenizerV1Model:
     """Stands where the 25 Hz speech tokenizer would; it can be registered, never built."""
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
-        raise NotImplementedError("The 25 Hz speech tokenizer is not available here.")
+        raise RuntimeError("The 25 Hz speech tokenizer is not available here.")
 
 
 def import_qwen_tts() -> Any:
