@@ -10,7 +10,7 @@ demo: $(VENV)/.user
 	$(BIN)/voices demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak
