@@ -71,7 +71,7 @@ def gumbel(key: Tensor, step: Tensor, group: int, count: int) -> Tensor:
     index = torch.arange(count, device=key.device)
     counter = (((step.long() * 16 + group) << 16)[:, None]) + index
     word = _squares(counter, key[:, None])
-    uniform = ((word >> 8).float() + 0.5) * 2.0**-24
+    uniform = ((word >> 9).float() + 0.5) * 2.0**-23  # within (0, 1), exactly
     return -torch.log(-torch.log(uniform))
 
 
