@@ -1,8 +1,9 @@
-"""What a transformer layer is made of: five operations, in plain torch.
+"""What a frame is made of, in plain torch: four operations a layer uses, three that codes need.
 
 This is the reference and what runs on a CPU; `kernels` has the same operations as CUDA kernels.
 The residual stream, norms, rope and softmax are float32 in every dtype; GEMM inputs have the
-weights' dtype. Shapes: B rows, D residual width, H query heads of width W, G key/value heads.
+weights' dtype. Shapes: B rows, D residual width, H query heads of width W, G key/value heads, S
+slots, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from inference.engine import sampler
+from inference.engine.sampler import Knobs
 from inference.engine.weights import GATE_ROWS
 
 
@@ -89,6 +92,73 @@ class TorchOps:
             enable_gqa=True,
         )
         return out.transpose(1, 2).reshape(len(qkv), -1)
+
+    def choose(
+        self, logits: Tensor, rules: "Rules", knobs: Knobs, slots: Tensor, group: int, bad: Tensor
+    ) -> Tensor:
+        """One code a row, (B,) int64, from logits (B, V) by the knobs of `slots` (B,) int32.
+
+        A row with a logit that is not finite sets bad[slot] (S,) bool and gets code 0. What
+        codebook 0 chose is marked in `rules.seen`.
+        """
+        slots = slots.long()
+        mine, scores = knobs.of(slots), logits.float()
+        finite = scores.isfinite().all(-1)
+        if rules.seen is not None:
+            scores = sampler.penalise(scores, rules.seen[slots], mine.penalty)
+        if rules.allowed is not None:
+            scores = scores.masked_fill(~rules.allowed, -torch.inf)
+        if rules.eos >= 0:
+            early = mine.step < sampler.MIN_FRAMES
+            scores[:, rules.eos] = scores[:, rules.eos].masked_fill(early, -torch.inf)
+        codes = sampler.choose(scores, mine, group).where(finite, 0)
+        bad[slots] |= ~finite
+        if rules.seen is not None:
+            rules.seen[slots, codes] = True
+        return codes
+
+    def embed(self, table: Tensor, codes: Tensor) -> Tensor:
+        """table[codes]: (C, D), (B,) int64 → (B, D) float32."""
+        return table[codes].float()
+
+    def frame_embed(
+        self,
+        codes: Tensor,
+        tables: tuple[Tensor, Tensor],
+        text: "TextAhead",
+        knobs: Knobs,
+        slots: Tensor,
+    ) -> Tensor:
+        """The talker's input after a frame: its codes' embeddings and the next text's, (B, D).
+
+        codes (B, groups) int64; tables first (V, D) and rest (groups - 1, C, D).
+        """
+        slots = slots.long()
+        step = knobs.step[slots].long()
+        group = torch.arange(codes.shape[1] - 1, device=codes.device)
+        spoken = tables[0][codes[:, 0]].float() + tables[1][group, codes[:, 1:]].float().sum(1)
+        last = text.tokens.shape[1] - 1
+        fed = text.tokens[slots, step.clamp(max=last)]
+        more = (step < text.length[slots])[:, None]
+        return spoken + torch.where(more, fed, text.pad).float()
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which codes a codebook may choose; all None and -1 for codebooks 1 to 15."""
+
+    seen: Tensor | None = None  # (S, V) bool: what the slot chose before
+    allowed: Tensor | None = None  # (V,) bool
+    eos: int = -1  # never among a slot's first two frames
+
+
+@dataclass(frozen=True)
+class TextAhead:
+    """The text that is read while frames are made, one token a frame; then padding."""
+
+    tokens: Tensor  # (S, L, D)
+    length: Tensor  # (S,) int32
+    pad: Tensor  # (D,)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

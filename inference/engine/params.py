@@ -16,6 +16,27 @@ GREEDY_BELOW = 0.01
 
 
 @dataclass(frozen=True)
+class SamplingParams:
+    """How codes are chosen; None leaves a knob as the model came. Both stages use the same.
+
+    A temperature under 0.01 is greedy. The same seed gives the same codes.
+    """
+
+    seed: int = 0  # 0 .. 2**31 - 1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None  # of codebook 0
+
+    def __post_init__(self) -> None:
+        _check("seed", self.seed, 0, 2**31 - 1)
+        _check("temperature", self.temperature, 0, 2)
+        _check("top_k", self.top_k, 1, 100_000)
+        _check("top_p", self.top_p, 0.001, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0.1, 10)
+
+
+@dataclass(frozen=True)
 class SpeechParams:
     """The knobs of one request; None leaves temperature, top_k, top_p as the model came.
 

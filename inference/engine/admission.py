@@ -1,0 +1,84 @@
+"""Who waits, in which order they get in, and when they are told that they never will."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from inference.engine.layout import Layout
+from inference.engine.request import Request
+from inference.errors import Overloaded
+
+OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
+
+
+@dataclass(eq=False)
+class Waiting:
+    request: Request
+    layout: Layout
+    budget: int  # frames
+    submitted_s: float
+    overtaken: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Cache rows it may come to use: the prompt, its frames, and the one past the budget."""
+        return len(self.layout.prefill) + self.budget + 1
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() - self.submitted_s > self.request.patience_s
+
+
+class Queue:
+    """First come, first served, but what fits passes what does not, a bounded number of times."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def push(self, waiting: Waiting, retry_after_s: float) -> None:
+        """Overloaded if `limit` requests wait already."""
+        if len(self._waiting) >= self._limit:
+            raise Overloaded(
+                f"{self._limit} requests are waiting already. Try again later.", retry_after_s
+            )
+        self._waiting.append(waiting)
+
+    def take(self, fits: Callable[[Waiting], bool]) -> Waiting | None:
+        """The next that `fits`; None if nobody does, or if the first was passed too often."""
+        for index, waiting in enumerate(self._waiting):
+            if fits(waiting):
+                for passed in islice(self._waiting, index):
+                    passed.overtaken += 1
+                del self._waiting[index]
+                return waiting
+            if waiting.overtaken >= OVERTAKEN:
+                return None
+        return None
+
+    def remove(self, request: Request) -> bool:
+        """True if it was waiting."""
+        for index, waiting in enumerate(self._waiting):
+            if waiting.request is request:
+                del self._waiting[index]
+                return True
+        return False
+
+    def expired(self) -> list[Waiting]:
+        """Take out those whose patience is over."""
+        late = [waiting for waiting in self._waiting if waiting.late]
+        for waiting in late:
+            self._waiting.remove(waiting)
+        return late
+
+    def position(self, request: Request) -> int | None:
+        """How many wait before it."""
+        for index, waiting in enumerate(self._waiting):
+            if waiting.request is request:
+                return index
+        return None

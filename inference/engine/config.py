@@ -1,0 +1,94 @@
+"""How an engine is set up: what a caller may choose, and what becomes of it on a device."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from inference.engine.ops import TorchOps
+from inference.engine.params import MAX_FRAMES
+from inference.engine.state import Limits
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of captured batches
+TURING = (7, 5)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """None chooses for the device. Memory is taken once, when the engine is made."""
+
+    device: str | None = None  # cuda before cpu
+    dtype: str | None = None  # float32 on a cpu, bfloat16 where a GPU computes it, else float16
+    slots: int = 32  # requests that speak at once
+    positions: int = 32 * 1024  # of the prompts and frames of all of them together
+    request_positions: int = 2816  # of one
+    text_ahead: int = 512  # tokens of one that are read while it speaks
+    prefill_positions: int = 512  # between two frames
+    queue_limit: int = 64
+    kernels: bool = True  # our CUDA kernels; plain torch without
+    as_on_t4: bool = False  # a newer GPU does only what a T4 can
+    threads: int | None = None  # torch's, on a cpu
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An EngineConfig on a device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    codec_dtype: torch.dtype
+    ops: TorchOps
+    sizes: tuple[int, ...]  # of batches
+    limits: Limits
+    prefill_positions: int
+    queue_limit: int
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Setup":
+        """ValueError for a dtype that is none, RuntimeError if there is no such device."""
+        device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = DTYPES.get(config.dtype or default_dtype(device, config.as_on_t4))
+        if dtype is None:
+            raise ValueError(f"dtype is {', '.join(DTYPES)}, not {config.dtype!r}.")
+        half = device.type == "cuda" and dtype != torch.float32
+        sizes = [size for size in SIZES if size < config.slots]
+        return cls(
+            device=device,
+            dtype=dtype,
+            codec_dtype=torch.float16 if half else torch.float32,
+            ops=_ops(config, device, dtype),
+            sizes=(*sizes, config.slots),
+            limits=Limits(
+                slots=config.slots,
+                rows=config.positions,
+                positions=config.request_positions,
+                frames=MAX_FRAMES + 1,
+                text=config.text_ahead,
+            ),
+            prefill_positions=config.prefill_positions,
+            queue_limit=config.queue_limit,
+        )
+
+
+def default_dtype(device: torch.device, as_on_t4: bool = False) -> str:
+    """The dtype that `device` computes natively; before 8.0 cuda only emulates bfloat16."""
+    if device.type != "cuda":
+        return "float32"
+    modern = torch.cuda.get_device_capability(device) >= (8, 0) and not as_on_t4
+    return "bfloat16" if modern else "float16"
+
+
+def _ops(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> TorchOps:
+    """Our kernels where they run, else plain torch."""
+    if not config.kernels or device.type != "cuda" or dtype == torch.float32:
+        return TorchOps()
+    from inference.engine.kernels import CudaOps, KernelsUnavailable
+
+    try:
+        return CudaOps(device, dtype, architecture=TURING if config.as_on_t4 else None)
+    except KernelsUnavailable as error:
+        log.warning("Frames are made without our CUDA kernels: %s", error)
+        return TorchOps()

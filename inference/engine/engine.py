@@ -1,0 +1,323 @@
+"""Many voices at once on one device: continuous batching, one frame for everyone a step.
+
+The engine knows nothing about files, names or HTTP, and belongs to one thread. docs/engine.md
+walks through a request's life.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inference.engine.admission import Queue, Waiting
+from inference.engine.cache_rows import CacheRows
+from inference.engine.codec import StreamingDecoder
+from inference.engine.config import EngineConfig, Setup
+from inference.engine.device import Lane, Mark, on_device
+from inference.engine.frames import Frames
+from inference.engine.generator import Generator
+from inference.engine.layout import Composer
+from inference.engine.loading import load_weights
+from inference.engine.params import GREEDY_BELOW, MAX_FRAMES, SamplingParams, frame_budget
+from inference.engine.request import Counters, Output, Request, Voice
+from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.state import Choice, State
+from inference.engine.stream import Stream
+from inference.engine.text import PlainText
+from inference.engine.tokenizer import load_tokenizer
+from inference.engine.vocoder import CHUNKS, Vocoder
+from inference.engine.weights import Weights
+from inference.errors import LanguageUnsupported, Overloaded, SpeechFailed, TextTooLong
+
+IN_FLIGHT = 2  # steps on the device at once
+LOOK_S = 0.0002  # between two looks at it
+PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
+NO_PCM, NO_CODES = np.empty(0, np.float32), np.empty((0, 0), np.int64)
+
+
+class Engine:
+    """See `submit`, `step` and `cancel`; `run` is for scripts."""
+
+    def __init__(
+        self, shape: ModelShape, weights: Weights, text: PlainText, config: EngineConfig
+    ) -> None:
+        setup = Setup.of(config)
+        self.shape, self.setup, self.counters = shape, setup, Counters()
+        self._text = text
+        self._lane = Lane(setup.device)
+        with self._lane.on():
+            self._composer = Composer(shape, weights, text.target("")[:3])
+            self._state = State(shape, setup.limits, self._composer.pad, setup.dtype)
+            self._generator = Generator(shape, weights, setup.limits, self._state, setup.ops)
+        self._frames = Frames(self._generator, self._state, setup, self._lane)
+        decoder = StreamingDecoder(
+            weights.decoder, shape.decoder, setup.limits.slots, setup.device, setup.codec_dtype
+        )
+        self._vocoder = Vocoder(decoder, self._state.frames, shape.codes, setup.sizes)
+        self._queue = Queue(setup.queue_limit)
+        self._free = list(range(setup.limits.slots - 1, -1, -1))
+        self._rows = CacheRows(setup.limits.rows)
+        self._streams: list[Stream] = []
+        self._ends: list[Output] = []  # of requests that never got in
+        self._mean_s = 1.0  # that a request keeps its slot
+
+    @classmethod
+    def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
+        """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
+        config = config or EngineConfig()
+        setup = Setup.of(config)
+        shape = read_shape(folder)
+        weights = load_weights(folder, shape, setup.dtype, setup.device)
+        return cls(shape, weights, load_tokenizer(folder), config)
+
+    @property
+    def busy(self) -> bool:
+        """True while a step has something to do."""
+        return bool(self._streams or self._queue or self._ends)
+
+    @property
+    def running(self) -> int:
+        return len(self._streams)
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    def prepare(
+        self,
+        embedding: NDArray[np.float32],
+        codes: NDArray[np.int16] | None = None,
+        transcript: str | None = None,
+    ) -> Voice:
+        """Put a voice on the device: embedding (D,), codes (T, groups) with their transcript."""
+        with self._lane.on():
+            speaker = on_device(embedding, torch.float32, self.setup.device)
+            if codes is None:
+                return Voice(speaker, None, None)
+            index = on_device(codes, torch.int64, self.setup.device)
+            reference = self._composer.reference(index, self._text.ids(transcript or ""))
+            mark = self._lane.mark()
+        return Voice(speaker, reference, self._vocoder.absorb(index, after=mark))
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its Outputs come out of later steps.
+
+        Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
+        """
+        waiting = self._lay_out(request)
+        self.counters.submitted += 1
+        self._queue.push(waiting, self.retry_after_s)
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request: it has no more Outputs, and its slot is free at once."""
+        stream = next((s for s in self._streams if s.request is request), None)
+        if stream is not None:
+            self._release(stream)
+        if stream is not None or self._queue.remove(request):
+            self.counters.cancelled += 1
+
+    def step(self) -> list[Output]:
+        """Let in who waits, make a frame for everyone, turn frames into sound, hand it out."""
+        self._admit()
+        mark = self._make_frames()
+        self._decode_frames(mark)
+        return self._collect()
+
+    def run(self) -> Iterator[Output]:
+        """Steps until nothing is left to do."""
+        while self.busy:
+            yield from self.step()
+
+    def capture(self) -> None:
+        """Capture every CUDA graph now, not when a batch first needs it."""
+        with self._lane.on():
+            self._frames.capture()
+        self._vocoder.capture()
+
+    def position(self, request: Request) -> int | None:
+        """How many requests wait before this one; None if it does not wait."""
+        return self._queue.position(request)
+
+    @property
+    def retry_after_s(self) -> float:
+        """A guess at when a request that comes now would get a slot."""
+        rounds = (len(self._queue) + 1) / self.setup.limits.slots
+        return max(1.0, round(rounds * self._mean_s, 1))
+
+    def _lay_out(self, request: Request) -> Waiting:
+        voice, ids = request.voice, self._text.ids(request.text)
+        reference = voice.reference if voice.mode(request.mode) == "icl" else None
+        language = self._language(request.language)
+        if not ids:
+            raise SpeechFailed("There is no text to speak.")
+        budget = frame_budget(len(ids))
+        with self._lane.on():
+            layout = self._composer.compose(
+                voice.speaker, reference, ids, language, text_first=request.text_first
+            )
+        # Transcript that outlasts its codes is read while frames are made.
+        overhang = max(0, len(layout.ahead) - len(ids) - 1)
+        waiting = Waiting(request, layout, min(MAX_FRAMES, budget + overhang), time.perf_counter())
+        self._check_size(waiting)
+        return waiting
+
+    def _check_size(self, waiting: Waiting) -> None:
+        limits, ahead = self.setup.limits, len(waiting.layout.ahead)
+        most = min(limits.positions, limits.rows)
+        if waiting.positions > most or ahead > limits.text:
+            raise TextTooLong(
+                f"The reference and the text take {waiting.positions} positions, {ahead} of them"
+                f" text read while speaking; one request has {most} and {limits.text}."
+                " Shorten the text, or enrol a shorter clip."
+            )
+
+    def _language(self, name: str | None) -> str | None:
+        if name is None or name.lower() == "auto":
+            return None
+        languages = self.shape.codec.languages
+        if name.lower() not in languages:
+            known = ", ".join(sorted(languages))
+            raise LanguageUnsupported(f"The model doesn't speak {name!r}. It speaks {known}.")
+        return name.lower()
+
+    def _admit(self) -> None:
+        """At most `prefill_positions` a step, so that running streams never wait long."""
+        self._ends += [self._too_late(waiting) for waiting in self._queue.expired()]
+        admitted: list[Waiting] = []
+        while self._has_room(admitted) and (waiting := self._queue.take(self._fits(admitted))):
+            admitted.append(waiting)
+        admitted.sort(key=_grain)
+        for _, alike in groupby(admitted, key=_grain):
+            self._begin(list(alike))
+
+    def _has_room(self, admitted: list[Waiting]) -> bool:
+        prefilled = sum(len(waiting.layout.prefill) for waiting in admitted)
+        return len(admitted) < len(self._free) and prefilled < self.setup.prefill_positions
+
+    def _fits(self, admitted: list[Waiting]) -> Callable[[Waiting], bool]:
+        free = self._rows.free - sum(self._rows.whole(waiting.positions) for waiting in admitted)
+        return lambda waiting: waiting.positions <= free
+
+    def _begin(self, admitted: list[Waiting]) -> None:
+        """Give each a slot and cache rows, and prefill them together."""
+        streams = [self._seat(waiting) for waiting in admitted]
+        prompts = [waiting.layout.prefill for waiting in admitted]
+        with self._lane.on():
+            self._generator.prefill([stream.slot for stream in streams], prompts)
+        self._streams += streams
+        self.counters.prefills += 1
+        self.counters.prefilled += sum(len(prompt) for prompt in prompts)
+
+    def _seat(self, waiting: Waiting) -> Stream:
+        request, slot, rows = waiting.request, self._free.pop(), self._rows.take(waiting.positions)
+        with self._lane.on():
+            self._state.begin(slot, waiting.layout, rows, self._choice(request.sampling))
+        icl = request.voice.mode(request.mode) == "icl"
+        self._vocoder.begin(slot, request.voice.past if icl else None)
+        return Stream(
+            request=request,
+            slot=slot,
+            rows=rows,
+            prompt=len(waiting.layout.prefill),
+            budget=waiting.budget,
+            submitted_s=waiting.submitted_s,
+            admitted_s=time.perf_counter(),
+        )
+
+    def _choice(self, asked: SamplingParams) -> Choice:
+        """What is asked, else as the model came."""
+        model = self.shape.sampling
+        temperature = model.temperature if asked.temperature is None else asked.temperature
+        return Choice(
+            seed=asked.seed,
+            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+            top_k=asked.top_k or model.top_k,
+            top_p=asked.top_p or model.top_p,
+            penalty=asked.repetition_penalty or model.repetition_penalty,
+        )
+
+    def _make_frames(self) -> Mark:
+        """Issue one frame of every stream that is not over; the mark is set when they exist."""
+        streams = [stream for stream in self._streams if stream.wants_frames]
+        if not streams:
+            return self._lane.mark()
+        counters = self.counters
+        counters.steps += 1
+        counters.frames += len(streams)
+        counters.most_rows = max(counters.most_rows, len(streams))
+        return self._frames.issue(streams)
+
+    def _decode_frames(self, made: Mark) -> None:
+        """Issue the chunks that are due, those of one size together."""
+        due = [(stream.due(), stream) for stream in self._streams]
+        for size in CHUNKS:
+            streams = [stream for frames, stream in due if frames == size]
+            if streams:
+                sound = self._vocoder.decode(
+                    [stream.slot for stream in streams],
+                    [stream.sent for stream in streams],
+                    size,
+                    after=made,
+                )
+                for row, stream in enumerate(streams):
+                    stream.send(sound, row, size)
+
+    def _collect(self) -> list[Output]:
+        """What is ready. Waits only while the device has enough to do and nothing to show."""
+        outputs, self._ends = self._ends, []
+        while True:
+            self._read_reports()
+            outputs += [
+                output for stream in list(self._streams) for output in self._deliver(stream)
+            ]
+            if outputs or self._can_issue():
+                return outputs
+            time.sleep(LOOK_S)
+
+    def _can_issue(self) -> bool:
+        if not self._streams or any(stream.due() for stream in self._streams):
+            return True
+        wanted = any(stream.wants_frames for stream in self._streams)
+        return wanted and self._frames.in_flight < IN_FLIGHT
+
+    def _read_reports(self) -> None:
+        while flight := self._frames.land():
+            for stream, row in zip(flight.streams, flight.report.numpy(), strict=True):
+                stream.see(row[:-1], self.shape.codec.eos, bool(row[-1]))
+
+    def _deliver(self, stream: Stream) -> list[Output]:
+        """The stream's PCM that is ready, and its end; an end frees its slot."""
+        pcm, codes = stream.take()
+        if stream.error is None and not len(pcm) and not stream.finished:
+            return []
+        self.counters.chunks += bool(len(pcm))
+        if stream.error is not None:
+            self.counters.failed += 1
+            self._release(stream)
+        elif stream.finished:
+            self.counters.finished += 1
+            self._release(stream)
+        timings = stream.timings()
+        return [Output(stream.request, pcm, codes, timings, stream.finished, stream.error)]
+
+    def _release(self, stream: Stream) -> None:
+        self._streams.remove(stream)
+        self._free.append(stream.slot)
+        self._rows.give_back(stream.rows)
+        self._mean_s += 0.2 * (time.perf_counter() - stream.admitted_s - self._mean_s)
+
+    def _too_late(self, waiting: Waiting) -> Output:
+        self.counters.refused += 1
+        error = Overloaded(
+            f"This request waited {waiting.request.patience_s:g} s for a slot. Try again later.",
+            self.retry_after_s,
+        )
+        return Output(waiting.request, NO_PCM, NO_CODES, error=error)
+
+
+def _grain(waiting: Waiting) -> int:
+    return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)

@@ -1,0 +1,84 @@
+"""One frame for a batch of streams: two replays on the device, and a report the host reads late.
+
+Frame n + 1 is issued before the codes of frame n are known, so the device never waits; what was
+made for a stream that had ended is dropped.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.engine.config import Setup
+from inference.engine.device import Lane, Mark, Replays, on_device
+from inference.engine.generator import Generator
+from inference.engine.state import State
+from inference.engine.stream import Stream
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step that the device was asked for."""
+
+    streams: Sequence[Stream]
+    report: Tensor  # (B, groups + 1) int64 on the host: codes, then 1 if the row went bad
+    mark: Mark
+
+
+class Frames:
+    """Issues frames on `lane`, in batches of any streams."""
+
+    def __init__(self, generator: Generator, state: State, setup: Setup, lane: Lane) -> None:
+        self._generator, self._state, self._lane = generator, state, lane
+        self._slots = torch.full(
+            (setup.limits.slots,), state.scratch, dtype=torch.int32, device=setup.device
+        )
+        self._batch: list[int] = []
+        self._span = setup.limits.positions  # a graph must look as far as any request may get
+        self._flights: deque[Flight] = deque()
+        self._speak = Replays(self._speak_rows, setup.sizes, lane)
+        self._listen = Replays(self._listen_rows, setup.sizes, lane)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights)
+
+    def capture(self) -> None:
+        self._speak.capture()
+        self._listen.capture()
+
+    def issue(self, streams: Sequence[Stream]) -> Mark:
+        """One more frame of each stream; the mark is set when their codes are in the State."""
+        for stream in streams:
+            stream.made += 1
+        if self._lane.stream is None:
+            self._span = max(stream.prompt + stream.made for stream in streams)
+        with self._lane.on():
+            self._seat([stream.slot for stream in streams])
+            frame = self._speak(len(streams))
+            made = self._lane.mark()
+            report = self._lane.fetch(frame)
+            self._flights.append(Flight(streams, report, self._lane.mark()))
+            self._listen(len(streams))
+        return made
+
+    def land(self) -> Flight | None:
+        """The oldest step if the device is done with it."""
+        if self._flights and self._flights[0].mark.done():
+            return self._flights.popleft()
+        return None
+
+    def _seat(self, slots: list[int]) -> None:
+        """Write the batch's slots where the graphs read them; the rest are scratch."""
+        if slots != self._batch:
+            padded = [*slots, *[self._state.scratch] * (len(self._slots) - len(slots))]
+            self._slots.copy_(on_device(padded, torch.int32, self._slots.device))
+            self._batch = slots
+
+    def _speak_rows(self, batch: int) -> Tensor:
+        return self._generator.speak(self._slots[:batch])
+
+    def _listen_rows(self, batch: int) -> Tensor:
+        return self._generator.listen(self._slots[:batch], self._span)

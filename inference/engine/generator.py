@@ -1,0 +1,107 @@
+"""Makes frames: the talker's hidden state → 16 codes → the talker's next hidden state.
+
+Both halves read and write the State alone, so that each can be a CUDA graph: no host sync, no
+shape that depends on data. Knows neither requests nor streams.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inference.engine.device import on_device
+from inference.engine.ops import Rules, TorchOps, Where
+from inference.engine.shapes import ModelShape
+from inference.engine.stack import Cache, Stack, identity_table
+from inference.engine.state import Limits, State
+from inference.engine.weights import Weights
+
+SPECIALS = 1024  # tokens above the codes in the talker's vocabulary; only the end may be chosen
+
+
+class Generator:
+    def __init__(
+        self, shape: ModelShape, weights: Weights, limits: Limits, state: State, ops: TorchOps
+    ) -> None:
+        self._shape, self._weights, self._state, self._ops = shape, weights, state, ops
+        dtype, device = weights.talker.head.dtype, weights.talker.head.device
+        like = torch.empty(0, dtype=dtype, device=device)
+        self._talker = Stack(shape.talker, weights.talker.stack, limits.positions)
+        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups + 1)
+        self._cache = Cache.empty(shape.talker, limits.rows + 1, like)
+        batch, length = limits.slots, shape.groups + 1
+        self._codes_cache = Cache.empty(shape.predictor, batch * length, like)
+        self._codes_table = identity_table(batch, length, device)
+        self._batch = torch.arange(batch, dtype=torch.int32, device=device)
+        self._places = torch.arange(length, dtype=torch.int32, device=device)[:, None]
+        self._places = self._places.repeat(1, batch)  # [t] is position t of every row
+        allowed = torch.arange(shape.vocabulary, device=device) < shape.vocabulary - SPECIALS
+        allowed[shape.codec.eos] = True
+        self._rules = Rules(state.seen, allowed, shape.codec.eos)
+
+    def prefill(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """Run the talker over each slot's prompt (P, D) float32; the longest sets the shape.
+
+        Short prompts are padded on the right, where causality keeps what follows them unseen.
+        """
+        device = self._state.x.device
+        lengths = on_device([len(prompt) for prompt in prompts], torch.int64, device)
+        rows = on_device(slots, torch.int32, device)
+        x = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, P, D)
+        where = Where(rows, torch.zeros_like(rows), self._state.table, x.shape[1])
+        y = self._talker.run(TorchOps(), x.flatten(0, 1), self._cache, where).view_as(x)
+        last = y[torch.arange(len(y), device=device), lengths - 1]
+        self._state.x[rows.long()] = last
+        self._state.position[rows.long()] = lengths.int()
+
+    def speak(self, slots: Tensor) -> Tensor:
+        """Choose the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
+        state, ops, groups = self._state, self._ops, self._shape.groups
+        index = slots.long()
+        out = self._talker.head(ops, state.x[index], self._weights.talker.head)
+        logits, hidden = out.tensor_split([self._shape.vocabulary], dim=1)
+        code = ops.choose(logits, self._rules, state.knobs, slots, 0, state.bad)
+        codes = [code, *self._rest(hidden, code, slots)]
+        frame = torch.stack(codes, dim=1)
+        state.frames[index, state.knobs.step[index].long()] = frame
+        assert frame.shape[1] == groups
+        return torch.cat([frame, state.bad[index][:, None].long()], dim=1)
+
+    def listen(self, slots: Tensor, span: int) -> Tensor:
+        """Feed the frame and the next text to the talker: its new state (B, D) float32.
+
+        No row may stand at position `span` or beyond.
+        """
+        state, index = self._state, slots.long()
+        step = state.knobs.step[index]
+        codes = state.frames[index, step.long()]
+        tables = (self._weights.talker.first, self._weights.talker.rest)
+        x = self._ops.frame_embed(codes, tables, state.text, state.knobs, slots)
+        where = Where(slots, state.position[index], state.table, span)
+        x = self._talker.run(self._ops, x, self._cache, where)
+        state.x[index] = x
+        # The clamps only ever hold the scratch slot back, which no request ends.
+        state.position[index] = (where.position + 1).clamp(max=state.table.shape[1] - 1)
+        state.knobs.step[index] = (step + 1).clamp(max=state.frames.shape[1] - 1)
+        return x
+
+    def _rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
+        """Codebooks 1 to 15, from the talker's projected hidden state (B, Dp) and codebook 0."""
+        weights, ops, rows = self._weights.predictor, self._ops, len(first)
+        start = hidden.float() + self._weights.talker.head_bias
+        pair = torch.stack([start, ops.embed(weights.first, first)], dim=1)  # (B, 2, Dp)
+        x = self._predict(pair.flatten(0, 1), rows, 0).view(rows, 2, -1)[:, 1]
+        codes = []
+        for group in range(1, self._shape.groups):
+            logits = self._predictor.head(ops, x.contiguous(), weights.heads[group - 1])
+            code = ops.choose(logits, Rules(), self._state.knobs, slots, group, self._state.bad)
+            codes.append(code)
+            if group < self._shape.groups - 1:
+                x = self._predict(ops.embed(weights.rest[group - 1], code), rows, group + 1)
+        return codes
+
+    def _predict(self, x: Tensor, rows: int, position: int) -> Tensor:
+        """Run the predictor over (rows · N, Dp) that stand at `position` and after it."""
+        span = position + len(x) // rows
+        where = Where(self._batch[:rows], self._places[position, :rows], self._codes_table, span)
+        return self._predictor.run(self._ops, x, self._codes_cache, where)

@@ -1,0 +1,107 @@
+"""Lay out a request as qwen_tts does: the positions to prefill, the text to read while speaking.
+
+Source: qwen_tts' Qwen3TTSForConditionalGeneration.generate and generate_icl_prompt. Knows neither
+slots nor caches. Everything is float32; D is the talker's width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inference.engine.device import on_device
+from inference.engine.shapes import ModelShape
+from inference.engine.weights import Weights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One request as embeddings."""
+
+    prefill: Tensor  # (P, D)
+    ahead: Tensor  # (L, D): one a frame; after them, and if L is 0, padding
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What of a clip with a transcript depends on the voice alone."""
+
+    codes: Tensor  # (T + 1, D): codec_bos, then each frame's summed embeddings
+    text: Tensor  # (R, D)
+
+
+class Composer:
+    """Makes layouts with a model's embeddings."""
+
+    def __init__(self, shape: ModelShape, weights: Weights, role: Sequence[int]) -> None:
+        """`role`: the ids that open the assistant's turn."""
+        self._text = weights.text
+        self._talker = weights.talker
+        tokens = shape.codec
+        self._codec_pad, self._codec_bos = self._codec(tokens.pad), self._codec(tokens.bos)
+        self._tags = {
+            name: self._codec(tokens.think, tokens.think_bos, language, tokens.think_eos)
+            for name, language in tokens.languages.items()
+        }
+        self._no_tags = self._codec(tokens.nothink, tokens.think_bos, tokens.think_eos)
+        names = [shape.text.pad, shape.text.bos, shape.text.eos]
+        self.pad, self._bos, self._eos = self.text(names).unbind()
+        self._role = self.text(role)
+
+    def text(self, ids: Sequence[int]) -> Tensor:
+        """(len(ids), D)"""
+        w = self._text
+        index = on_device(ids, torch.int64, w.embedding.device)
+        middle = F.silu(F.linear(w.embedding[index], w.fc1, w.fc1_bias))
+        return F.linear(middle, w.fc2, w.fc2_bias).float()
+
+    def reference(self, codes: Tensor, ids: Sequence[int]) -> Reference:
+        """Of codes (T, groups) and the transcript's ids."""
+        group = torch.arange(codes.shape[1] - 1, device=codes.device)
+        frames = self._talker.first[codes[:, 0]].float()
+        frames = frames + self._talker.rest[group, codes[:, 1:]].float().sum(1)
+        return Reference(torch.cat([self._codec_bos, frames]), self.text(ids))
+
+    def compose(
+        self,
+        speaker: Tensor,
+        reference: Reference | None,
+        ids: Sequence[int],
+        language: str | None,
+        *,
+        text_first: bool,
+    ) -> Layout:
+        """Speak the text `ids` with speaker (D,); in context if there is a reference.
+
+        text_first is qwen_tts' non_streaming_mode: all text is prefilled before the first code.
+        """
+        header = self._header(speaker, language)
+        target = torch.cat([self.text(ids), self._eos[None]])
+        if reference is not None:
+            target = torch.cat([reference.text, target])
+        codes = self._codec_bos if reference is None else reference.codes
+        body, ahead = (self._text_first if text_first else self._side_by_side)(target, codes)
+        return Layout(torch.cat([header, body]), ahead)
+
+    def _header(self, speaker: Tensor, language: str | None) -> Tensor:
+        """(H, D): the role, then tags, speaker and codec_pad over tts_pad … tts_bos."""
+        tags = self._no_tags if language is None else self._tags[language]
+        codec = torch.cat([tags, speaker.float()[None], self._codec_pad])
+        text = torch.cat([self.pad.expand(len(codec) - 1, -1), self._bos[None]])
+        return torch.cat([self._role, text + codec])
+
+    def _side_by_side(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Text over codes, position by position; what is left of the text comes later."""
+        count = len(codes)
+        over = torch.cat([text[:count], self.pad.expand(max(0, count - len(text)), -1)])
+        return over + codes, text[count:]
+
+    def _text_first(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        body = torch.cat([text + self._codec_pad, codes + self.pad])
+        return body, text[:0]
+
+    def _codec(self, *ids: int) -> Tensor:
+        table = self._talker.first
+        return table[on_device(ids, torch.int64, table.device)].float()

@@ -1,0 +1,93 @@
+"""What goes into the engine and what comes out of it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from inference.engine.codec import CodecState
+from inference.engine.layout import Reference
+from inference.engine.params import Mode, SamplingParams
+from inference.errors import InferenceError, ModeUnavailable
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """All that depends on a voice alone, ready on the device. Made by `Engine.prepare`."""
+
+    speaker: torch.Tensor  # (D,) float32
+    reference: Reference | None  # None without a transcript: x-vector mode only
+    past: CodecState | None  # the codec after the reference
+
+    @property
+    def nbytes(self) -> int:
+        reference = self.reference
+        parts = [] if reference is None else [reference.codes, reference.text]
+        size = sum(part.nbytes for part in [self.speaker, *parts])
+        return size + (0 if self.past is None else self.past.nbytes)
+
+    def mode(self, asked: Mode) -> Literal["icl", "xvec"]:
+        """ModeUnavailable if icl is asked and there is no reference."""
+        if asked == "icl" and self.reference is None:
+            raise ModeUnavailable(
+                "This voice has no transcript, so it can't speak in mode icl."
+                " Use mode xvec, or enrol the voice again with a transcript."
+            )
+        return "xvec" if asked == "xvec" or self.reference is None else "icl"
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One text to speak; it is its own identity."""
+
+    voice: Voice
+    text: str
+    language: str | None = None  # None or "auto": the model decides
+    mode: Mode = "auto"  # icl where the voice has a reference
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    text_first: bool = False  # prefill the whole text: qwen_tts' non_streaming_mode
+    patience_s: float = float("inf")  # how long it may wait for a slot
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "icl", "xvec"):
+            raise ValueError(f"mode is auto, icl or xvec, not {self.mode!r}.")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds since the request was submitted."""
+
+    admitted_s: float
+    first_s: float  # the first PCM
+    last_s: float | None = None  # all of it
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a step has for one request: PCM, or its end, or both. No more follows an end."""
+
+    request: Request
+    pcm: NDArray[np.float32]  # (frames * 1920,)
+    codes: NDArray[np.int64]  # (frames, groups)
+    timings: Timings | None = None  # with PCM
+    finished: bool = False
+    error: InferenceError | None = None
+
+
+@dataclass
+class Counters:
+    """What the engine has done since it was made."""
+
+    submitted: int = 0
+    refused: int = 0  # never admitted: the queue was full, or the wait too long
+    finished: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    steps: int = 0
+    frames: int = 0  # of all requests together: frames / steps is the mean batch
+    most_rows: int = 0  # in one step
+    prefills: int = 0
+    prefilled: int = 0  # positions
+    chunks: int = 0  # of PCM

@@ -1,0 +1,57 @@
+"""Transformer layers over a key/value cache: the talker is such a stack, the predictor another."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.engine.ops import Heads, TorchOps, Where, rope_table
+from inference.engine.shapes import StackShape
+from inference.engine.weights import StackWeights
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer; which rows belong to whom is a Where's business."""
+
+    keys: Tensor  # (layers, rows, G, W)
+    values: Tensor
+
+    @classmethod
+    def empty(cls, shape: StackShape, rows: int, like: Tensor) -> "Cache":
+        """Zeros in the dtype and on the device of `like`."""
+        size = (shape.layers, rows, shape.kv_heads, shape.head_width)
+        return cls(like.new_zeros(size), like.new_zeros(size))
+
+
+class Stack:
+    """Layers and their rope table. `ops` is TorchOps, or the same operations as kernels."""
+
+    def __init__(self, shape: StackShape, weights: StackWeights, positions: int) -> None:
+        self.weights = weights
+        self.epsilon = shape.epsilon
+        self.heads = Heads(shape.heads, shape.kv_heads, shape.head_width, shape.epsilon)
+        device = weights.norm.device
+        self.rope = rope_table(shape.rope_base, shape.head_width, positions, device)
+
+    def run(self, ops: TorchOps, x: Tensor, cache: Cache, where: Where) -> Tensor:
+        """The residual stream (B·N, D) float32 after every layer, before the last norm."""
+        for index, layer in enumerate(self.weights.layers):
+            qkv = ops.norm_linear(x, layer.input_norm, layer.qkv, self.epsilon)
+            kept = (cache.keys[index], cache.values[index])
+            norms = (layer.q_norm, layer.k_norm)
+            heads = ops.attend(qkv, norms, self.rope, kept, where, self.heads)
+            x = ops.linear_add(x, heads, layer.o)
+            gated = ops.norm_gated(x, layer.post_norm, layer.gate_up, self.epsilon)
+            x = ops.linear_add(x, gated, layer.down)
+        return x
+
+    def head(self, ops: TorchOps, x: Tensor, weight: Tensor) -> Tensor:
+        """The last norm and an output matrix (M, D): (B, D) → (B, M)."""
+        return ops.norm_linear(x, self.weights.norm, weight, self.epsilon)
+
+
+def identity_table(sequences: int, positions: int, device: torch.device) -> Tensor:
+    """(sequences, positions) int32: every sequence has rows of its own, one after another."""
+    rows = torch.arange(sequences * positions, dtype=torch.int32, device=device)
+    return rows.view(sequences, positions)

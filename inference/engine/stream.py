@@ -1,0 +1,109 @@
+"""The host's account of one request that has a slot: what is made, known, decoded, delivered."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.engine.request import Request, Timings
+from inference.engine.shapes import FRAME_SAMPLES
+from inference.engine.vocoder import CHUNKS, Sound
+from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames [start, start + count) of a stream, in a Sound's row."""
+
+    sound: Sound
+    row: int
+    start: int
+    count: int
+
+
+@dataclass(eq=False)
+class Stream:
+    """Frames are counted from 0. Up to `budget + 1` are made: a speech must end by itself."""
+
+    request: Request
+    slot: int
+    rows: list[int]  # of the key/value cache
+    prompt: int  # positions
+    budget: int  # frames
+    submitted_s: float
+    admitted_s: float
+    made: int = 0  # frames the device was asked for
+    sent: int = 0  # frames the codec was asked for
+    length: int | None = None  # frames of the whole speech, once its end was seen
+    error: InferenceError | None = None
+    codes: list[NDArray[np.int64]] = field(default_factory=list)  # of the frames seen, (groups,)
+    chunks: list[Chunk] = field(default_factory=list)  # not delivered yet, in order
+    chunks_sent: int = 0
+    delivered: int = 0  # frames
+    first_s: float | None = None
+
+    @property
+    def wants_frames(self) -> bool:
+        return self.length is None and self.error is None and self.made <= self.budget
+
+    @property
+    def finished(self) -> bool:
+        return self.length is not None and self.delivered == self.length
+
+    def see(self, codes: NDArray[np.int64], eos: int, bad: bool) -> None:
+        """The device's next frame: codes (groups,), or the end, or what went wrong."""
+        if self.length is not None or self.error is not None:
+            return
+        if bad:
+            self.error = SpeechFailed(
+                "The model made numbers that are not finite. Try another seed."
+            )
+        elif codes[0] == eos:
+            self.length = len(self.codes)
+        elif len(self.codes) == self.budget:
+            self.error = SpeechUnfinished(
+                f"The speech did not end within {self.budget} frames ({self.budget * 0.08:.0f} s),"
+                " far more than this text needs. Try another seed, or a lower temperature."
+            )
+        else:
+            self.codes.append(codes)
+
+    def due(self) -> int:
+        """Frames the codec should decode now, one of CHUNKS; 0 if it should wait for more."""
+        ready = (self.made if self.length is None else self.length) - self.sent
+        size = CHUNKS[min(self.chunks_sent, len(CHUNKS) - 1)]
+        if ready >= size:
+            return size
+        if self.length is None or ready <= 0:
+            return 0
+        return next(size for size in CHUNKS if size >= ready)  # the tail, and a few to throw away
+
+    def send(self, sound: Sound, row: int, count: int) -> None:
+        self.chunks.append(Chunk(sound, row, self.sent, count))
+        self.sent += count
+        self.chunks_sent += 1
+
+    def take(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """PCM and codes of the chunks that are ready and known to be speech; perhaps none."""
+        ready = []
+        while self.chunks and self._is_ready(self.chunks[0]):
+            chunk = self.chunks.pop(0)
+            count = min(chunk.count, len(self.codes) - chunk.start)
+            ready.append(chunk.sound.of(chunk.row)[: max(0, count) * FRAME_SAMPLES])
+        pcm = np.concatenate(ready) if ready else np.empty(0, np.float32)
+        start, self.delivered = self.delivered, self.delivered + len(pcm) // FRAME_SAMPLES
+        codes = self.codes[start : self.delivered]
+        if len(pcm) and self.first_s is None:
+            self.first_s = time.perf_counter()
+        return pcm, np.array(codes, np.int64)
+
+    def timings(self) -> Timings | None:
+        if self.first_s is None:
+            return None
+        ended = time.perf_counter() - self.submitted_s if self.finished else None
+        return Timings(self.admitted_s - self.submitted_s, self.first_s - self.submitted_s, ended)
+
+    def _is_ready(self, chunk: Chunk) -> bool:
+        known = self.length is not None or len(self.codes) >= chunk.start + chunk.count
+        return known and chunk.sound.mark.done()
