@@ -6,10 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def on_device(
+    values: Sequence[Any] | NDArray[Any], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """A tensor of `values` on the device, without waiting for the device."""
     host = torch.tensor(values, dtype=dtype)
     if device.type != "cuda":
@@ -24,7 +27,7 @@ class Mark:
         self.event = event
 
     def done(self) -> bool:
-        return self.event is None or bool(self.event.query())
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
 
 class Lane:
@@ -32,7 +35,7 @@ class Lane:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = _stream(device)
         self.pool = None if self.stream is None else torch.cuda.graph_pool_handle()
 
     def on(self) -> AbstractContextManager[Any]:
@@ -106,3 +109,9 @@ class Replays:
         with torch.cuda.graph(graph, pool=self._lane.pool, stream=self._lane.stream):
             output = self._call(size)
         return graph, output
+
+
+def _stream(device: torch.device) -> "torch.cuda.Stream | None":
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

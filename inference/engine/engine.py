@@ -271,9 +271,8 @@ class Engine:
         outputs, self._ends = self._ends, []
         while True:
             self._read_reports()
-            outputs += [
-                output for stream in list(self._streams) for output in self._deliver(stream)
-            ]
+            for stream in list(self._streams):
+                outputs += self._deliver(stream)
             if outputs or self._can_issue():
                 return outputs
             time.sleep(LOOK_S)

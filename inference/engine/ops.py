@@ -55,7 +55,7 @@ class TorchOps:
     def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """silu(gate) * up of rms_norm(x): (B, D) float32 → (B, F) in the weights' dtype."""
         both = self.norm_linear(x, norm, weight, epsilon)
-        gate, up = both.unflatten(-1, (-1, 2, GATE_ROWS)).unbind(-2)
+        gate, up = both.view(len(x), -1, 2, GATE_ROWS).unbind(-2)
         return (F.silu(gate.float()) * up.float()).flatten(-2).to(weight.dtype)
 
     def attend(
@@ -73,8 +73,8 @@ class TorchOps:
         `rope` (positions, 2, W/2) float32: cosines, then sines.
         """
         rows = len(where.sequence)
-        split = (heads.query, heads.kv, heads.kv)
-        q, k, v = qkv.view(rows, -1, sum(split), heads.width).split(split, dim=2)
+        split = [heads.query, heads.kv, heads.kv]
+        q, k, v = torch.split(qkv.view(rows, -1, sum(split), heads.width), split, dim=2)
         places = where.position[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, N)
         table = where.table[where.sequence.long()].long()  # (B, positions)
         turn = rope[places]  # (B, N, 2, W/2)

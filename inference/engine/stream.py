@@ -56,9 +56,7 @@ class Stream:
         if self.length is not None or self.error is not None:
             return
         if bad:
-            self.error = SpeechFailed(
-                "The model made numbers that are not finite. Try another seed."
-            )
+            self.error = SpeechFailed("The model's numbers are not finite. Try another seed.")
         elif codes[0] == eos:
             self.length = len(self.codes)
         elif len(self.codes) == self.budget:
