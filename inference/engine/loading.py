@@ -104,8 +104,7 @@ class _Plan:
     ) -> None:
         """Fill `target` from a tensor stored with `size`, the target's own if not given."""
         stored = self.file.find(name, target.shape if size is None else size)
-        whole = target if target.dim() else target.view(1)
-        self.pieces.append(Piece(self.file, stored.offset, stored.dtype, whole, scale))
+        self.pieces.append(Piece(self.file, stored.offset, stored.dtype, target, scale))
 
     def tensor(self, name: str, *size: int, scale: float = 1.0) -> Tensor:
         made = self.empty(*size)

@@ -45,7 +45,7 @@ class Piece:
     source: Source
     offset: int  # bytes
     dtype: torch.dtype  # of the source
-    target: Tensor  # any view of at least one dimension, in any dtype
+    target: Tensor  # any view, in any dtype
     scale: float = 1.0  # a power of two; multiplied before the conversion
 
     @property
@@ -54,10 +54,11 @@ class Piece:
 
     def split(self) -> Iterator["Piece"]:
         """Pieces of PIECE_BYTES, or of one row if a row is longer."""
-        row = self.nbytes // len(self.target)
+        target = self.target if self.target.dim() else self.target.view(1)
+        row = self.nbytes // len(target)
         rows = max(1, PIECE_BYTES // row)
-        for i in range(0, len(self.target), rows):
-            yield replace(self, offset=self.offset + i * row, target=self.target[i : i + rows])
+        for i in range(0, len(target), rows):
+            yield replace(self, offset=self.offset + i * row, target=target[i : i + rows])
 
 
 @dataclass(frozen=True)
