@@ -79,7 +79,7 @@ class StockEngine:
     def __init__(self, model: Any) -> None:
         """`model`: a qwen_tts.Qwen3TTSModel of the Base kind."""
         self._model = model
-        self._text = PlainText(model.processor.tokenizer)
+        self._text = PlainText(model.processor.tokenizer.backend_tokenizer)
         self._replace_templates()
         talker = model.model.config.talker_config
         self.code_groups = int(talker.num_code_groups)

@@ -3,22 +3,21 @@
 For text without control tokens the ids are those that qwen_tts gets from its own templates.
 """
 
-import json
-from typing import Any
+from tokenizers import Tokenizer
 
 OPENING = "<|im_start|>assistant\n"
 END = "<|im_end|>\n"
 
 
 class PlainText:
-    """Encodes user text with a copy of the model's tokenizer without added tokens."""
+    """Encodes user text with the model's tokenizer without its added tokens."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: a transformers fast tokenizer of the Qwen2 kind."""
-        self._template = tokenizer.backend_tokenizer
-        description = json.loads(self._template.to_str())
-        description["added_tokens"] = []
-        self._plain = type(self._template).from_str(json.dumps(description))
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """`tokenizer`: of the Qwen2 kind, with the control tokens added."""
+        self._template = tokenizer
+        self._plain = Tokenizer(tokenizer.model)  # shares the vocabulary
+        self._plain.normalizer = tokenizer.normalizer
+        self._plain.pre_tokenizer = tokenizer.pre_tokenizer
 
     def ids(self, text: str) -> list[int]:
         return list(self._plain.encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,101 @@
+"""The text tokenizer of a checkpoint, from vocab.json, merges.txt and tokenizer_config.json.
+
+It is what transformers' Qwen2Converter and Qwen2TokenizerFast build from these files, made without
+importing transformers. A tokenizer.json is not looked at.
+"""
+
+import json
+from collections.abc import Mapping
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+from inference.engine.text import PlainText
+from inference.errors import ModelUnavailable
+
+PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+VERSION = "#version:"  # what the first line of merges.txt may begin with
+
+Vocabulary = dict[str, int]
+Merges = list[tuple[str, str]]
+
+
+def load_tokenizer(folder: Path) -> PlainText:
+    """The tokenizer of the checkpoint in `folder`, for users' text; ModelUnavailable."""
+    return PlainText(read_tokenizer(folder))
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer with its control tokens; ModelUnavailable says which file is at fault."""
+    vocabulary: Vocabulary = _json(folder / "vocab.json")
+    tokenizer = Tokenizer(_model(folder, vocabulary, _merges(folder / "merges.txt")))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    _add_tokens(tokenizer, folder / "tokenizer_config.json")
+    return tokenizer
+
+
+def _model(folder: Path, vocabulary: Vocabulary, merges: Merges) -> BPE:
+    known = vocabulary.keys()  # tokenizers' own error for this could not be caught by its type
+    if not all(known >= set(part) for part in _parts(merges)):
+        raise ModelUnavailable(f"vocab.json and merges.txt in {folder} do not belong together.")
+    try:
+        return BPE(vocabulary, merges)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelUnavailable(f"{folder / 'vocab.json'} is damaged: {error}.") from error
+
+
+def _parts(merges: Merges) -> list[list[str]]:
+    """Everything that must be in the vocabulary: left parts, right parts, what they make."""
+    left, right = [pair[0] for pair in merges], [pair[1] for pair in merges]
+    return [left, right, list(map(add, left, right))]
+
+
+def _merges(path: Path) -> Merges:
+    lines = _read(path).split("\n")
+    if lines[0].startswith(VERSION):
+        del lines[0]
+    pairs: list[Any] = [tuple(line.split()) for line in lines if line.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ModelUnavailable(f"{path} is damaged: a line of it is not two parts.")
+    return pairs
+
+
+def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
+    """Add the tokens in the order of their ids, which must be those that they get."""
+    try:
+        listed = {int(i): AddedToken(**t) for i, t in _json(path)["added_tokens_decoder"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelUnavailable(f"{path} has no valid added_tokens_decoder.") from error
+    tokenizer.add_tokens([listed[i] for i in sorted(listed)])
+    for i, token in listed.items():
+        if (given := tokenizer.token_to_id(token.content)) != i:
+            raise ModelUnavailable(f"{path} says that {token.content} is {i}, but it is {given}.")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_read(path))
+    except ValueError as error:
+        raise ModelUnavailable(f"{path} is damaged: {error}.") from error
+    if not isinstance(found, Mapping):
+        raise ModelUnavailable(f"{path} is damaged: it is not an object.")
+    return dict(found)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelUnavailable(f"{path} can't be read: {error}.") from error
