@@ -1,7 +1,8 @@
 """The configs of a Qwen3-TTS 12 Hz Base checkpoint, as plain dictionaries.
 
-0.6b and 1.7b are the released values; tiny and deep keep the format and shrink the widths. The
-special ids keep the released offsets from the number of codes. Knows nothing of torch or weights.
+0.6b and 1.7b are the released values; the others keep the format and shrink the widths, and
+tiny-0.6b has no projection between talker and predictor. The special ids keep the released offsets
+from the number of codes. Knows nothing of torch or weights.
 """
 
 from typing import Any
@@ -10,7 +11,8 @@ from inference.checkpoint_text import bpe
 
 Config = dict[str, Any]
 
-SIZES = ("tiny", "deep", "0.6b", "1.7b")
+SHRUNK = ("tiny", "tiny-0.6b", "deep")
+SIZES = (*SHRUNK, "0.6b", "1.7b")
 CODEC_SPECIALS = 1024  # the talker's vocabulary is the codes, then these
 CODEC_IDS = {
     "codec_pad_id": 100,
@@ -66,13 +68,13 @@ def main_config(size: str) -> Config:
         raise ValueError(f"No size named {size!r}; there are {', '.join(SIZES)}.")
     config = _released_main(hidden=1024 if size == "0.6b" else 2048)
     config["tts_model_size"] = {"0.6b": "0b6", "1.7b": "1b7"}.get(size, size)
-    return _shrink_main(config, size) if size in ("tiny", "deep") else config
+    return _shrink_main(config, size) if size in SHRUNK else config
 
 
 def speech_config(size: str) -> Config:
     """speech_tokenizer/config.json of `size`: the 12.5 Hz codec, Mimi's encoder and the decoder."""
     config = _released_speech()
-    return _shrink_speech(config, size) if size in ("tiny", "deep") else config
+    return _shrink_speech(config, size) if size in SHRUNK else config
 
 
 def _released_main(hidden: int) -> Config:
@@ -185,7 +187,9 @@ def _shrink_talker(talker: Config, size: str, text_tokens: int) -> None:
     predictor = talker["code_predictor_config"]
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     predictor |= {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 128, **heads}
-    if size == "tiny":
+    if size == "tiny-0.6b":
+        predictor["hidden_size"] = talker["hidden_size"]
+    if size != "deep":
         talker["num_hidden_layers"], predictor["num_hidden_layers"] = 2, 1
 
 
@@ -270,7 +274,7 @@ def _shrink_speech(config: Config, size: str) -> Config:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
     both: Config = {"hidden_size": 32, "intermediate_size": 64, "codebook_size": 128, **heads}
     both["layer_scale_initial_scale"] = 0.3  # at 0.01 the transformer would not be heard
-    if size == "tiny":
+    if size != "deep":
         both["num_hidden_layers"] = 1
     quantizer = {"codebook_dim": 8, "vector_quantization_hidden_dimension": 8, "num_quantizers": 16}
     config["encoder_config"] |= {**both, **quantizer, "num_filters": 4, "upsample_groups": 32}

@@ -1,4 +1,7 @@
-"""One thread that owns the device, and the bounded queue before it. Knows nothing about speech."""
+"""One thread that owns the device, and the bounded queue before it. Knows nothing about speech.
+
+Between jobs it does `work`, over and over while there is some: that is where an engine steps.
+"""
 
 import threading
 import time
@@ -22,7 +25,7 @@ class Job:
     def run(self) -> None:
         """Do the work, unless its caller has left; whatever it raises goes to the caller."""
         if self.future.set_running_or_notify_cancel():
-            with _FailureGoesTo(self.future):
+            with FailureGoesTo(self.future.set_exception):
                 self.future.set_result(self.call())
 
     def fail(self, error: Exception) -> None:
@@ -30,9 +33,11 @@ class Job:
             self.future.set_exception(error)
 
 
-class _FailureGoesTo:
-    def __init__(self, future: "Future[Any]") -> None:
-        self._future = future
+class FailureGoesTo:
+    """Hands whatever is raised inside to `receiver`, and goes on."""
+
+    def __init__(self, receiver: Callable[[BaseException], object]) -> None:
+        self._receiver = receiver
 
     def __enter__(self) -> None:
         return None
@@ -44,15 +49,21 @@ class _FailureGoesTo:
         trace: TracebackType | None,
     ) -> bool:
         if error is not None:
-            self._future.set_exception(error)
+            self._receiver(error)
         return True
+
+
+def _no_work() -> bool:
+    return False
 
 
 class DeviceThread:
     """Runs jobs one after another, in order of arrival. Safe to use from any thread."""
 
-    def __init__(self, queue_limit: int) -> None:
-        self._queue_limit = queue_limit
+    def __init__(self, name: str, queue_limit: int, work: Callable[[], bool] = _no_work) -> None:
+        """`work` does a little and says whether there is more; it must not raise."""
+        self._name, self._queue_limit, self._work = name, queue_limit, work
+        self._idle = True
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -89,8 +100,14 @@ class DeviceThread:
             self._changed.notify()
         return future
 
+    def tell(self, call: Callable[[], object]) -> None:
+        """Run a short `call` before all that is queued; never refused. Nothing waits for it."""
+        with self._changed:
+            self._jobs.appendleft(Job(call, Future()))
+            self._changed.notify()
+
     def close(self, timeout_s: float) -> bool:
-        """Refuse new jobs, fail the queued ones; True if the running one ended in time."""
+        """Refuse new jobs, fail the queued ones; True if what runs ended in time."""
         with self._changed:
             self._closed = True
             waiting, self._jobs = self._jobs, deque()
@@ -113,7 +130,7 @@ class DeviceThread:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
 
     def _serve(self) -> None:
@@ -121,15 +138,23 @@ class DeviceThread:
             pass
 
     def _step(self) -> bool:
-        """Wait for one job and run it; False when closed."""
+        """Do a job, or some work, or wait for either; False when closed and all is done."""
+        job = self._next_job()
+        if job is not None:
+            self._run(job)
+        elif self._closed and self._idle:
+            return False
+        self._idle = not self._work()
+        return True
+
+    def _next_job(self) -> Job | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
-            if not self._jobs:
-                return False
-            job = self._jobs.popleft()
-            self._busy = True
+            self._changed.wait_for(lambda: self._jobs or self._closed or not self._idle)
+            self._busy = bool(self._jobs)
+            return self._jobs.popleft() if self._jobs else None
+
+    def _run(self, job: Job) -> None:
         started_s = time.monotonic()
         job.run()
         self._last_job_s = time.monotonic() - started_s
         self._busy = False
-        return True

@@ -1,25 +1,23 @@
 """Inference as the registry and the CLI see it: ids and text in, prompt files and PCM out.
 
-One daemon thread owns the model; any number of callers, on any event loop, wait their turn in a
-bounded queue. torch is first imported on that thread. Knows nothing of names, SQL or HTTP.
+One daemon thread owns the engine and steps it for any number of callers, on any event loop; another
+extracts prompts, so that enrolling stops nobody's speech. torch is first imported on those threads.
+Knows nothing of names, SQL or HTTP.
 """
 
 import asyncio
 import contextlib
-import secrets
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from inference.clips import read_conditioned
-from inference.device_thread import DeviceThread
-from inference.engine.params import FRAME_SAMPLES, SpeechParams
+from inference.device_thread import DeviceThread, FailureGoesTo
+from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import (
     InferenceError,
     Overloaded,
@@ -27,14 +25,18 @@ from inference.errors import (
     PromptMissing,
 )
 from inference.prompt import FILE_LIMIT_BYTES, PromptFeatures, PromptShape
-from inference.voices import PromptCache
+from inference.speaking import Chunks, Clock, Listener, Wish
 from inference.weights import LocatedModel, not_installed
 from registry.files import DataDir, ModelRef, PromptRef, PromptSource, sha256_of, write_atomically
 
 if TYPE_CHECKING:
-    from inference.engine.stock import Prompt, StockEngine
+    from inference.at_work import AtWork
+    from inference.engine import Counters, Voice
+    from inference.engine.extract import Extractor
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class ServiceConfig:
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
-    queue_limit: int = 32
+    slots: int = 32  # speeches at once
+    queue_limit: int = 32  # waiting for a slot, or for the model to load
     queue_timeout_s: float = 30.0
-    prompt_cache_bytes: int = 64 * 1024 * 1024
+    prompt_cache_bytes: int = 512 * 1024 * 1024  # on the device: a voice takes 3 to 15 MB
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,17 @@ class ExtractedPrompt:
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech whose first chunk exists already, so nothing that can be refused is still to come."""
+    """Speech whose first chunk exists already, so most of what can be refused was.
+
+    `chunks` may still raise an InferenceError; closing it early frees the slot at the next frame.
+    """
 
     sample_rate: int  # Hz
     seed: int
     prompt_cache: Literal["memory", "file"]
-    frames: int  # of 80 ms
     mode: str  # icl or xvec
-    timings: Mapping[str, float]  # seconds: queue, prompt, ttfa, total
-    chunks: AsyncIterator[NDArray[np.float32]]  # mono, in order
+    timings: Mapping[str, float]  # seconds: queue, load if it had to, prompt, ttfa
+    chunks: Chunks  # mono float32, in order
 
 
 @dataclass(frozen=True)
@@ -89,29 +94,13 @@ class Description:
 class Status:
     state: Literal["cold", "warming", "warm", "failed"]
     queued: int
-    running: int
+    running: int  # speeches, or 1 while the model loads
+    slots: int
     error: str | None  # why it failed
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    model: LocatedModel
-    engine: "StockEngine"
-    shape: PromptShape
-    prompts: "PromptCache[Prompt]"
-
-
-@dataclass(frozen=True)
-class _Spoken:
-    pcm: NDArray[np.float32]
-    mode: str
-    prompt_cache: Literal["memory", "file"]
-    started_s: float
-    prompt_s: float
-
-
 class InferenceService:
-    """Extracts prompts and speaks. Close it when done: `close` lets the running request finish."""
+    """Extracts prompts and speaks. Close it when done: `close` lets what runs finish."""
 
     def __init__(
         self,
@@ -125,43 +114,46 @@ class InferenceService:
             (lambda: model) if isinstance(model, LocatedModel) else model
         )
         self._config = config or ServiceConfig()
-        self._thread = DeviceThread(self._config.queue_limit)
+        self._thread = DeviceThread("engine", self._config.queue_limit, self._step)
+        self._extracting = DeviceThread("extract", self._config.queue_limit)
         self._finding = threading.Lock()
         self._model: LocatedModel | None = None
-        self._loaded: _Loaded | None = None
+        self._at_work: AtWork | None = None
+        self._extractor: Extractor | None = None
         self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
         self._error: str | None = None
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
-        return await self._wait_for(self._thread.submit(lambda: self._extract(source)))
+        return await self._wait_for(self._extracting.submit(lambda: self._extract(source)))
 
     async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech:
-        """Speak `text` with the prompt `ref`; `params` are the fields of SpeechParams.
+        """Speak `text` with the prompt `ref`; `params`: language, mode, and SamplingParams' fields.
 
         Returns once the first chunk exists. An unknown parameter is a TypeError, a value out of
-        range a ValueError; see errors.py for the rest. Cancelling while queued starts nothing.
+        range a ValueError; see errors.py for the rest. Leaving, at any time, frees what was taken.
         """
-        asked_s = time.perf_counter()
-        chosen = SpeechParams(**params)
-        seed = secrets.randbelow(2**31) if chosen.seed is None else chosen.seed
-        seeded = replace(chosen, seed=seed)
-        job = self._thread.submit(lambda: self._speak(ref, text, seeded))
-        spoken = await self._wait_for(job)
-        total_s = time.perf_counter() - asked_s
+        wish, clock = Wish.of(text, **params), Clock()
+        at_work = await self._ready()
+        clock.lap("load")
+        voice, prompt_cache = await self._voice(at_work, ref)
+        clock.lap("prompt")
+        listener = Listener()
+        with self._cancelled_if_left(at_work, listener):
+            patience_s = self._config.queue_timeout_s - clock.total_s
+            job = self._thread.submit(lambda: at_work.begin(voice, wish, patience_s, listener))
+            mode = await self._wait_for(job)
+            clock.lap("queue")
+            first = await listener.get()
+        if first.timings is not None:
+            clock.add("queue", first.timings.admitted_s)
         return Speech(
             sample_rate=self.located().sample_rate,
-            seed=seed,
-            prompt_cache=spoken.prompt_cache,
-            frames=len(spoken.pcm) // FRAME_SAMPLES,
-            mode=spoken.mode,
-            timings={
-                "queue": spoken.started_s - asked_s,
-                "prompt": spoken.prompt_s,
-                "ttfa": total_s,
-                "total": total_s,
-            },
-            chunks=_one(spoken.pcm),
+            seed=wish.sampling.seed,
+            prompt_cache=prompt_cache,
+            mode=mode,
+            timings=clock.laps | {"ttfa": clock.total_s},
+            chunks=Chunks(first, listener, lambda: self._forget(at_work, listener)),
         )
 
     def located(self) -> LocatedModel:
@@ -173,28 +165,59 @@ class InferenceService:
 
     def describe(self) -> Description:
         """What the model is, without loading it; see `located`."""
-        model, engine = self.located(), self._loaded and self._loaded.engine
+        model, at_work = self.located(), self._at_work
+        setup = None if at_work is None else at_work.engine.setup
         return Description(
             model=model.ref,
             source=model.source,
             languages=model.languages,
             sample_rate=model.sample_rate,
-            dtype=engine.dtype if engine else None,
-            device=engine.device if engine else None,
+            dtype=str(setup.dtype).removeprefix("torch.") if setup else None,
+            device=str(setup.device) if setup else None,
         )
 
     def status(self) -> Status:
-        return Status(self._state, self._thread.queued, self._thread.running, self._error)
+        engine = self._at_work and self._at_work.engine
+        return Status(
+            state=self._state,
+            queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
+            running=max(self._thread.running, engine.running if engine else 0)
+            + self._extracting.running,
+            slots=self._config.slots,
+            error=self._error,
+        )
+
+    def counters(self) -> "Counters | None":
+        """What the engine has done; None until it is loaded."""
+        return None if self._at_work is None else self._at_work.engine.counters
 
     def warm(self) -> None:
         """Start loading the model, if nothing else does; returns at once."""
-        if self._loaded is None:
+        if self._at_work is None:
             with contextlib.suppress(Overloaded):  # then the requests before this one will load it
-                self._thread.submit(self._ready)
+                self._thread.submit(self._loaded)
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse new requests, fail those queued; True if the running one ended in `timeout_s`."""
-        return self._thread.close(timeout_s)
+        """Refuse new requests, fail those queued; True if what runs ended in `timeout_s`."""
+        deadline_s = time.monotonic() + timeout_s
+        extracted = self._extracting.close(timeout_s)
+        return self._thread.close(max(0.0, deadline_s - time.monotonic())) and extracted
+
+    async def _ready(self) -> "AtWork":
+        """The engine at work, loaded if it must be."""
+        if self._at_work is not None:
+            return self._at_work
+        return await self._wait_for(self._thread.submit(self._loaded))
+
+    async def _voice(
+        self, at_work: "AtWork", ref: PromptRef
+    ) -> tuple["Voice", Literal["memory", "file"]]:
+        """From memory, else from its file, which is read beside the device thread."""
+        if (kept := at_work.voices.find(ref)) is not None:
+            return kept, "memory"
+        features = await asyncio.to_thread(self._read, ref)
+        job = self._thread.submit(lambda: at_work.prepare(ref, features))
+        return await self._wait_for(job), "file"
 
     async def _wait_for(self, job: "Future[T]") -> T:
         """The job's result; Overloaded if it has not begun in time. Leaving cancels it."""
@@ -217,61 +240,96 @@ class InferenceService:
             self._thread.retry_after_s,
         )
 
+    def _forget(self, at_work: "AtWork", listener: Listener) -> None:
+        self._thread.tell(lambda: at_work.cancel(listener))
+
+    @contextlib.contextmanager
+    def _cancelled_if_left(self, at_work: "AtWork", listener: Listener) -> Iterator[None]:
+        """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
+        left = True
+        try:
+            yield
+            left = False
+        finally:
+            if left:
+                self._forget(at_work, listener)
+
+    def _step(self) -> bool:
+        """The device thread's work between jobs. An engine that breaks is loaded again."""
+        at_work = self._at_work
+        if at_work is None:
+            return False
+        more = False
+        with FailureGoesTo(self._broken):
+            more = at_work.step()
+        return more
+
+    def _broken(self, error: BaseException) -> None:
+        log.error("The engine failed while speaking.", exc_info=error)
+        at_work, self._at_work = self._at_work, None
+        self._state, self._error = "failed", f"{type(error).__name__}: {error}"
+        if at_work is not None:
+            at_work.fail(error)
+
+    def _loaded(self) -> "AtWork":
+        """The engine at work. A load that failed is tried again by the next request."""
+        if self._at_work is None:
+            self._state, self._error = "warming", None
+            try:
+                self._at_work = self._load()
+            except InferenceError as error:
+                self._error = str(error)
+                raise
+            finally:
+                self._state = "failed" if self._at_work is None else "warm"
+        return self._at_work
+
+    def _load(self) -> "AtWork":
+        model, config = self.located(), self._config
+        try:
+            from inference.at_work import AtWork
+            from inference.engine import Engine, EngineConfig
+        except (ImportError, OSError) as error:
+            raise not_installed(error) from error
+        engine = Engine.load(
+            model.path,
+            EngineConfig(
+                device=config.device,
+                dtype=config.dtype,
+                threads=config.threads,
+                slots=config.slots,
+                queue_limit=config.queue_limit,
+            ),
+        )
+        return AtWork(engine, config.prompt_cache_bytes)
+
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
-        loaded = self._ready()
+        extractor, model = self._ready_extractor(), self.located()
         samples = read_conditioned(self._data.conditioned(source))
-        found = loaded.engine.extract(samples, source.transcript or None)
+        found = extractor.extract(samples, source.transcript or None)
         codes, embedding = found.ref_code, found.ref_spk_embedding
-        features = PromptFeatures(source, loaded.model.ref, codes, embedding)
-        data = features.save(loaded.shape)
+        features = PromptFeatures(source, model.ref, codes, embedding)
+        data = features.save(prompt_shape(read_shape(model.path)))
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
         write_atomically(self._data.prompt(ref), data)
         return ExtractedPrompt(
             ref.fingerprint, ref.sha256, features.frames, features.modes, features.model
         )
 
-    def _speak(self, ref: PromptRef, text: str, params: SpeechParams) -> _Spoken:
-        loaded = self._ready()
-        started_s = time.perf_counter()
-        prompt, prompt_cache = loaded.prompts.get(ref)
-        prompt_s = time.perf_counter() - started_s
-        pcm = loaded.engine.speak(prompt, text, params)
-        return _Spoken(pcm, prompt.mode(params.mode), prompt_cache, started_s, prompt_s)
-
-    def _ready(self) -> _Loaded:
-        """The loaded model. A load that failed is tried again by the next request."""
-        if self._loaded is None:
-            self._state, self._error = "warming", None
+    def _ready_extractor(self) -> "Extractor":
+        if self._extractor is None:
+            model = self.located()
             try:
-                self._loaded = self._load()
-            except InferenceError as error:
-                self._error = str(error)
-                raise
-            finally:
-                self._state = "failed" if self._loaded is None else "warm"
-        return self._loaded
+                from inference.engine.extract import Extractor
+            except (ImportError, OSError) as error:
+                raise not_installed(error) from error
+            shape = read_shape(model.path)
+            self._extractor = Extractor.load(model.path, shape, self._config.device)
+        return self._extractor
 
-    def _load(self) -> _Loaded:
-        model, config = self.located(), self._config
-        try:
-            from inference.engine.qwen import import_qwen_tts
-            from inference.engine.stock import Features, StockEngine
-
-            import_qwen_tts()
-        except (ImportError, OSError) as error:
-            raise not_installed(error) from error
-        engine = StockEngine.load(model.path, config.device, config.dtype, config.threads)
-        shape = PromptShape(engine.code_groups, engine.codebook_size, engine.embedding_width)
-
-        def read(ref: PromptRef) -> "Prompt":
-            found = self._read(ref, shape, model.ref)
-            features = Features(found.ref_code, found.ref_spk_embedding, found.source.transcript)
-            return engine.prepare(features)
-
-        return _Loaded(model, engine, shape, PromptCache(read, config.prompt_cache_bytes))
-
-    def _read(self, ref: PromptRef, shape: PromptShape, model: ModelRef) -> PromptFeatures:
+    def _read(self, ref: PromptRef) -> PromptFeatures:
         """The prompt file, read once; PromptMissing or PromptCorrupt."""
+        model = self.located()
         try:
             with open(self._data.prompt(ref), "rb") as file:
                 data = file.read(FILE_LIMIT_BYTES)
@@ -279,17 +337,17 @@ class InferenceService:
             raise PromptMissing(f"There are no prompt features for {ref.voice_id}.") from error
         except OSError as error:
             raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
-        features = PromptFeatures.load(data, ref, shape)
-        if features.model != model:
+        features = PromptFeatures.load(data, ref, prompt_shape(read_shape(model.path)))
+        if features.model != model.ref:
             raise PromptMissing(
                 f"The prompt features of {ref.voice_id} are for {features.model.id},"
-                f" not {model.id}."
+                f" not {model.ref.id}."
             )
         return features
 
 
-async def _one(pcm: NDArray[np.float32]) -> AsyncIterator[NDArray[np.float32]]:
-    yield pcm
+def prompt_shape(shape: ModelShape) -> PromptShape:
+    return PromptShape(shape.groups, shape.codes, shape.talker.width)
 
 
 def _retrieve(waiting: "asyncio.Future[Any]") -> None:

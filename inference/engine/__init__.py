@@ -1,0 +1,20 @@
+"""The engine's public face. Importing a name of it imports torch; the package alone does not."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inference.engine.config import EngineConfig
+    from inference.engine.engine import Engine
+    from inference.engine.params import SamplingParams
+    from inference.engine.request import Counters, Output, Request, Voice
+
+__all__ = ["Counters", "Engine", "EngineConfig", "Output", "Request", "SamplingParams", "Voice"]
+
+_MODULES = {"Engine": "engine", "EngineConfig": "config", "SamplingParams": "params"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'request')}"), name)

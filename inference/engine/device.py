@@ -106,7 +106,9 @@ class Replays:
         self._call(size)  # libraries initialise outside of a capture
         self._lane.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._lane.pool, stream=self._lane.stream):
+        with torch.cuda.graph(
+            graph, pool=self._lane.pool, stream=self._lane.stream, capture_error_mode="thread_local"
+        ):
             output = self._call(size)
         return graph, output
 

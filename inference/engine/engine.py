@@ -31,12 +31,18 @@ from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
 from inference.engine.vocoder import CHUNKS, Vocoder
 from inference.engine.weights import Weights
-from inference.errors import LanguageUnsupported, Overloaded, SpeechFailed, TextTooLong
+from inference.errors import (
+    LanguageUnsupported,
+    ModelUnavailable,
+    Overloaded,
+    SpeechFailed,
+    TextTooLong,
+)
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOK_S = 0.0002  # between two looks at it
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
-NO_PCM, NO_CODES = np.empty(0, np.float32), np.empty((0, 0), np.int64)
 
 
 class Engine:
@@ -69,10 +75,18 @@ class Engine:
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
         config = config or EngineConfig()
-        setup = Setup.of(config)
-        shape = read_shape(folder)
-        weights = load_weights(folder, shape, setup.dtype, setup.device)
-        return cls(shape, weights, load_tokenizer(folder), config)
+        try:
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)
+            setup = Setup.of(config)
+            shape = read_shape(folder)
+            weights = load_weights(folder, shape, setup.dtype, setup.device)
+            return cls(shape, weights, load_tokenizer(folder), config)
+        except ModelUnavailable:
+            raise
+        except LOAD_ERRORS as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelUnavailable(f"The model in {folder} did not load. {reason}") from error
 
     @property
     def busy(self) -> bool:
@@ -315,7 +329,7 @@ class Engine:
             f"This request waited {waiting.request.patience_s:g} s for a slot. Try again later.",
             self.retry_after_s,
         )
-        return Output(waiting.request, NO_PCM, NO_CODES, error=error)
+        return Output.of_error(waiting.request, error)
 
 
 def _grain(waiting: Waiting) -> int:

@@ -75,6 +75,11 @@ class Output:
     finished: bool = False
     error: InferenceError | None = None
 
+    @classmethod
+    def of_error(cls, request: Request, error: InferenceError) -> "Output":
+        """An end without sound."""
+        return cls(request, np.empty(0, np.float32), np.empty((0, 0), np.int64), error=error)
+
 
 @dataclass
 class Counters:

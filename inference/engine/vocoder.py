@@ -81,4 +81,5 @@ class Vocoder:
         steps = torch.arange(count, device=slots.device)
         place = (self._starts[:batch, None] + steps).clamp(max=self._frames.shape[1] - 1)
         codes = self._frames[slots[:, None], place].clamp(max=self._last_code)
-        return self._decoder.decode(codes, slots)
+        pcm: Tensor = self._decoder.decode(codes, slots)
+        return pcm

@@ -1,0 +1,68 @@
+"""A loaded engine at work: its voices in memory, and who listens to which request.
+
+Belongs to the device thread, but for `voices`, which any thread may ask.
+"""
+
+from typing import Literal
+
+from inference.engine import Engine, Output, Request, Voice
+from inference.errors import SpeechFailed
+from inference.prompt import PromptFeatures
+from inference.speaking import Listener, Wish
+from inference.voices import PromptCache
+from registry.files import PromptRef
+
+
+class AtWork:
+    def __init__(self, engine: Engine, cache_bytes: int) -> None:
+        self.engine = engine
+        self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
+        self._listeners: dict[Request, Listener] = {}
+
+    def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
+        """The voice on the device, and in memory for the next request."""
+        voice = self.engine.prepare(
+            features.ref_spk_embedding, features.ref_code, features.source.transcript
+        )
+        self.voices.keep(ref, voice)
+        return voice
+
+    def begin(
+        self, voice: Voice, wish: Wish, patience_s: float, listener: Listener
+    ) -> Literal["icl", "xvec"]:
+        """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
+        request = Request(
+            voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
+        )
+        self.engine.submit(request)
+        self._listeners[request] = listener
+        return voice.mode(wish.mode)
+
+    def cancel(self, listener: Listener) -> None:
+        """Nobody listens any more. Harmless if the speech is over, or never began."""
+        for request, other in self._listeners.items():
+            if other is listener:
+                self.engine.cancel(request)
+                del self._listeners[request]
+                return
+
+    def step(self) -> bool:
+        """One step of the engine; False if it has nothing to do."""
+        if not self.engine.busy:
+            return False
+        for output in self.engine.step():
+            self._tell(output)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """The engine broke: everyone who listens is told."""
+        listeners, self._listeners = self._listeners, {}
+        for request, listener in listeners.items():
+            reason = SpeechFailed(f"The engine failed: {type(error).__name__}: {error}")
+            listener.put(Output.of_error(request, reason))
+
+    def _tell(self, output: Output) -> None:
+        if output.finished or output.error is not None:
+            self._listeners.pop(output.request).put(output)
+        else:
+            self._listeners[output.request].put(output)

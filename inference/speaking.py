@@ -1,0 +1,116 @@
+"""One speech as its caller sees it: what was wished, what comes, how long it took. No torch."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.engine.params import Mode, SamplingParams
+
+if TYPE_CHECKING:
+    from inference.engine.request import Output
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A text, and how to speak it."""
+
+    text: str
+    language: str | None
+    mode: Mode
+    sampling: SamplingParams
+
+    @classmethod
+    def of(
+        cls,
+        text: str,
+        language: str | None = None,
+        mode: Mode = "auto",
+        seed: int | None = None,
+        **knobs: Any,
+    ) -> "Wish":
+        """TypeError for an unknown knob, ValueError for a wrong one. No seed: one is chosen."""
+        if mode not in ("auto", "icl", "xvec"):
+            raise ValueError(f"mode is auto, icl or xvec, not {mode!r}.")
+        chosen = secrets.randbelow(2**31) if seed is None else seed
+        return cls(text, language, mode, SamplingParams(seed=chosen, **knobs))
+
+
+class Clock:
+    """Where the seconds before the first chunk went."""
+
+    def __init__(self) -> None:
+        self._begun_s = self._last_s = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    @property
+    def total_s(self) -> float:
+        return time.perf_counter() - self._begun_s
+
+    def lap(self, name: str) -> None:
+        """All since the last lap is `name`'s."""
+        now_s = time.perf_counter()
+        self.laps[name] = now_s - self._last_s
+        self._last_s = now_s
+
+    def add(self, name: str, seconds: float) -> None:
+        """What someone else measured."""
+        self.laps[name] += seconds
+
+
+class Listener:
+    """Carries Outputs to the event loop on which it was made."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._outputs: asyncio.Queue[Output] = asyncio.Queue()
+
+    def put(self, output: "Output") -> None:
+        """From any thread. A caller whose loop is gone misses nothing."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
+
+    async def get(self) -> "Output":
+        """The next Output; raises what ended the request."""
+        output = await self._outputs.get()
+        if output.error is not None:
+            raise output.error
+        return output
+
+
+class Chunks:
+    """An async iterator of mono float32 PCM. `aclose` before its end cancels the request."""
+
+    def __init__(self, first: "Output", listener: Listener, cancel: Callable[[], None]) -> None:
+        self._next: Output | None = first
+        self._ended = False
+        self._listener, self._cancel = listener, cancel
+
+    def __aiter__(self) -> "Chunks":
+        return self
+
+    async def __anext__(self) -> NDArray[np.float32]:
+        while not self._ended:
+            output, self._next = self._next or await self._output(), None
+            self._ended = output.finished
+            if len(output.pcm):
+                return output.pcm
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._cancel()
+
+    async def _output(self) -> "Output":
+        try:
+            return await self._listener.get()
+        except RuntimeError:
+            self._ended = True
+            raise
