@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from inference.engine.extract import Features
 from inference.engine.params import FRAME_SAMPLES, MAX_FRAMES, Mode, SpeechParams, frame_budget
 from inference.engine.qwen import import_qwen_tts
 from inference.engine.text import PlainText
@@ -36,15 +37,6 @@ LOAD_ERRORS = (
     AssertionError,  # torch without cuda, asked for cuda
     SafetensorError,
 )
-
-
-@dataclass(frozen=True)
-class Features:
-    """What qwen_tts' create_voice_clone_prompt finds in a clip, under its names."""
-
-    ref_code: NDArray[np.int16] | None  # (T, 16); None without a transcript
-    ref_spk_embedding: NDArray[np.float32]  # (D,)
-    ref_text: str | None
 
 
 @dataclass(frozen=True)

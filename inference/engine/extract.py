@@ -1,0 +1,165 @@
+"""Prompt features of a clip through qwen_tts' own encoders, in float32 whatever the engine serves.
+
+Loads the speaker encoder and the codec's encoder alone, straight from the checkpoint's files.
+qwen_tts is first imported by `Extractor.load`. One call at a time; beside an engine is fine.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference.engine.qwen import import_qwen_tts
+from inference.engine.shapes import FRAME_SAMPLES, SAMPLE_RATE, ModelShape
+from inference.engine.tensor_file import TensorFile
+from inference.engine.transfer import Piece, transfer
+from inference.errors import ExtractionFailed, ModelUnavailable
+
+MEL = {  # as in qwen_tts' extract_speaker_embedding
+    "n_fft": 1024,
+    "num_mels": 128,
+    "sampling_rate": SAMPLE_RATE,
+    "hop_size": 256,
+    "win_size": 1024,
+    "fmin": 0,
+    "fmax": 12_000,
+}
+BUILD_ERRORS = (
+    ImportError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,  # torch without cuda, asked for cuda
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What qwen_tts' create_voice_clone_prompt finds in a clip, under its names."""
+
+    ref_code: NDArray[np.int16] | None  # (T, 16); None without a transcript
+    ref_spk_embedding: NDArray[np.float32]  # (D,)
+    ref_text: str | None
+
+
+class Extractor:
+    """The two encoders on a device. Gives bit for bit what qwen_tts gives in float32 on a CPU."""
+
+    def __init__(self, speaker: Any, codec: Any, mel: Any, shape: ModelShape) -> None:
+        """qwen_tts' Qwen3TTSSpeakerEncoder, Qwen3TTSTokenizerV2Encoder and mel_spectrogram."""
+        self._speaker, self._codec, self._mel = speaker, codec, mel
+        self._shape = shape
+        self._device = next(speaker.parameters()).device
+
+    @classmethod
+    def load(
+        cls, folder: Path, shape: ModelShape, device: str | torch.device | None = None
+    ) -> "Extractor":
+        """The encoders of the checkpoint in `folder`; None for the device is cuda before cpu.
+
+        ModelUnavailable says why they did not load.
+        """
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            place = torch.device(chosen)
+            speaker, codec, mel = _modules(folder, place)
+        except BUILD_ERRORS as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ModelUnavailable(f"The encoders in {folder} did not load. {reason}") from error
+        main = TensorFile(folder / "model.safetensors")
+        speech = TensorFile(folder / "speech_tokenizer" / "model.safetensors")
+        pieces = [*_pieces(speaker, main, "speaker_encoder."), *_pieces(codec, speech, "encoder.")]
+        transfer(pieces, place)
+        return cls(speaker, codec, mel, shape)
+
+    def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
+        """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
+
+        ExtractionFailed if the clip or what comes out of it is not finite, or too short to encode.
+        """
+        _check(samples)
+        try:
+            with torch.inference_mode(), _exact_float32():
+                codes = None if transcript is None else self._codes(samples)
+                embedding = self._embedding(samples)
+        except RuntimeError as error:
+            raise ExtractionFailed(f"The model can't encode this clip: {error}") from error
+        if not np.isfinite(embedding).all():
+            raise ExtractionFailed("The clip's speaker embedding is not finite.")
+        return Features(self._checked(codes), embedding, transcript)
+
+    def _embedding(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(D,). As in qwen_tts the mel spectrogram is made on the CPU."""
+        mel = self._mel(torch.from_numpy(samples)[None], **MEL).transpose(1, 2)
+        found: NDArray[np.float32] = self._speaker(mel.to(self._device))[0].cpu().numpy()
+        return found
+
+    def _codes(self, samples: NDArray[np.float32]) -> NDArray[np.int64]:
+        """(T, groups): a frame for each 80 ms that have begun."""
+        sound = torch.from_numpy(samples).to(self._device)[None, None]
+        encoded = self._codec.encode(sound, num_quantizers=self._shape.groups, return_dict=True)
+        frames = -(-len(samples) // FRAME_SAMPLES)
+        found: NDArray[np.int64] = encoded.audio_codes[0, :, :frames].T.cpu().numpy()
+        return found
+
+    def _checked(self, codes: NDArray[np.int64] | None) -> NDArray[np.int16] | None:
+        if codes is None:
+            return None
+        if codes.min() < 0 or codes.max() >= self._shape.codes:
+            raise ExtractionFailed("The clip's codes are outside of the model's codebook.")
+        return codes.astype(np.int16)
+
+
+def _check(samples: NDArray[np.float32]) -> None:
+    if not np.isfinite(samples).all():
+        raise ExtractionFailed("The clip contains samples that are not finite numbers.")
+    if len(samples) < FRAME_SAMPLES:
+        duration_s = len(samples) / SAMPLE_RATE
+        raise ExtractionFailed(
+            f"The model can't encode this clip: it lasts {duration_s:.3f} s, less than one frame"
+            f" of {FRAME_SAMPLES / SAMPLE_RATE:.2f} s."
+        )
+
+
+def _exact_float32() -> Any:
+    """cuDNN without TF32, which it uses for float32 convolutions if nothing is said."""
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
+
+
+def _modules(folder: Path, device: torch.device) -> tuple[Any, Any, Any]:
+    """(speaker encoder, codec encoder, mel_spectrogram); the weights are not filled in."""
+    import_qwen_tts()
+    from qwen_tts.core import Qwen3TTSTokenizerV2Config
+    from qwen_tts.core.models import modeling_qwen3_tts as talker
+    from qwen_tts.core.tokenizer_12hz import modeling_qwen3_tts_tokenizer_v2 as codec
+    from transformers.modeling_utils import no_init_weights
+
+    heard = talker.Qwen3TTSSpeakerEncoderConfig(**_config(folder)["speaker_encoder_config"])
+    encoded = Qwen3TTSTokenizerV2Config(**_config(folder / "speech_tokenizer")).encoder_config
+    with no_init_weights():
+        speaker = talker.Qwen3TTSSpeakerEncoder(heard)
+        encoder = codec.Qwen3TTSTokenizerV2Encoder._from_config(encoded, dtype=torch.float32)
+    return speaker.eval().to(device), encoder.eval().to(device), talker.mel_spectrogram
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return found
+
+
+def _pieces(module: Any, file: TensorFile, prefix: str) -> Iterator[Piece]:
+    """What fills every parameter and stored buffer of a module."""
+    targets: dict[str, Tensor] = module.state_dict()
+    for name, target in targets.items():
+        stored = file.find(prefix + name, target.shape)
+        yield Piece(file, stored.offset, stored.dtype, target)

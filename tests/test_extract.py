@@ -1,0 +1,174 @@
+"""Prompt features: those of qwen_tts in float32, from its encoders alone."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRANSCRIPT, make_clip
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from speaking import run_python
+
+from inference.engine.extract import Extractor, Features
+from inference.engine.shapes import read_shape
+from inference.errors import ExtractionFailed, ModelUnavailable
+
+
+@pytest.fixture(scope="module")
+def extractor(checkpoint: Path) -> Extractor:
+    torch.set_num_threads(1)
+    return Extractor.load(checkpoint, read_shape(checkpoint), "cpu")
+
+
+def by_qwen_tts(stock: Any, clip: NDArray[np.float32], transcript: str | None) -> Any:
+    only = transcript is None
+    [item] = stock.create_voice_clone_prompt((clip, 24_000), transcript, x_vector_only_mode=only)
+    return item
+
+
+@pytest.mark.parametrize("duration_s", [0.08, 0.081, 0.5, 1.0, 1.52, 2.3, 7.32])
+def test_features_are_bit_for_bit_those_of_qwen_tts(
+    extractor: Extractor, stock: Any, duration_s: float
+) -> None:
+    clip = make_clip(int(duration_s * 100), duration_s)
+    found, item = extractor.extract(clip, TRANSCRIPT), by_qwen_tts(stock, clip, TRANSCRIPT)
+    assert found.ref_code is not None and found.ref_code.dtype == np.int16
+    assert np.array_equal(found.ref_code, item.ref_code.numpy())
+    assert len(found.ref_code) == -(-len(clip) // 1920)
+    assert found.ref_spk_embedding.dtype == np.float32
+    assert np.array_equal(found.ref_spk_embedding, item.ref_spk_embedding.numpy())
+    assert found.ref_text == TRANSCRIPT
+
+
+@pytest.mark.parametrize("clip", [np.zeros(24_000, np.float32), make_clip(1, 1.0) * 1e-4])
+def test_silence_and_faint_clips_are_those_of_qwen_tts(
+    extractor: Extractor, stock: Any, clip: NDArray[np.float32]
+) -> None:
+    found, item = extractor.extract(clip, "x"), by_qwen_tts(stock, clip, "x")
+    assert np.array_equal(found.ref_code, item.ref_code.numpy())
+    assert np.array_equal(found.ref_spk_embedding, item.ref_spk_embedding.numpy())
+
+
+def test_codes_tell_clips_apart(extractor: Extractor) -> None:
+    one, other = (extractor.extract(make_clip(i, 1.0), "x") for i in (1, 2))
+    assert one.ref_code is not None and other.ref_code is not None
+    assert (one.ref_code != other.ref_code).mean() > 0.5
+    assert np.abs(one.ref_spk_embedding - other.ref_spk_embedding).max() > 1e-3
+
+
+def test_without_a_transcript_the_codec_is_not_asked(extractor: Extractor) -> None:
+    deaf = Extractor(extractor._speaker, None, extractor._mel, extractor._shape)
+    clip = make_clip(3, 1.0)
+    with_text, without = extractor.extract(clip, TRANSCRIPT), deaf.extract(clip, None)
+    assert without.ref_code is None and without.ref_text is None
+    assert np.array_equal(without.ref_spk_embedding, with_text.ref_spk_embedding)
+
+
+def test_everything_is_float32_and_only_what_is_needed_is_loaded(extractor: Extractor) -> None:
+    modules = (extractor._speaker, extractor._codec)
+    kinds = {t.dtype for module in modules for t in module.state_dict().values()}
+    assert kinds == {torch.float32}
+    assert extractor._codec.decoder is extractor._codec.upsample is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("transcript", [TRANSCRIPT, None])
+def test_one_sample_that_is_not_finite_is_refused(
+    extractor: Extractor, value: float, transcript: str | None
+) -> None:
+    clip = make_clip(0, 1.0)
+    clip[1000] = value
+    with pytest.raises(ExtractionFailed, match="not finite"):
+        extractor.extract(clip, transcript)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 200, 640, 1919])
+@pytest.mark.parametrize("transcript", [TRANSCRIPT, None])
+def test_a_clip_too_short_to_encode_is_refused(
+    extractor: Extractor, samples: int, transcript: str | None
+) -> None:
+    with pytest.raises(ExtractionFailed, match=r"can't encode.* less than one frame of 0\.08 s"):
+        extractor.extract(np.zeros(samples, np.float32), transcript)
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def load(folder: Path, device: str = "cpu") -> Extractor:
+    return Extractor.load(folder, read_shape(folder), device)
+
+
+def test_an_embedding_that_is_not_finite_is_refused(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["speaker_encoder.fc.bias"].fill_(torch.nan)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(ExtractionFailed, match="embedding is not finite"):
+        load(copy).extract(make_clip(0, 1.0), None)
+
+
+def test_codes_beyond_the_codebook_are_refused(checkpoint: Path, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    config["talker_config"]["code_predictor_config"]["vocab_size"] = 4
+    (copy / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ExtractionFailed, match="outside of the model's codebook"):
+        load(copy).extract(make_clip(0, 1.0), "x")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("model.safetensors", "speaker_encoder.fc.bias"),
+        ("speech_tokenizer/model.safetensors", "encoder.downsample.conv.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(copy: Path, file: str, name: str) -> None:
+    tensors = load_file(copy / file)
+    del tensors[name]
+    save_file(tensors, copy / file)
+    with pytest.raises(ModelUnavailable, match=f"has no tensor {name}"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"speaker_encoder_config": {"a": 1}}'])
+def test_a_damaged_config_is_one_sentence(checkpoint: Path, copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content, "utf-8")
+    with pytest.raises(ModelUnavailable):
+        Extractor.load(copy, read_shape(checkpoint), "cpu")
+
+
+@pytest.mark.parametrize("device", ["no-such-device", "cuda:99"])
+def test_a_wrong_device_is_one_sentence(checkpoint: Path, device: str) -> None:
+    with pytest.raises(ModelUnavailable, match=r"encoders in .* did not load"):
+        load(checkpoint, device)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_features_on_cuda_are_those_of_the_cpu(checkpoint: Path, extractor: Extractor) -> None:
+    clip = make_clip(5, 3.0)
+    there, here = load(checkpoint, "cuda").extract(clip, "x"), extractor.extract(clip, "x")
+    assert isinstance(there, Features) and there.ref_code is not None
+    assert (there.ref_code == here.ref_code).mean() > 0.99
+    np.testing.assert_allclose(there.ref_spk_embedding, here.ref_spk_embedding, atol=1e-5)
+
+
+def test_importing_needs_no_qwen_tts_and_loading_prints_nothing(checkpoint: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from inference.engine.extract import Extractor
+from inference.engine.shapes import read_shape
+assert not {"transformers", "qwen_tts", "librosa"} & set(sys.modules)
+folder = Path(sys.argv[1])
+clip = np.sin(np.arange(24000) / 20).astype(np.float32)
+found = Extractor.load(folder, read_shape(folder), "cpu").extract(clip, "Hi.")
+assert found.ref_code.shape == (13, 16)
+"""
+    done = run_python(script, str(checkpoint))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
