@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +18,7 @@ import torch
 from inference.engine.config import EngineConfig
 from inference.engine.engine import Engine
 from inference.engine.request import Output, Request, Voice
-from inference.errors import Overloaded
+from inference.errors import Overloaded, SpeechFailed
 
 FRAME_S = 0.08
 RAMP = 4  # chunks until a stream's chunks have their full length
@@ -49,7 +50,7 @@ class Caller:
     def paces_s(self) -> list[float]:
         """Seconds a frame, chunk by chunk, once the chunks have their full length."""
         begin = RAMP if len(self.chunks) > RAMP else 1
-        gaps = [late - early for early, late in zip(self.heard_s, self.heard_s[1:], strict=False)]
+        gaps = [late - early for early, late in pairwise(self.heard_s)]
         return [gap / n for gap, n in zip(gaps, self.chunks[1:], strict=True)][begin - 1 :]
 
     def latenesses_s(self) -> list[float]:
@@ -84,7 +85,6 @@ class Session:
         self.beats: list[Beat] = []
         self.most_queued = 0
         self.refused = 0
-        self.seconds = 0.0
         self._by_request: dict[Request, Caller] = {}
 
     def run(self, arrivals: Iterable[Arrival]) -> "Session":
@@ -97,8 +97,9 @@ class Session:
                 self._step()
             elif waiting:
                 time.sleep(max(0.0, begun_s + waiting[0].after_s - time.perf_counter()))
-        self.seconds = time.perf_counter() - begun_s
         settle(self._engine)
+        if not self.heard:
+            raise SpeechFailed(next((c.error for c in self.callers if c.error), "No sound came."))
         return self
 
     @property
@@ -183,7 +184,7 @@ def first_audio(engine: Engine, request: Request, times: int) -> list[float]:
         settle(engine)
         asked_s = time.perf_counter()
         engine.submit(request)
-        while not any(len(output.pcm) for output in engine.step()):
+        while engine.busy and not any(len(output.pcm) for output in engine.step()):
             pass
         waited.append(time.perf_counter() - asked_s)
         engine.cancel(request)
