@@ -76,8 +76,15 @@ class Replays:
     the function is called as it is.
     """
 
-    def __init__(self, call: Callable[[int], Tensor], sizes: Sequence[int], lane: Lane) -> None:
-        self._call, self._sizes, self._lane = call, sizes, lane
+    def __init__(
+        self,
+        call: Callable[[int], Tensor],
+        sizes: Sequence[int],
+        lane: Lane,
+        inputs: Sequence[tuple[Tensor, int]],
+    ) -> None:
+        """`inputs`: what the call reads, each with the value that stands for padding."""
+        self._call, self._sizes, self._lane, self._inputs = call, sizes, lane, inputs
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def capture(self) -> None:
@@ -103,6 +110,16 @@ class Replays:
         return self._graphs[size]
 
     def _captured(self, size: int) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
+        """Capture over padding alone, then put the inputs back."""
+        given = [tensor.clone() for tensor, _ in self._inputs]
+        for tensor, padding in self._inputs:
+            tensor.fill_(padding)
+        captured = self._capture(size)
+        for (tensor, _), before in zip(self._inputs, given, strict=True):
+            tensor.copy_(before)
+        return captured
+
+    def _capture(self, size: int) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
         self._call(size)  # libraries initialise outside of a capture
         self._lane.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -38,8 +38,9 @@ class Frames:
         self._batch: list[int] = []
         self._span = setup.limits.positions  # a graph must look as far as any request may get
         self._flights: deque[Flight] = deque()
-        self._speak = Replays(self._speak_rows, setup.sizes, lane)
-        self._listen = Replays(self._listen_rows, setup.sizes, lane)
+        padding = [(self._slots, state.scratch)]
+        self._speak = Replays(self._speak_rows, setup.sizes, lane, padding)
+        self._listen = Replays(self._listen_rows, setup.sizes, lane, padding)
 
     @property
     def in_flight(self) -> int:

@@ -114,7 +114,7 @@ class TorchOps:
         codes = sampler.choose(scores, mine, group).where(finite, 0)
         bad[slots] |= ~finite
         if rules.seen is not None:
-            rules.seen[slots, codes] = True
+            rules.seen[slots, codes] = torch.ones_like(finite)
         return codes
 
     def embed(self, table: Tensor, codes: Tensor) -> Tensor:

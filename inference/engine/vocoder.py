@@ -39,8 +39,10 @@ class Vocoder:
         self._scratch = len(frames) - 1
         self._slots = torch.full((max(sizes),), self._scratch, device=frames.device)
         self._starts = torch.zeros_like(self._slots)
+        padding = [(self._slots, self._scratch), (self._starts, 0)]
         self._replays = {
-            count: Replays(partial(self._decode, count), sizes, self.lane) for count in CHUNKS
+            count: Replays(partial(self._decode, count), sizes, self.lane, padding)
+            for count in CHUNKS
         }
 
     def capture(self) -> None:
