@@ -52,26 +52,32 @@ class Past:
 
 
 class Convolutions:
-    """All of them, and their past in `slots` slots and one more."""
+    """All of them, and what they remember in `slots` slots and one more."""
 
     def __init__(self, weights: CodecWeights, slots: int) -> None:
         self._weights = weights
-        shapes = list(_past_shapes(self._weights))
+        shapes = list(_past_shapes(weights))
         sizes = [length * width for length, width in shapes]
-        self._histories = self._weights.norm.new_zeros(slots + 1, sum(sizes))
-        parts = zip(torch.split(self._histories, sizes, 1), shapes, strict=True)
-        pasts = (Past(part.unflatten(1, shape)) for part, shape in parts)
+        self.histories = weights.norm.new_zeros(slots + 1, sum(sizes))  # a line for each slot
+        parts = zip(torch.split(self.histories, sizes, 1), shapes, strict=True)
+        pasts = (Past(part.view(len(part), *shape)) for part, shape in parts)
         self._enter = next(pasts)
-        self._upsamples = [(upsample, next(pasts)) for upsample in self._weights.upsamples]
+        self._upsamples = [(upsample, next(pasts)) for upsample in weights.upsamples]
         self._open = next(pasts)
         self._blocks = [
             (block, next(pasts), [(unit, next(pasts)) for unit in block.units])
-            for block in self._weights.blocks
+            for block in weights.blocks
         ]
         self._last = next(pasts)
 
-    def _speak(self, x: Tensor, slots: Tensor) -> Tensor:
-        """The convolutions: (B, n, D) → (B, n * 1920)."""
+    def enter(self, frames: Tensor, slots: Tensor) -> Tensor:
+        """The one before the transformer: (B, n, codebook dim) → (B, n, D)."""
+        weight = self._weights.enter
+        seen = windows(self._enter.join(frames, slots), weight.shape[1])
+        return F.linear(seen, weight.flatten(1), self._weights.enter_bias)
+
+    def speak(self, x: Tensor, slots: Tensor) -> Tensor:
+        """Those after the transformer: (B, n, D) → (B, n * 1920), float32 or better."""
         for upsample, past in self._upsamples:
             x = _upsample(x, upsample, past, slots)
         x = convolve(self._open.join(x, slots), self._weights.open)
@@ -79,10 +85,13 @@ class Convolutions:
             x = _expand(x, block, past, slots)
             for unit, unit_past in units:
                 x = _unit(x, unit, unit_past, slots)
-        line = self._last.join_snake(x, self._weights.last, slots)
-        taps = F.linear(line, self._weights.taps)  # every tap's product with every sample
-        kind = torch.promote_types(x.dtype, torch.float32)
-        sound = taps.unfold(1, 7, 1).diagonal(0, -2, -1).sum(-1, dtype=kind)
+        return self._mouth(self._last.join_snake(x, self._weights.last, slots))
+
+    def _mouth(self, line: Tensor) -> Tensor:
+        """The last convolution, to one channel: each tap's product with each sample, then sums."""
+        products = F.linear(line, self._weights.taps)  # (B, 6 + T, 8)
+        kind = torch.promote_types(line.dtype, torch.float32)
+        sound = products.unfold(1, 7, 1).diagonal(0, -2, -1).sum(-1, dtype=kind)
         return (sound + self._weights.taps_bias).clamp(-1, 1)
 
 
@@ -117,7 +126,7 @@ def windows(x: Tensor, width: int, dilation: int = 1) -> Tensor:
     return seen.transpose(2, 3).flatten(2)
 
 
-def context_frames(rates: list[int], ratios: list[int]) -> int:
+def context_frames(rates: Sequence[int], ratios: Sequence[int]) -> int:
     """How many of the last frames the histories of all the convolutions depend on."""
     units = sum(6 * dilation for dilation in DILATIONS)
     needed = 6
