@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import engine_stages
 import engine_table
@@ -29,7 +30,7 @@ STAGES: dict[str, Callable[[Subject], Found]] = {
     "memory": engine_stages.memory,
     "peer-stock": lambda subject: peers.stock(subject.asked),
     "peer-faster": lambda subject: peers.faster(subject.asked),
-    "cold": engine_stages.cold,
+    "cold": lambda subject: cold(subject.asked),
 }
 NOT_KEPT = ("out", "plot", "stage")
 
@@ -67,6 +68,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=25, help="times first audio is waited for")
     parser.add_argument("--rates", type=float, nargs="+", default=[10, 20, 40], help="requests/s")
     parser.add_argument("--seconds", type=float, default=15, help="of arrivals at each rate")
+    parser.add_argument("--starts", type=int, default=3, help="of a process, in each way")
     parser.add_argument("--utterance", type=int, default=62, help="frames of each arrival")
     return parser.parse_args()
 
@@ -99,6 +101,20 @@ def run(stage: str, subject: Subject) -> None:
     report(found)
     kept = {name: value for name, value in vars(asked).items() if name not in NOT_KEPT}
     measure.record(asked.out.parent, asked.out.stem, kept | {"stage": stage}, found)
+
+
+def cold(asked: argparse.Namespace) -> Found:
+    """Process start to first audio by phase, as cold_start.py measures it."""
+    script, dtype = Path(__file__).with_name("cold_start.py"), DTYPES[asked.dtype]
+    options = ["--size", asked.size, "--device", asked.device, "--dtype", dtype]
+    options += [] if asked.model is None else ["--model", str(asked.model)]
+    with TemporaryDirectory() as folder:
+        repeat = ["--repeat", str(asked.starts), "--results", folder]
+        subprocess.run([sys.executable, str(script), *options, *repeat], check=True)
+        [run] = engine_table.load(Path(folder) / "cold_start.json")
+    warm, dropped = (run["found"][cache]["phases_ms"] for cache in ("warm", "cold"))
+    rows = [{"phase": name, "warm_ms": warm[name], "cold_ms": dropped[name]} for name in warm]
+    return {"rows": rows, "first_audio_s": round(dropped["total"] / 1000, 3)}
 
 
 def report(found: Found) -> None:

@@ -9,7 +9,6 @@ import gc
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -224,14 +223,6 @@ def _grown(subject: Subject) -> Iterator[Found]:
     before = _held()
     _together(subject, engine, _voices(subject, engine), STREAMS_IN_MEMORY)
     yield {"part": "a run", **_more(before), "tensors_gib": 0.0}
-
-
-def cold(subject: Subject) -> Found:
-    """Process start to first audio by phase, as benchmarks/cold_start.py measures it."""
-    script = Path(__file__).with_name("cold_start.py")
-    if not script.exists():
-        raise Skipped("There is no cold_start.py beside this file.")
-    raise Skipped("TBD")
 
 
 def _held() -> tuple[int, int]:

@@ -15,14 +15,7 @@ from engine_table import Column, row
 WIDTH, HEIGHT = 860, 400
 LEFT, TOP, RIGHT, BOTTOM = 64, 44, 330, 56  # margins
 COLOURS = ("#3b82c4", "#d9822b", "#3f9a6a", "#b45aa0", "#8a7a3c", "#c4504a", "#6b77b8")
-STYLE = """
-text { font: 13px system-ui, sans-serif; fill: #444 }
-.title { font-size: 15px; font-weight: 600 }
-.axis { stroke: #888; fill: none }
-.grid { stroke: #888; stroke-opacity: 0.25 }
-.line { fill: none; stroke-width: 2 }
-@media (prefers-color-scheme: dark) { text { fill: #c8c8c8 } }
-"""
+GREY = "#7b7b7b"  # as far from white as from black
 Points = Sequence[tuple[float, float]]
 
 
@@ -47,21 +40,22 @@ class Chart:
 
     def svg(self) -> str:
         size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-        named = f"<title>{escape(self.title)}</title><style>{STYLE}</style>"
+        font = f'font-family="system-ui, sans-serif" font-size="13" fill="{GREY}"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font} role="img">'
+        named = f"<title>{escape(self.title)}</title>"
         parts = [head, named, *self._axes(), *self._curves(), *self._legend(), "</svg>"]
         return "\n".join(parts) + "\n"
 
     def _axes(self) -> Iterator[str]:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-        yield _text(LEFT, 24, self.title, kind="title")
+        yield _text(LEFT, 24, self.title, bold=True)
         for value in self._levels():
             y = self._y(value)
-            yield f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>'
+            yield f'<path d="M{LEFT} {y:.1f}H{right}" stroke="{GREY}" stroke-opacity="0.25"/>'
             yield _text(LEFT - 8, y + 4, f"{value:g}", anchor="end")
         for value, label in self.ticks:
             yield _text(self._x(value), bottom + 20, label, anchor="middle")
-        yield f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>'
+        yield f'<path d="M{LEFT} {TOP}V{bottom}H{right}" stroke="{GREY}" fill="none"/>'
         yield _text((LEFT + right) / 2, HEIGHT - 12, self.x_label, anchor="middle")
         yield _text(18, (TOP + bottom) / 2, self.y_label, anchor="middle", turned=True)
 
@@ -70,7 +64,7 @@ class Chart:
             places = [(self._x(x), self._y(y)) for x, y in sorted(line.points)]
             if len(places) > 1:
                 path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-                yield f'<path class="line" d="M{path}" {_stroke(line)}/>'
+                yield f'<path d="M{path}" {_stroke(line)}/>'
             for x, y in places:
                 yield _dot(x, y, line)
 
@@ -78,7 +72,7 @@ class Chart:
         x = WIDTH - RIGHT + 20
         for index, line in enumerate(self.series):
             y = TOP + 10 + 22 * index
-            yield f'<path class="line" d="M{x} {y}h24" {_stroke(line)}/>'
+            yield f'<path d="M{x} {y}h24" {_stroke(line)}/>'
             yield _dot(x + 12, y, line)
             yield _text(x + 32, y + 4, line.name)
 
@@ -111,16 +105,16 @@ def _dot(x: float, y: float, line: Series) -> str:
 
 def _stroke(line: Series) -> str:
     dashes = ' stroke-dasharray="6 4"' if line.dashed else ""
-    return f'stroke="{line.colour}"{dashes}'
+    return f'stroke="{line.colour}" stroke-width="2" fill="none"{dashes}'
 
 
 def _text(
-    x: float, y: float, words: str, anchor: str = "start", kind: str = "", turned: bool = False
+    x: float, y: float, words: str, anchor: str = "start", bold: bool = False, turned: bool = False
 ) -> str:
     turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
-    name = f' class="{kind}"' if kind else ""
+    weight = ' font-weight="600" font-size="15"' if bold else ""
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f"<text {place}{name}{turn}>{escape(words)}</text>"
+    return f"<text {place}{weight}{turn}>{escape(words)}</text>"
 
 
 def draw(found: Mapping[str, Column], folder: Path) -> list[Path]:
