@@ -121,9 +121,12 @@ def convolve_as_image(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def windows(x: Tensor, width: int, dilation: int = 1) -> Tensor:
-    """What each output of a convolution sees: (B, T + …, C) → (B, T, width * C), a copy."""
+    """What each output of a convolution sees: (B, T + …, C) → (B, T, width * C), a copy.
+
+    Without the copy neighbours would overlap in memory, and one product become B small ones.
+    """
     seen = x.unfold(1, (width - 1) * dilation + 1, 1)[..., ::dilation]
-    return seen.transpose(2, 3).flatten(2)
+    return seen.transpose(2, 3).flatten(2).contiguous()
 
 
 def context_frames(rates: Sequence[int], ratios: Sequence[int]) -> int:
