@@ -5,8 +5,9 @@ importing transformers. A tokenizer.json is not looked at.
 """
 
 import json
-from collections.abc import Mapping
-from operator import add
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from operator import add, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _model(folder: Path, vocabulary: Vocabulary, merges: Merges) -> BPE:
-    known = vocabulary.keys()  # tokenizers' own error for this could not be caught by its type
-    if not all(known >= set(part) for part in _parts(merges)):
+    # tokenizers' own error for this could not be caught by its type
+    if not all(map(vocabulary.__contains__, _parts(merges))):
         raise ModelUnavailable(f"vocab.json and merges.txt in {folder} do not belong together.")
     try:
         return BPE(vocabulary, merges)
@@ -56,20 +57,19 @@ def _model(folder: Path, vocabulary: Vocabulary, merges: Merges) -> BPE:
         raise ModelUnavailable(f"{folder / 'vocab.json'} is damaged: {error}.") from error
 
 
-def _parts(merges: Merges) -> list[list[str]]:
-    """Everything that must be in the vocabulary: left parts, right parts, what they make."""
-    left, right = [pair[0] for pair in merges], [pair[1] for pair in merges]
-    return [left, right, list(map(add, left, right))]
+def _parts(merges: Merges) -> Iterator[str]:
+    """Everything that must be in the vocabulary: left and right parts, and what they make."""
+    left, right = (map(itemgetter(side), merges) for side in (0, 1))
+    return chain(chain.from_iterable(merges), map(add, left, right))
 
 
 def _merges(path: Path) -> Merges:
-    lines = _read(path).split("\n")
-    if lines[0].startswith(VERSION):
-        del lines[0]
-    pairs: list[Any] = [tuple(line.split()) for line in lines if line.strip()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ModelUnavailable(f"{path} is damaged: a line of it is not two parts.")
-    return pairs
+    """A pair a line. No part holds a space: all of them are GPT-2's stand-ins for bytes."""
+    first, _, rest = _read(path).partition("\n")
+    parts = (rest if first.startswith(VERSION) else f"{first}\n{rest}").split()
+    if len(parts) % 2:
+        raise ModelUnavailable(f"{path} is damaged: it does not consist of pairs.")
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Write a checkpoint of the true names and shapes with random values, without qwen_tts.
+
+Its encoders are left out: no start reads them. The same size gives the same bytes.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+from random_weights import Sizes, decoder_sizes
+from safetensors.torch import save_file
+
+from inference.checkpoint import _constant, _deviation, write_configs
+from inference.checkpoint_text import ADDED_TOKENS, _tokenizer_config, bpe, write_json
+from inference.engine import loading
+from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.tensor_file import Stored
+
+FILES = ("model.safetensors", "speech_tokenizer/model.safetensors")
+RELEASED = ("0.6b", "1.7b")
+TEXT_TOKENS = 151_643  # in the released vocabulary, before the added ones
+
+
+def write(folder: Path, size: str) -> None:
+    """Configs, tokenizer and weights of `size` into an empty folder."""
+    (folder / "speech_tokenizer").mkdir()
+    write_configs(folder, size)
+    if size in RELEASED:
+        _write_vocabulary(folder)
+    shape = read_shape(folder)
+    torch.manual_seed(0)
+    _write_tensors(folder / FILES[0], main_sizes(shape), torch.bfloat16)
+    speech = {f"decoder.{name}": s for name, s in decoder_sizes(shape.decoder).items()}
+    _write_tensors(folder / FILES[1], speech, torch.float32)
+
+
+def main_sizes(shape: ModelShape) -> Sizes:
+    """Every tensor that loading asks of the main file."""
+    asked = _Asked()
+    plan = loading._Plan(asked, torch.bfloat16, torch.device("meta"))  # type: ignore[arg-type]
+    loading._text(plan, shape)
+    loading._predictor(plan, shape, loading._talker(plan, shape))
+    return asked.sizes
+
+
+class _Asked:
+    """Stands where a TensorFile would, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: Sizes = {}
+
+    def find(self, name: str, shape: tuple[int, ...]) -> Stored:
+        self.sizes[name] = tuple(shape)
+        return Stored(name, torch.bfloat16, tuple(shape), 0)
+
+
+def _write_tensors(path: Path, sizes: Sizes, dtype: torch.dtype) -> None:
+    tensors = {name: _filled(name, size, dtype) for name, size in sizes.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _filled(name: str, size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Even noise of the deviation that `inference.checkpoint` gives, or its constant."""
+    made, constant = torch.empty(size, dtype=dtype), _constant(name, size)
+    if constant is not None:
+        return made.fill_(constant)
+    reach = 3**0.5 * _deviation(name, size)
+    return made.uniform_(-reach, reach)
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """A byte-level BPE of the released size; all but its first tokens join arbitrary others."""
+    vocabulary, merges, _ = bpe()
+    tokens, choice = list(vocabulary), random.Random(0).choice
+    while len(tokens) < TEXT_TOKENS:
+        pair = choice(tokens), choice(tokens)
+        if (joined := "".join(pair)) not in vocabulary and len(joined) < 12:
+            vocabulary[joined] = len(tokens)
+            tokens.append(joined)
+            merges.append(pair)
+    write_json(folder / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), "utf-8")
+    added = {token: TEXT_TOKENS + i for i, token in enumerate(ADDED_TOKENS)}
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(added))
