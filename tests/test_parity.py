@@ -1,24 +1,22 @@
 """The engine's codes and sound against qwen_tts' own, frame by frame: greedy, float32, on a CPU."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from engines import PCM, Codes, Heard, hear, load
 from numpy.typing import NDArray
 
 from inference import errors
 from inference.checkpoint import Recipe, make
-from inference.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from inference.engine import Engine, Request, SamplingParams
 from inference.engine.params import frame_budget
 from inference.engine.qwen import import_qwen_tts
 from inference.engine.tokenizer import load_tokenizer
 
-Codes = NDArray[np.int64]
-PCM = NDArray[np.float32]
 ENDS = ("text", "never")
 
 
@@ -53,30 +51,6 @@ CASES = [
     Case("Bonjour à tous.", 3, "french", penalty=2.0),
     Case("x", 0, "Japanese"),
 ]
-
-
-@dataclass
-class Heard:
-    """All of one request's Outputs."""
-
-    codes: list[Codes] = field(default_factory=list)
-    pcm: list[PCM] = field(default_factory=list)
-    finished: bool = False
-    error: errors.InferenceError | None = None
-
-    def add(self, output: Output) -> None:
-        assert not self.finished and self.error is None
-        assert len(output.pcm) == len(output.codes) * 1920
-        self.finished, self.error = output.finished, output.error
-        if len(output.pcm):
-            self.codes.append(output.codes)
-            self.pcm.append(output.pcm)
-
-    def all_codes(self) -> Codes:
-        return np.concatenate(self.codes)
-
-    def all_pcm(self) -> PCM:
-        return np.concatenate(self.pcm)
 
 
 class Reference:
@@ -141,10 +115,6 @@ def references(folders: dict[str, Path]) -> dict[str, Reference]:
     return {eos: Reference(folder) for eos, folder in folders.items()}
 
 
-def load(folder: Path, **config: Any) -> Engine:
-    return Engine.load(folder, EngineConfig(device="cpu", threads=1, **config))
-
-
 def request_of(engine: Engine, case: Case) -> Request:
     codes = case.codes()
     voice = engine.prepare(case.embedding(), codes, None if codes is None else case.transcript)
@@ -154,20 +124,7 @@ def request_of(engine: Engine, case: Case) -> Request:
 
 def speak(engine: Engine, cases: Sequence[Case], every: int = 0) -> list[Heard]:
     """Speak all; the next one joins after `every` steps, or all at once."""
-    requests = [request_of(engine, case) for case in cases]
-    heard = {request: Heard() for request in requests}
-    for request in requests:
-        engine.submit(request)
-        for output in _steps(engine, every):
-            heard[output.request].add(output)
-    for output in engine.run():
-        heard[output.request].add(output)
-    return list(heard.values())
-
-
-def _steps(engine: Engine, count: int) -> Iterator[Output]:
-    for _ in range(count):
-        yield from engine.step()
+    return hear(engine, [request_of(engine, case) for case in cases], every)
 
 
 @pytest.mark.parametrize(("slots", "every"), [(8, 0), (3, 0), (8, 2), (1, 0)])

@@ -107,7 +107,11 @@ class Engine:
         codes: NDArray[np.int16] | None = None,
         transcript: str | None = None,
     ) -> Voice:
-        """Put a voice on the device: embedding (D,), codes (T, groups) with their transcript."""
+        """Put a voice on the device: embedding (D,), codes (T, groups) with their transcript.
+
+        ValueError if they do not fit the model: a wrong code would break the device, not one voice.
+        """
+        _check_features(self.shape, embedding, codes)
         with self._lane.on():
             speaker = on_device(embedding, torch.float32, self.setup.device)
             if codes is None:
@@ -310,6 +314,8 @@ class Engine:
         self.counters.chunks += bool(len(pcm))
         if stream.error is not None:
             self.counters.failed += 1
+            with self._lane.on():
+                self._generator.wipe(stream.rows)
             self._release(stream)
         elif stream.finished:
             self.counters.finished += 1
@@ -334,3 +340,17 @@ class Engine:
 
 def _grain(waiting: Waiting) -> int:
     return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)
+
+
+def _check_features(
+    shape: ModelShape, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None
+) -> None:
+    if embedding.shape != (shape.talker.width,) or not np.isfinite(embedding).all():
+        raise ValueError(f"The embedding {embedding.shape} is not finite or has a wrong shape.")
+    if codes is None:
+        return
+    if codes.ndim != 2 or codes.shape[1] != shape.groups or not len(codes):
+        raise ValueError(f"The codes have the shape {codes.shape}, not (T, {shape.groups}).")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= shape.codes:
+        raise ValueError(f"The codes {low} to {high} are not within 0 to {shape.codes - 1}.")

@@ -23,7 +23,8 @@ class Generator:
     def __init__(
         self, shape: ModelShape, weights: Weights, limits: Limits, state: State, ops: TorchOps
     ) -> None:
-        self._shape, self._weights, self._state, self._ops = shape, weights, state, ops
+        self._shape, self._state, self._ops = shape, state, ops
+        self._talker_weights, self._predictor_weights = weights.talker, weights.predictor
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
         self._talker = Stack(shape.talker, weights.talker.stack, limits.positions)
@@ -54,11 +55,17 @@ class Generator:
         self._state.x[rows.long()] = last
         self._state.position[rows.long()] = lengths.int()
 
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Zero cache rows, and row 0: what is not finite there would outlive its mask."""
+        index = on_device([0, *rows], torch.int64, self._state.x.device)
+        for part in (self._cache.keys, self._cache.values):
+            part[:, index] = 0
+
     def speak(self, slots: Tensor) -> Tensor:
         """Choose the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
         state, ops, groups = self._state, self._ops, self._shape.groups
         index = slots.long()
-        out = self._talker.head(ops, state.x[index], self._weights.talker.head)
+        out = self._talker.head(ops, state.x[index], self._talker_weights.head)
         logits, hidden = out.tensor_split([self._shape.vocabulary], dim=1)
         code = ops.choose(logits, self._rules, state.knobs, slots, 0, state.bad)
         codes = [code, *self._rest(hidden, code, slots)]
@@ -75,7 +82,7 @@ class Generator:
         state, index = self._state, slots.long()
         step = state.knobs.step[index]
         codes = state.frames[index, step.long()]
-        tables = (self._weights.talker.first, self._weights.talker.rest)
+        tables = (self._talker_weights.first, self._talker_weights.rest)
         x = self._ops.frame_embed(codes, tables, state.text, state.knobs, slots)
         where = Where(slots, state.position[index], state.table, span)
         x = self._talker.run(self._ops, x, self._cache, where)
@@ -87,8 +94,8 @@ class Generator:
 
     def _rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
         """Codebooks 1 to 15, from the talker's projected hidden state (B, Dp) and codebook 0."""
-        weights, ops, rows = self._weights.predictor, self._ops, len(first)
-        start = hidden.float() + self._weights.talker.head_bias
+        weights, ops, rows = self._predictor_weights, self._ops, len(first)
+        start = hidden.float() + self._talker_weights.head_bias
         pair = torch.stack([start, ops.embed(weights.first, first)], dim=1)  # (B, 2, Dp)
         x = self._predict(pair.flatten(0, 1), rows, 0).view(rows, 2, -1)[:, 1]
         codes = []

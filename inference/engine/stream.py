@@ -90,6 +90,9 @@ class Stream:
             count = min(chunk.count, len(self.codes) - chunk.start)
             ready.append(chunk.sound.of(chunk.row)[: max(0, count) * FRAME_SAMPLES])
         pcm = np.concatenate(ready) if ready else np.empty(0, np.float32)
+        if not np.isfinite(pcm).all():
+            self.error = SpeechFailed("The model's sound is not finite. Try another seed.")
+            pcm = pcm[:0]
         start, self.delivered = self.delivered, self.delivered + len(pcm) // FRAME_SAMPLES
         codes = self.codes[start : self.delivered]
         if len(pcm) and self.first_s is None:
