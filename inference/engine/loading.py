@@ -63,6 +63,8 @@ def load_with_report(
     predictor, decoder = _predictor(main, shape, talker), _decoder(speech)
     moved = transfer([*main.pieces, *speech.pieces], device)
     _project(talker, predictor)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the caller may go on in any stream
     report = LoadReport(moved, time.perf_counter() - begun)
     _log(report, [main, speech])
     return Weights(text, talker, predictor, decoder), report

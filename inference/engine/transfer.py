@@ -112,9 +112,10 @@ class _Buffer:
     def __init__(self, device: torch.device, nbytes: int) -> None:
         cuda = device.type == "cuda"
         self._host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=cuda)
-        self._staged = torch.empty_like(self._host, device=device) if cuda else self._host
+        self._staged = self._host
         self._left: Any = None
         if cuda:
+            self._staged = torch.empty(nbytes, dtype=torch.uint8, device=device)
             self._left = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def carry(self, piece: Piece) -> float:
