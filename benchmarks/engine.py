@@ -7,7 +7,7 @@ Each --stage appends one run to the JSON in --out; `table` prints what the JSON 
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,8 +35,8 @@ STAGES: dict[str, Callable[[Subject], Found]] = {
 NOT_KEPT = ("out", "plot", "stage")
 
 
-def main() -> None:
-    asked = parsed()
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = parsed(arguments)
     if asked.stage != ["table"]:
         complete(asked)
     subject = Subject(asked)
@@ -47,7 +47,7 @@ def main() -> None:
             run(stage, subject)
 
 
-def parsed() -> argparse.Namespace:
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -70,7 +70,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15, help="of arrivals at each rate")
     parser.add_argument("--starts", type=int, default=3, help="of a process, in each way")
     parser.add_argument("--utterance", type=int, default=62, help="frames of each arrival")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def complete(asked: argparse.Namespace) -> None:

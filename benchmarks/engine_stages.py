@@ -153,7 +153,7 @@ def poisson(subject: Subject) -> Found:
     """Arrivals by chance, so many a second: first audio, underruns, the queue."""
     engine = subject.engine(max(subject.asked.streams))
     voices = _voices(subject, engine)
-    Session(engine, 4).run(_arrivals(voices, 50, 0.2))
+    Session(engine, 4).run(_arrivals(voices, 40, min(1.0, subject.asked.seconds)))
     return {"rows": [_load(subject, engine, voices, rate) for rate in subject.asked.rates]}
 
 

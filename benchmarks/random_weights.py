@@ -70,11 +70,14 @@ def random_weights(
     seed: int = 0,
     end_gain: float = NEVER,
 ) -> Weights:
+    """Ready for any stream: the device has made them when this returns."""
     noise = Noise(dtype, device, seed)
     talker = _talker(shape, noise, end_gain)
-    return Weights(
-        _text(shape, noise), talker, _predictor(shape, noise, talker), _decoder(shape, noise)
-    )
+    predictor = _predictor(shape, noise, talker)
+    made = Weights(_text(shape, noise), talker, predictor, _decoder(shape, noise))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return made
 
 
 def _text(shape: ModelShape, noise: Noise) -> TextWeights:

@@ -1,0 +1,122 @@
+"""How far a dtype's logits and sound are from float32's, with the same codes fed to both.
+
+Teacher-forced: every choice is replaced by a given code, so that one early difference does not
+make all that follows incomparable.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from engine_stages import TEXT, TRANSCRIPT
+from random_weights import described, random_weights
+from torch import Tensor
+
+from inference.engine.codec import StreamingDecoder
+from inference.engine.config import EngineConfig, Setup
+from inference.engine.generator import Generator
+from inference.engine.layout import Composer, Layout
+from inference.engine.ops import TorchOps
+from inference.engine.shapes import ModelShape
+from inference.engine.state import Choice, Limits, State
+from inference.engine.text import PlainText
+
+ROWS, FRAMES, REFERENCE = 4, 16, 24
+POSITIONS = 256  # of a row
+LIMITS = Limits(ROWS, ROWS * POSITIONS, POSITIONS, FRAMES + 1, POSITIONS)
+CHOICE = Choice(seed=0, temperature=0.9, top_k=50, top_p=1.0, penalty=1.0)
+# Root mean square of the difference, as a share of the logits' own; the sound in decibels.
+LOGITS = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-4}
+SOUND_DB = {torch.float16: 30.0, torch.float32: 90.0}
+
+
+class Teacher:
+    """Operations that choose what they are told, and keep the logits they would choose from."""
+
+    def __init__(self, ops: TorchOps, codes: Tensor) -> None:
+        """`codes`: (frames, rows, groups)"""
+        self._ops, self._codes, self._made = ops, codes, 0
+        self.logits: list[Tensor] = []  # (rows, codes) float32, codebook by codebook
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def choose(self, logits: Tensor, *_: object) -> Tensor:
+        self.logits.append(logits.float())
+        frame, group = divmod(self._made, self._codes.shape[2])
+        self._made += 1
+        return self._codes[frame, :, group]
+
+
+def compared(
+    config: EngineConfig, device: torch.device, size: str
+) -> Iterator[tuple[str, float, float | None, bool]]:
+    """(what, found, limit, whether that is the least)"""
+    setup = Setup.of(replace(config, device=str(device)))
+    shape, text = described(size)
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(shape.codes, (FRAMES, ROWS, shape.groups), generator=generator)
+    codes = codes.to(device)
+    reference = logits(shape, text, TorchOps(), codes, torch.float32)
+    found = logits(shape, text, setup.ops, codes, setup.dtype)
+    for stage in reference:
+        apart = (found[stage] - reference[stage]).pow(2).mean().sqrt()
+        share = float(apart / reference[stage].pow(2).mean().sqrt())
+        yield f"{stage}, apart from fp32", share, LOGITS[setup.dtype], False
+        same = found[stage].argmax(-1) == reference[stage].argmax(-1)
+        yield f"{stage}, same best code", float(same.float().mean()), None, True
+    loudness = sound_db(shape, codes, setup.codec_dtype)
+    yield "codec, dB above the difference", loudness, SOUND_DB[setup.codec_dtype], True
+
+
+def logits(
+    shape: ModelShape, text: PlainText, ops: TorchOps, codes: Tensor, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Of every frame: (frames, rows, codes) of the talker, and of all the predictor's heads."""
+    weights = random_weights(shape, dtype, codes.device)
+    teacher = Teacher(ops, codes)
+    composer = Composer(shape, weights, text.target("")[:3])
+    state = State(shape, LIMITS, composer.pad, dtype)
+    generator = Generator(shape, weights, LIMITS, state, teacher)  # type: ignore[arg-type]
+    layouts = [_layout(shape, text, composer, row) for row in range(ROWS)]
+    for row, layout in enumerate(layouts):
+        cache_rows = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
+        state.begin(row, layout, cache_rows, CHOICE)
+    generator.prefill(range(ROWS), [layout.prefill for layout in layouts])
+    slots = torch.arange(ROWS, dtype=torch.int32, device=codes.device)
+    for _ in range(FRAMES):
+        generator.speak(slots)
+        generator.listen(slots, POSITIONS)
+    groups = shape.groups
+    first, rest = teacher.logits[::groups], teacher.logits
+    rest = [made for index, made in enumerate(rest) if index % groups]
+    return {"talker's logits": torch.stack(first), "predictor's logits": torch.stack(rest)}
+
+
+def _layout(shape: ModelShape, text: PlainText, composer: Composer, row: int) -> Layout:
+    """In context, each row with a clip of another length."""
+    device, generator = composer.pad.device, torch.Generator().manual_seed(row)
+    size = (REFERENCE + row, shape.groups)
+    codes = torch.randint(shape.codes, size, generator=generator).to(device)
+    speaker = (torch.randn(shape.talker.width, generator=generator) / 10).to(device)
+    reference = composer.reference(codes, text.ids(TRANSCRIPT[:REFERENCE]))
+    return composer.compose(speaker, reference, text.ids(TEXT), None, text_first=False)
+
+
+def sound_db(shape: ModelShape, codes: Tensor, dtype: torch.dtype) -> float:
+    """Power of float32's sound over that of the difference."""
+    weights = random_weights(shape, torch.float32, codes.device).decoder
+    expected = _sound(shape, weights, codes, torch.float32)
+    difference = _sound(shape, weights, codes, dtype) - expected
+    power = expected.pow(2).mean() / difference.pow(2).mean().clamp(min=1e-30)
+    return float(10 * power.log10())
+
+
+def _sound(
+    shape: ModelShape, weights: dict[str, Tensor], codes: Tensor, dtype: torch.dtype
+) -> Tensor:
+    decoder = StreamingDecoder(weights, shape.decoder, ROWS, codes.device, dtype)
+    slots = torch.arange(ROWS, device=codes.device)
+    chunks = codes.transpose(0, 1).split(8, dim=1)
+    return torch.cat([decoder.decode(chunk, slots) for chunk in chunks], dim=1).float()
