@@ -25,6 +25,7 @@ HOST_VERBS = {
     "serve": "cli.host",
     "demo": "cli.demo",
     "model": "cli.model",
+    "bench": "cli.bench",
     "doctor": "cli.host",
     "version": "cli.host",
 }
