@@ -114,7 +114,9 @@ def cold(asked: argparse.Namespace) -> Found:
         [run] = engine_table.load(Path(folder) / "cold_start.json")
     warm, dropped = (run["found"][cache]["phases_ms"] for cache in ("warm", "cold"))
     rows = [{"phase": name, "warm_ms": warm[name], "cold_ms": dropped[name]} for name in warm]
-    return {"rows": rows, "first_audio_s": round(dropped["total"] / 1000, 3)}
+    complete = "first audio" in warm
+    ended = {"first_audio_s": round(dropped["total"] / 1000, 3)} if complete else {}
+    return {"rows": rows, **ended}
 
 
 def report(found: Found) -> None:
@@ -128,7 +130,8 @@ def report(found: Found) -> None:
 def show(asked: argparse.Namespace) -> None:
     if not asked.out.exists():
         sys.exit(f"There is no {asked.out}: run a stage first.")
-    found = engine_table.columns(engine_table.load(asked.out), asked.size)
+    model = measure.nameless(asked.model)
+    found = engine_table.columns(engine_table.load(asked.out), asked.size, model)
     print(engine_table.markdown(found))
     if asked.plot is not None:
         for path in plots.draw(found, asked.plot):

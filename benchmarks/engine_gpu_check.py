@@ -116,6 +116,8 @@ def spoken(made: Engine, requests: Sequence[Request], frames: int) -> list[Spoke
         made.submit(request)
     while made.busy:
         for output in made.step():
+            if output.error is not None:
+                raise output.error
             parts = heard[output.request]
             parts.append((output.codes, output.pcm))
             if sum(len(codes) for codes, _ in parts) >= frames and not output.finished:

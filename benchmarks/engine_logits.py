@@ -42,7 +42,7 @@ class Teacher:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def choose(self, logits: Tensor, *_: object) -> Tensor:
+    def choose(self, logits: Tensor, *_: object, **__: object) -> Tensor:
         self.logits.append(logits.float())
         frame, group = divmod(self._made, self._codes.shape[2])
         self._made += 1

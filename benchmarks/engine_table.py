@@ -87,12 +87,12 @@ def load(path: Path) -> list[Any]:
     return runs
 
 
-def columns(runs: Sequence[Any], size: str) -> dict[str, Column]:
-    """By title; of two runs of the same stage the later one counts."""
+def columns(runs: Sequence[Any], size: str, model: str | None = None) -> dict[str, Column]:
+    """By title, of a size of random weights, or of a model; of two runs the later one counts."""
     made: dict[str, Column] = {}
     for run in runs:
         asked = run["arguments"]
-        if asked["model"] is None and asked["size"] == size:
+        if (asked["model"], asked["size"]) == (model, size):
             for title, stage, found in _entries(asked, run["found"]):
                 made.setdefault(title, {})[stage] = found
     ours = {title: column for title, column in made.items() if "tts" not in title}
@@ -102,7 +102,9 @@ def columns(runs: Sequence[Any], size: str) -> dict[str, Column]:
 def _entries(asked: Mapping[str, Any], found: Found) -> Iterator[tuple[str, str, Found]]:
     stage, dtype = asked["stage"], asked["dtype"]
     if stage not in PEERS:
-        yield f"{dtype}{' as on a T4' if asked['as_on_t4'] else ''}", stage, found
+        switches = {"as_on_t4": " as on a T4", "no_kernels": ", plain torch"}
+        named = "".join(words for name, words in switches.items() if asked.get(name))
+        yield dtype + named, stage, found
         return
     for chunk in dict.fromkeys(line["chunk"] for line in found["rows"]):
         rows = [{**line, "mode": "icl"} for line in found["rows"] if line["chunk"] == chunk]
