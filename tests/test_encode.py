@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from clips import pitch, tone
 
-from registry.encode import IEEE_FLOAT, MEDIA_TYPES, encode, media_type, wave_file
+from registry.encode import IEEE_FLOAT, MEDIA_TYPES, encode, encoder, media_type, wave_file
 
 RATE = 24_000
 EVERY_INT16 = np.arange(-32768, 32768, dtype=np.int16)
@@ -79,6 +79,27 @@ def test_an_unknown_format_is_refused_by_name(format):
 def test_the_media_type_of_raw_pcm_says_how_to_play_it():
     assert media_type("pcm", 48_000) == "audio/pcm;rate=48000;channels=1"
     assert media_type("wav", 48_000) == "audio/wav"
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("size", [1, 1920, 4096, 10_000])
+def test_a_file_made_in_pieces_is_the_file_made_at_once(format, size):
+    samples = tone(0.5 if size == 1 else 2.0)[0]
+    made = encoder(format, RATE)
+    parts = [made.feed(samples[i : i + size]) for i in range(0, len(samples), size)]
+    whole = made.whole(b"".join(parts) + made.finish())
+    assert whole == encode(samples, RATE, format)
+    assert made.frames == len(samples)
+
+
+@pytest.mark.parametrize("format", MEDIA_TYPES)
+def test_an_encoder_gives_out_all_but_a_block_at_once(format):
+    noise = np.random.default_rng(0).uniform(-1, 1, (200, 1920)).astype(np.float32)
+    made, given = encoder(format, RATE), 0
+    for count, samples in enumerate(noise, start=1):
+        given += len(made.feed(samples))
+        assert given > 2 * (1920 * count - 2 * 4096)
+    assert len(made.finish()) < 2 * 2 * 4096
 
 
 def test_a_float_wave_file_holds_its_samples_bit_for_bit():
