@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse
 from registry import problems
 from registry.enrol import Enroller
 from registry.inference_client import Inference
-from registry.requests import MIB, BodyLimit
+from registry.requests import MIB, BodyLimit, HeadAsGet
 from registry.routes import health, speak, voices
 from registry.services import Services
 from registry.settings import Settings
@@ -43,6 +43,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     )
     app.state.services = Services(settings, store, inference, enroller, speaker)
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
+    app.add_middleware(HeadAsGet)
     problems.add_handlers(app)
     for router in (voices.router, speak.router, health.router):
         app.include_router(router)

@@ -123,7 +123,9 @@ def _allowed_methods(request: Request) -> list[str]:
     for template, operations in request.app.openapi()["paths"].items():
         if compile_path(template)[0].match(request.url.path):
             methods |= {method.upper() for method in operations}
-    return sorted(methods or {"GET"})
+    if "GET" in methods or not methods:
+        methods |= {"GET", "HEAD"}
+    return sorted(methods)
 
 
 def _database_error(request: Request, error: Exception) -> Response:

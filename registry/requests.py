@@ -59,6 +59,18 @@ def _too_large(limit: int) -> str:
     return f"The body is larger than {size}, which is the limit here."
 
 
+class HeadAsGet:
+    """Answers HEAD as GET is answered; the server sends no body then."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 class CheckedRoute(APIRoute):
     """A route that answers 415 to a body of another content type than its own."""
 

@@ -35,16 +35,27 @@ def client(home: DataDir) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("PUT", "/voices/alice", "DELETE, GET, PATCH"),
-        ("DELETE", "/voices", "GET, POST"),
+        ("PUT", "/voices/alice", "DELETE, GET, HEAD, PATCH"),
+        ("DELETE", "/voices", "GET, HEAD, POST"),
         ("GET", "/speak", "POST"),
-        ("POST", "/healthz", "GET"),
+        ("POST", "/healthz", "GET, HEAD"),
     ],
 )
 def test_405_names_every_method(client: httpx.Client, method: str, path: str, allow: str) -> None:
     refused = client.request(method, path)
     assert problem(refused) == (405, "method-not-allowed")
     assert refused.headers["allow"] == allow
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/voices", "/voices/alice", "/voices/alice/clip", "/voices/nobody", "/"]
+)
+def test_head_answers_what_get_does_without_the_body(client: httpx.Client, path: str) -> None:
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    same = set(got.headers) - {"date"}
+    assert {name: head.headers[name] for name in same} == {n: got.headers[n] for n in same}
+    assert client.head("/speak").status_code == 405
 
 
 def test_errors_of_transport_have_the_same_shape(client: httpx.Client) -> None:
