@@ -83,21 +83,25 @@ class ExtractedPrompt(Protocol):
     def model(self) -> ModelRef: ...
 
 
-class Speech(Protocol):
-    """Exists once the first chunk does; `chunks` yields float32 mono PCM at `sample_rate`."""
+class Chunks(Protocol):
+    """Mono PCM in order; may raise half-way. Whoever leaves before the end closes it, even before
+    taking the first one: that ends the request and frees its slot."""
 
-    @property
-    def sample_rate(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def prompt_cache(self) -> str: ...
-    @property
-    def mode(self) -> str: ...
-    @property
-    def timings(self) -> Mapping[str, float]: ...
-    @property
-    def chunks(self) -> AsyncIterator[Samples]: ...
+    def __aiter__(self) -> AsyncIterator[Samples]: ...
+    async def __anext__(self) -> Samples: ...
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Exists once the first chunk does."""
+
+    sample_rate: int  # Hz
+    seed: int
+    prompt_cache: str
+    mode: str
+    timings: Mapping[str, float]  # seconds: load, queue, prompt, ttfa
+    chunks: Chunks
 
 
 class Inference(Protocol):
@@ -157,8 +161,15 @@ class LocalInference:
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         with registry_errors():
             service = await to_thread.run_sync(self._ready)
-            speech: Speech = await service.speak(ref, text, params.given())
-        return speech
+            speech = await service.speak(ref, text, params.given())
+        return Speech(
+            sample_rate=speech.sample_rate,
+            seed=speech.seed,
+            prompt_cache=speech.prompt_cache,
+            mode=speech.mode,
+            timings=speech.timings,
+            chunks=LocalChunks(speech.chunks),
+        )
 
     def close(self) -> None:
         if self._service is not None:
@@ -169,6 +180,23 @@ class LocalInference:
             if self._service is None:
                 self._service = self._make_service()
             return self._service
+
+
+class LocalChunks(AsyncIterator[Samples]):
+    """Inference's chunks, with the registry's errors.
+
+    No generator: one that has not begun would not close what it stands for.
+    """
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+
+    async def __anext__(self) -> Samples:
+        with registry_errors():
+            return await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        await self._chunks.aclose()
 
 
 @contextmanager

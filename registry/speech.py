@@ -1,12 +1,13 @@
-"""From a voice and a text to PCM. It knows nothing about HTTP, and opens a clip only to heal."""
+"""From a voice and a text to audio. It knows nothing about HTTP, and opens a clip only to heal."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 from anyio import to_thread
 
+from registry.encode import Encoder
 from registry.enrol import Enroller
 from registry.errors import PromptBroken
 from registry.inference_client import Inference, SpeakParams, Speech
@@ -23,6 +24,15 @@ class Spoken:
     @property
     def prompt_cache(self) -> str:
         return "rebuilt" if self.rebuilt else self.speech.prompt_cache
+
+    async def encoded(self, encoder: Encoder) -> AsyncGenerator[bytes, None]:
+        """The audio as it is spoken, never ahead of whoever takes it; its end ends the speech."""
+        async with aclosing(self.speech.chunks) as chunks:
+            async for chunk in chunks:
+                if part := await to_thread.run_sync(encoder.feed, chunk):
+                    yield part
+        if part := encoder.finish():
+            yield part
 
 
 class Speaker:

@@ -6,6 +6,7 @@ voice has a tone of its own, so that a wrong voice can be heard by its frequency
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,21 +15,83 @@ import numpy as np
 
 from registry.errors import PromptBroken
 from registry.files import DataDir, ModelRef, PromptRef, PromptSource, fingerprint, write_atomically
-from registry.inference_client import SpeakParams
+from registry.inference_client import SpeakParams, Speech
 
 SAMPLE_RATE = 24_000
 MODEL = ModelRef("fake", "r1")
+CHUNKS = 4
+PATIENCE_S = 30
+
+
+class Pace:
+    """Lets the test's thread decide when the engine makes its next chunk, or breaks."""
+
+    def __init__(self, free: int = 0) -> None:
+        """So many chunks are `free`: made at once."""
+        self._free = free
+        self.left = threading.Event()
+        self._asked = threading.Semaphore(0)
+        self._turns: asyncio.Queue[Exception | None] = asyncio.Queue()
+
+    async def turn(self) -> None:
+        if self._free > 0:
+            self._free -= 1
+            return
+        self._loop = asyncio.get_running_loop()
+        self._asked.release()
+        try:
+            error = await self._turns.get()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        if error is not None:
+            raise error
+
+    def until_asked(self) -> None:
+        assert self._asked.acquire(timeout=PATIENCE_S), "nobody asks for a chunk"
+
+    def give(self, chunks: int = 1, error: Exception | None = None) -> None:
+        for _ in range(chunks):
+            self.until_asked()
+            self._loop.call_soon_threadsafe(self._turns.put_nowait, error)
+
+
+class Chunks(AsyncIterator[np.ndarray]):
+    """The first one is there; closing is noticed even before it is taken."""
+
+    def __init__(self, samples: np.ndarray, pace: Pace | None) -> None:
+        self._first, *self._rest = np.array_split(samples, CHUNKS)
+        self._pace = pace
+        self._begun = False
+        self.ended = threading.Event()
+        self.was_closed_early = False
+
+    async def __anext__(self) -> np.ndarray:
+        if not self._begun:
+            self._begun = True
+            return self._first
+        if not self._rest:
+            self.ended.set()
+            raise StopAsyncIteration
+        if self._pace is not None:
+            await self._pace.turn()
+        return self._rest.pop(0)
+
+    async def aclose(self) -> None:
+        self.was_closed_early |= not self.ended.is_set()
+        self.ended.set()
 
 
 @dataclass
 class FakeInference:
     data: DataDir
     model: ModelRef = MODEL
-    gate: asyncio.Event | None = None  # when set up, speaking waits for it
+    pace: Pace | None = None  # when set up, each chunk waits for it
     started: list[str] = field(default_factory=list)
     params: list[SpeakParams] = field(default_factory=list)
     extracted: int = 0
     seen: set[PromptRef] = field(default_factory=set)
+    chunks: list[Chunks] = field(default_factory=list)  # of each speech that began
 
     def describe(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -54,20 +117,20 @@ class FakeInference:
             fingerprint=key, sha256=sha256, frames=12, modes=("icl", "xvec"), model=self.model
         )
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> SimpleNamespace:
-        if self.gate is not None:
-            await self.gate.wait()
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        if self.pace is not None:
+            await self.pace.turn()
         self.started.append(text)
         self.params.append(params)
         cache = self._look_up(ref)
-        samples = tone(ref.voice_id, len(text))
-        return SimpleNamespace(
+        self.chunks.append(Chunks(tone(ref.voice_id, len(text)), self.pace))
+        return Speech(
             sample_rate=SAMPLE_RATE,
             seed=params.seed or 0,
             prompt_cache=cache,
             mode=params.mode or "icl",
             timings={"queue": 0.0, "prompt": 0.0, "ttfa": 0.0},
-            chunks=_chunks(samples),
+            chunks=self.chunks[-1],
         )
 
     def _look_up(self, ref: PromptRef) -> str:
@@ -92,8 +155,3 @@ def tone(voice_id: str, characters: int) -> np.ndarray:
     """(n,) float32: 50 ms a character, at the frequency that belongs to the voice."""
     time_s = np.arange(characters * SAMPLE_RATE // 20) / SAMPLE_RATE
     return (0.5 * np.sin(2 * np.pi * tone_hz(voice_id) * time_s)).astype(np.float32)
-
-
-async def _chunks(samples: np.ndarray) -> AsyncIterator[np.ndarray]:
-    for chunk in np.array_split(samples, 2):
-        yield chunk

@@ -1,6 +1,5 @@
 """Speaking over HTTP: the real app and database, and a stand-in for the model."""
 
-import asyncio
 import io
 import threading
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from api import add, problem
-from fakes import FakeInference, tone_hz
+from fakes import FakeInference, Pace, tone_hz
 from serving import serving
 
 from registry.app import create_app
@@ -106,12 +105,12 @@ def test_a_caller_who_leaves_the_queue_never_starts(data: DataDir, store: VoiceS
     fake = FakeInference(data)
     with serving(create_app(store, fake, Settings(home=data.root))) as client:
         add(client, "alice")
-        fake.gate = asyncio.Event()
+        fake.pace = Pace()
         with pytest.raises(httpx.ReadTimeout):
             client.post("/speak", json={"voice": "alice", "text": "gone"}, timeout=0.3)
         while client.get("/healthz").status_code != 200:
             pass
-        fake.gate = None
+        fake.pace = None
         assert client.post("/speak", json={"voice": "alice", "text": "here"}).status_code == 200
     assert fake.started == ["here"]
 

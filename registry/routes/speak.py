@@ -1,16 +1,23 @@
-"""POST /speak: a voice and a text in, audio out. Every error comes before the first byte."""
+"""POST /speak: a voice and a text in, audio out, whole or as it is spoken.
+
+Every refusal comes before the first byte. A stream that breaks has its connection cut.
+"""
 
 import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Literal
 
-import numpy as np
-from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from registry.encode import encode, media_type
+from registry.encode import encoder, media_type
+from registry.errors import RegistryError
 from registry.inference_client import SpeakParams
 from registry.models import Mode, PlainText
+from registry.problems import ClientGone, log
 from registry.requests import CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
@@ -24,7 +31,7 @@ EXAMPLE: dict[str, JsonValue] = {
 }
 AUDIO: dict[int | str, dict[str, object]] = {
     200: {
-        "description": "The audio, whole.",
+        "description": "The audio: whole, or in chunks as it is spoken.",
         "content": {
             kind: {"schema": {"type": "string", "format": "binary"}}
             for kind in ("audio/wav", "audio/flac", "audio/pcm")
@@ -45,6 +52,7 @@ class SpeakRequest(BaseModel):
     )
     mode: Mode | None = None
     format: Literal["wav", "flac", "pcm"] = "wav"
+    stream: bool = Field(False, description="Send the audio while it is spoken.")
     seed: int | None = Field(
         None, ge=0, lt=2**31, description="The same seed gives the same audio. Default: random."
     )
@@ -53,36 +61,71 @@ class SpeakRequest(BaseModel):
     top_p: float | None = Field(None, ge=0.001, le=1)
 
     def params(self) -> SpeakParams:
-        return SpeakParams(**self.model_dump(exclude={"voice", "text", "format"}))
+        return SpeakParams(**self.model_dump(exclude={"voice", "text", "format", "stream"}))
 
 
 @router.post("/speak", summary="Speak with a voice", response_class=Response, responses=AUDIO)
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
     """`X-Prompt-Cache` says where the prompt features came from: memory, file, or rebuilt."""
-    started = time.perf_counter()
     text = clean_text(body.text, services.settings.max_text)
-    spoken, samples = await while_connected(request, _whole(services, body, text))
-    rate = spoken.speech.sample_rate
-    content = await to_thread.run_sync(encode, samples, rate, body.format)
-    headers = _headers(spoken, len(samples) / rate, time.perf_counter() - started)
-    return Response(content, media_type=media_type(body.format, rate), headers=headers)
+    # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
+    streams = body.stream and request.scope["http_version"] != "1.0"
+    return await while_connected(request, _answer(services, body, text, streams))
 
 
-async def _whole(
-    services: Services, body: SpeakRequest, text: str
-) -> tuple[Spoken, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+async def _answer(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:
+    started = time.perf_counter()
     spoken = await services.speaker.speak(body.voice, text, body.params())
-    chunks = [chunk async for chunk in spoken.speech.chunks]
-    return spoken, np.concatenate(chunks)
+    made = encoder(body.format, spoken.speech.sample_rate)
+    parts = spoken.encoded(made)
+    kind = media_type(body.format, made.sample_rate)
+    if streams:
+        return AudioStream(await anext(parts), parts, media_type=kind, headers=_headers(spoken))
+    content = made.whole(b"".join([part async for part in parts]))
+    audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - started
+    headers = _headers(spoken, audio_s, total=total_s)
+    return Response(content, media_type=kind, headers=headers)
 
 
-def _headers(spoken: Spoken, audio_s: float, total_s: float) -> dict[str, str]:
-    timings = {**spoken.speech.timings, "total": total_s}
+class AudioStream(StreamingResponse):
+    """Goes on for as long as someone listens. What breaks is cut off: it must not look whole."""
+
+    def __init__(
+        self,
+        first: bytes,
+        rest: AsyncGenerator[bytes, None],
+        *,
+        media_type: str,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(_joined(first, rest), media_type=media_type, headers=headers)
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        async with aclosing(self._rest):
+            try:
+                await while_connected(request, self.stream_response(send))
+            except ClientGone:
+                return
+            except RegistryError as error:
+                log.warning("%s %s broke off: %s", request.method, request.url.path, error.detail)
+
+
+async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    yield first
+    async for part in rest:
+        yield part
+
+
+def _headers(spoken: Spoken, audio_s: float | None = None, **timings: float) -> dict[str, str]:
+    length = {} if audio_s is None else {"X-Audio-Seconds": f"{audio_s:.3f}"}
+    timings = {**spoken.speech.timings, **timings}
     return {
         "X-Voice-Id": spoken.voice.row.id,
         "X-Voice-Version": str(spoken.voice.row.version),
         "X-Prompt-Cache": spoken.prompt_cache,
-        "X-Audio-Seconds": f"{audio_s:.3f}",
+        **length,
         "X-Mode": spoken.speech.mode,
         "X-Seed": str(spoken.speech.seed),
         "Server-Timing": ", ".join(f"{k};dur={1000 * v:.1f}" for k, v in timings.items()),
