@@ -1,12 +1,14 @@
-"""HTTP to a registry: the server's sentence becomes the command's error. It knows no files."""
+"""HTTP to a registry: the server's sentence becomes the command's error. It opens no files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import click
 import httpx
+
+from cli.output import write_wave
 
 TIMEOUT = httpx.Timeout(30.0, read=600.0)
 MEDIA_ENDINGS = {
@@ -26,12 +28,38 @@ class Registry:
         self._http = http
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Raises ClickException with the server's own sentence for every refusal."""
-        with _reachable(str(self._http.base_url)):
-            response = self._http.request(method, path, **options)
-        if response.is_error:
-            raise click.ClickException(sentence(response))
+        """The answer, whole; raises as `stream` does."""
+        with self.stream(method, path, **options) as response:
+            response.read()
         return response
+
+    @contextmanager
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """An answer to be read as it comes.
+
+        Raises ClickException with the server's own sentence for every refusal, and for an answer
+        that breaks off while it is read.
+        """
+        url = str(self._http.base_url)
+        with _reachable(url), self._http.stream(method, path, **options) as response:
+            if response.is_error:
+                response.read()
+                raise click.ClickException(sentence(response))
+            yield response
+
+    def speak(self, request: dict[str, Any], file: BinaryIO) -> str:
+        """The audio into a file, which then tells its length; what came of it, in words.
+
+        PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
+        """
+        format = request["format"]
+        streamed = {} if format == "flac" else {"format": "pcm", "stream": True}
+        with self.stream("POST", "/speak", json=request | streamed) as answer:
+            if format == "wav":
+                write_wave(file, answer.iter_bytes(), sample_rate(answer))
+            else:
+                file.writelines(answer.iter_bytes())
+            return summary(answer)
 
     def voice(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.request("GET", voice_path(name)).json()
@@ -70,6 +98,18 @@ def sentence(response: httpx.Response) -> str:
     return f"{response.request.url} answered {response.status_code} {response.reason_phrase}."
 
 
+def summary(speech: httpx.Response) -> str:
+    """It is as long as its header says, or as the PCM was that came."""
+    length = speech.headers.get("X-Audio-Seconds")
+    length = length or f"{speech.num_bytes_downloaded / 2 / sample_rate(speech):.3f}"
+    cache, seed = speech.headers["X-Prompt-Cache"], speech.headers["X-Seed"]
+    return f"{length} s, prompt from {cache}, seed {seed}"
+
+
+def sample_rate(pcm: httpx.Response) -> int:
+    return int(pcm.headers["Content-Type"].partition("rate=")[2].partition(";")[0])
+
+
 @contextmanager
 def connect(url: str) -> Iterator[Registry]:
     try:
@@ -88,5 +128,7 @@ def _reachable(url: str) -> Iterator[None]:
         raise click.UsageError(f"{url!r} is not an http:// or https:// URL.") from error
     except httpx.TimeoutException as error:
         raise click.ClickException(f"{url} did not answer in time.") from error
+    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+        raise click.ClickException(f"The answer of {url} broke off before its end.") from error
     except httpx.TransportError as error:
         raise click.ClickException(f"Can't talk to {url}: {error}.") from error

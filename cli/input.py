@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+FORMATS = ("wav", "flac", "pcm")
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 labels_option = click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; may be repeated."
@@ -17,6 +19,21 @@ def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
         if not (key and equals):
             raise click.UsageError(f"A label is KEY=VALUE, not {key!r}.")
     return {key: value for key, _, value in pairs}
+
+
+def labels_after(
+    labels: dict[str, str], added: dict[str, str], dropped: tuple[str, ...]
+) -> dict[str, str]:
+    missing = [key for key in dropped if key not in labels]
+    if missing:
+        raise click.ClickException(f"The voice has no label {missing[0]!r}.")
+    return {k: v for k, v in labels.items() if k not in dropped} | added
+
+
+def format_of(output: Path | None) -> str:
+    """The audio format that a file's ending asks for."""
+    ending = output.suffix.lstrip(".").lower() if output is not None else ""
+    return ending if ending in FORMATS else "wav"
 
 
 def read_text(given: str) -> str:

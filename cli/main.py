@@ -7,8 +7,17 @@ from typing import IO, Any
 
 import click
 
-from cli.input import json_option, labels_option, parse_labels, read_text
+from cli.input import (
+    FORMATS,
+    format_of,
+    json_option,
+    labels_after,
+    labels_option,
+    parse_labels,
+    read_text,
+)
 from cli.output import (
+    new_file,
     print_fields,
     print_json,
     print_table,
@@ -29,7 +38,6 @@ HOST_VERBS = {
     "doctor": "cli.host",
     "version": "cli.host",
 }
-FORMATS = ("wav", "flac", "pcm")
 STDOUT = Path("-")
 
 
@@ -176,7 +184,7 @@ def speak(
       voices speak alice "Hello" -o hello.wav
       cat chapter.txt | voices speak alice - -o - --format flac | ffplay -
     """
-    format = format or _format_of(output)
+    format = format or format_of(output)
     output = output or Path(f"{voice}.{format}")
     if output == STDOUT:
         refuse_terminal()
@@ -185,22 +193,12 @@ def speak(
     request = {"voice": voice, "text": read_text(text), "format": format}
     request |= {knob: value for knob, value in params.items() if value is not None}
     with registry(context) as voices, progress(f"{voice} speaks …"):
-        response = voices.request("POST", "/speak", json=request)
-    if output == STDOUT:
-        write_stdout(response.content)
-    else:
-        write_file(output, response.content, force)
-        say(f"Wrote {output}: {_summary(response.headers)}.")
-
-
-def _format_of(output: Path | None) -> str:
-    ending = output.suffix.lstrip(".").lower() if output is not None else ""
-    return ending if ending in FORMATS else "wav"
-
-
-def _summary(headers: Any) -> str:
-    length, cache, seed = (headers[h] for h in ("X-Audio-Seconds", "X-Prompt-Cache", "X-Seed"))
-    return f"{length} s, prompt from {cache}, seed {seed}"
+        if output == STDOUT:
+            with voices.stream("POST", "/speak", json=request | {"stream": True}) as answer:
+                return write_stdout(answer.iter_bytes())
+        with new_file(output, force) as file:
+            summary = voices.speak(request, file)
+    say(f"Wrote {output}: {summary}.")
 
 
 @cli.command()
@@ -227,7 +225,7 @@ def clip(context: click.Context, voice: str, output: Path | None, force: bool) -
     with registry(context) as voices:
         response = voices.request("GET", voice_path(voice, "/clip"))
     if output == STDOUT:
-        return write_stdout(response.content)
+        return write_stdout([response.content])
     media_type = response.headers["content-type"].partition(";")[0]
     path = output or Path(f"{voice}-clip.{MEDIA_ENDINGS.get(media_type, 'bin')}")
     refuse_overwriting(path, force)
@@ -271,20 +269,11 @@ def edit(
         found = voices.voice(voice)
         change: dict[str, Any] = {} if description is None else {"description": description}
         if added or dropped:
-            change["labels"] = _labels_after(found["labels"], added, dropped)
+            change["labels"] = labels_after(found["labels"], added, dropped)
         if given:
             change["defaults"] = found["defaults"] | given
         edited = voices.patch(found, change)
     report(edited, as_json, f"Edited {edited['name']}.")
-
-
-def _labels_after(
-    labels: dict[str, str], added: dict[str, str], dropped: tuple[str, ...]
-) -> dict[str, str]:
-    missing = [key for key in dropped if key not in labels]
-    if missing:
-        raise click.ClickException(f"The voice has no label {missing[0]!r}.")
-    return {k: v for k, v in labels.items() if k not in dropped} | added
 
 
 @cli.command()

@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO
 
 import click
 
@@ -69,21 +71,50 @@ def refuse_overwriting(path: Path, force: bool) -> None:
     """Asked before the work, so that nobody waits for audio that is then thrown away."""
     if path.is_dir():
         raise click.UsageError(f"{str(path)!r} is a folder; name a file.")
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{str(path)!r} is no file; `-o - > {path}` writes to it.")
     if path.exists() and not force:
         raise click.ClickException(f"{path} exists. Give --force to replace it, or another -o.")
 
 
-def write_file(path: Path, content: bytes, force: bool) -> None:
+@contextmanager
+def new_file(path: Path, force: bool) -> Iterator[BinaryIO]:
+    """A file that gets its name when all is written: it is whole, or it is not there."""
+    refuse_overwriting(path, force)
+    target = path.resolve()
+    part = target.with_name(f".voices-{token_hex(8)}")
     try:
-        with open(path, "wb" if force else "xb") as file:
-            file.write(content)
+        with open(part, "xb") as file:
+            yield file
+        refuse_overwriting(path, force)
+        part.replace(target)
     except OSError as error:
         raise click.ClickException(f"Can't write {path}: {error.strerror}.") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
-def write_stdout(content: bytes) -> None:
-    sys.stdout.buffer.write(content)
-    sys.stdout.buffer.flush()
+def write_file(path: Path, content: bytes, force: bool) -> None:
+    with new_file(path, force) as file:
+        file.write(content)
+
+
+def write_wave(file: BinaryIO, pcm: Iterable[bytes], sample_rate: int) -> None:
+    """16-bit mono samples, as they come; the sizes in the header follow at the end."""
+    import wave
+
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, sample_rate, 0, "NONE", ""))
+        for part in pcm:
+            out.writeframesraw(part)
+
+
+def write_stdout(parts: Iterable[bytes]) -> None:
+    """Each part is out before the next one is asked for."""
+    for part in parts:
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
 
 
 def refuse_terminal() -> None:
