@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from inference.checkpoint_config import speech_config
 from inference.engine.codec import CodecState, StreamingDecoder
-from inference.engine.codec_convolutions import convolve, convolve_as_image
 from inference.engine.qwen import import_qwen_tts
 from inference.engine.shapes import FRAME_SAMPLES
 
@@ -247,16 +246,6 @@ def test_half_precision_is_close(single: Case) -> None:
     assert sound.dtype == torch.float32
     assert sound.isfinite().all()
     assert snr_db(sound, single.sound(slice(0, 100))) > 40
-
-
-@pytest.mark.parametrize("dilation", [1, 3, 9])
-def test_both_ways_to_convolve_agree(dilation: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 30 + 6 * dilation, 16, generator=generator, dtype=torch.float64)
-    weight = torch.randn(8, 7, 16, generator=generator, dtype=torch.float64)
-    image = convolve_as_image(x, weight, dilation)
-    assert image.shape == (2, 30, 8)
-    assert torch.allclose(image, convolve(x, weight, dilation), atol=1e-12)
 
 
 def test_the_state_stays_where_it_is(case: Case) -> None:

@@ -237,7 +237,7 @@ def test_a_request_that_is_passed_often_gets_its_turn(endless_checkpoint: Path) 
         engine.submit(request)
     while engine.position(requests[1]) is not None:
         engine.step()
-    assert engine.queued == 12 - 8
+    assert engine.queued == 12 - 8 - 1  # eight passed it, one came in with it
     for request in requests:
         engine.cancel(request)
     assert is_empty(engine)
@@ -289,7 +289,7 @@ def test_hundreds_of_joins_leaves_and_cancels_leak_nothing(checkpoint: Path) -> 
             ended += output.finished
             if output.finished and output.request in alive:
                 alive.remove(output.request)
-            if not waiting and output.request is final:
+            if not waiting and output.request is final and len(output.codes):
                 last.append(output.codes)
     assert is_empty(engine) and threading.active_count() == threads
     counters = engine.counters

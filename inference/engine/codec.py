@@ -16,6 +16,7 @@ from torch import Tensor
 from inference.engine.codec_convolutions import Convolutions, context_frames
 from inference.engine.codec_transformer import Transformer
 from inference.engine.codec_weights import fold
+from inference.engine.ops import TorchOps
 
 ABSORBED = 64  # frames of a reference that are read at once
 
@@ -43,6 +44,7 @@ class StreamingDecoder:
         slots: int,
         device: torch.device,
         dtype: torch.dtype,
+        ops: TorchOps | None = None,
     ) -> None:
         """`weights`: decoder.* of the speech tokenizer, by its names without `decoder.`."""
         folded = fold(weights, config, device, dtype)
@@ -50,7 +52,7 @@ class StreamingDecoder:
         self._first_codes = torch.arange(config["num_quantizers"], device=device)
         self._first_codes *= config["codebook_size"]
         self._transformer = Transformer(folded, config, slots)
-        self._convolutions = Convolutions(folded, slots)
+        self._convolutions = Convolutions(folded, slots, ops or TorchOps())
         self._context = context_frames(config["upsample_rates"], config["upsampling_ratios"])
         self._scratch = torch.tensor([slots], device=device)
         self._states = (

@@ -1,7 +1,7 @@
 """The convolutions of the codec: what the transformer made of the codes → sound, 1,920 a frame.
 
 Sound is (B, T, C). Each convolution's past inputs are kept in slots, so none ever sees padding but
-at the start of a stream. `snake` and `convolve` are where the time goes.
+at the start of a stream. Snakes and `convolve` are where the time goes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ from inference.engine.codec_weights import (
     UnitWeights,
     UpsampleWeights,
 )
+from inference.engine.ops import TorchOps
 
-GEMM_ROWS = 2048  # B * T up to which a convolution is a copy and one matrix product
 LAYER_NORM_EPSILON = 1e-6
 
 
@@ -35,10 +35,11 @@ class Past:
         line[:, self._length :] = x
         return self._close(line, slots)
 
-    def join_snake(self, x: Tensor, weights: SnakeWeights, slots: Tensor) -> Tensor:
+    def join_snake(self, ops: TorchOps, x: Tensor, weights: SnakeWeights, slots: Tensor) -> Tensor:
         """`join` of snake(x), without a pass of its own."""
         line = self._open(x, slots)
-        snake(x, weights.alpha, weights.inverse_beta, weights.bias, out=line[:, self._length :])
+        new = line[:, self._length :]
+        ops.snake(x, weights.alpha, weights.inverse_beta, weights.bias, out=new)
         return self._close(line, slots)
 
     def _open(self, x: Tensor, slots: Tensor) -> Tensor:
@@ -54,8 +55,8 @@ class Past:
 class Convolutions:
     """All of them, and what they remember in `slots` slots and one more."""
 
-    def __init__(self, weights: CodecWeights, slots: int) -> None:
-        self._weights = weights
+    def __init__(self, weights: CodecWeights, slots: int, ops: TorchOps) -> None:
+        self._weights, self._ops = weights, ops
         shapes = list(_past_shapes(weights))
         sizes = [length * width for length, width in shapes]
         self.histories = weights.norm.new_zeros(slots + 1, sum(sizes))  # a line for each slot
@@ -82,10 +83,22 @@ class Convolutions:
             x = _upsample(x, upsample, past, slots)
         x = convolve(self._open.join(x, slots), self._weights.open)
         for block, past, units in self._blocks:
-            x = _expand(x, block, past, slots)
+            x = self._expand(x, block, past, slots)
             for unit, unit_past in units:
-                x = _unit(x, unit, unit_past, slots)
-        return self._mouth(self._last.join_snake(x, self._weights.last, slots))
+                x = self._unit(x, unit, unit_past, slots)
+        return self._mouth(self._last.join_snake(self._ops, x, self._weights.last, slots))
+
+    def _expand(self, x: Tensor, weights: BlockWeights, past: Past, slots: Tensor) -> Tensor:
+        line = past.join_snake(self._ops, x, weights.before, slots)
+        return convolve(line, weights.expand).reshape(len(x), -1, weights.width)
+
+    def _unit(self, x: Tensor, weights: UnitWeights, past: Past, slots: Tensor) -> Tensor:
+        line = past.join_snake(self._ops, x, weights.before, slots)
+        h = convolve(line, weights.dilated, weights.dilation)
+        between = weights.between
+        self._ops.snake(h, between.alpha, between.inverse_beta, between.bias, out=h)
+        flat = x.flatten(0, 1)
+        return flat.addmm_(h.flatten(0, 1), weights.mix.T).view_as(x)
 
     def _mouth(self, line: Tensor) -> Tensor:
         """The last convolution, to one channel: each tap's product with each sample, then sums."""
@@ -95,29 +108,13 @@ class Convolutions:
         return (sound + self._weights.taps_bias).clamp(-1, 1)
 
 
-def snake(
-    x: Tensor, alpha: Tensor, inverse_beta: Tensor, bias: Tensor, out: Tensor | None = None
-) -> Tensor:
-    """y + inverse_beta * sin(alpha * y)**2 of y = x + bias: x (B, T, C), the others (C,).
-
-    `out`, of x's shape, may be x itself or a part of a longer line.
-    """
-    y = x + bias
-    wave = (y * alpha).sin_().square_()
-    return torch.addcmul(y, wave, inverse_beta, out=out)
-
-
 def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """(B, T + (width - 1) * dilation, C_in), (C_out, width, C_in) → (B, T, C_out), no padding."""
-    if not x.is_cuda or x.shape[0] * x.shape[1] <= GEMM_ROWS:
-        return F.linear(windows(x, weight.shape[1], dilation), weight.flatten(1))
-    return convolve_as_image(x, weight, dilation)
+    """(B, T + (width - 1) * dilation, C_in), (C_out, width, C_in) → (B, T, C_out), no padding.
 
-
-def convolve_as_image(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """`convolve` as cuDNN has it for tensor cores: an image one pixel high, its channels last."""
-    image, kernel = x.transpose(1, 2)[:, :, None], weight.transpose(1, 2)[:, :, None]
-    return F.conv2d(image, kernel, dilation=(1, dilation))[:, :, 0].transpose(1, 2)
+    A copy and one matrix product: cuDNN is up to three times faster for some shapes, and hundreds
+    of times slower for their neighbours.
+    """
+    return F.linear(windows(x, weight.shape[1], dilation), weight.flatten(1))
 
 
 def windows(x: Tensor, width: int, dilation: int = 1) -> Tensor:
@@ -149,20 +146,6 @@ def _upsample(x: Tensor, weights: UpsampleWeights, past: Past, slots: Tensor) ->
     h = F.layer_norm(h, (width,), weights.norm, weights.norm_bias, LAYER_NORM_EPSILON)
     h = F.gelu(F.linear(h, weights.widen, weights.widen_bias))
     return x + F.linear(h, weights.narrow, weights.narrow_bias)
-
-
-def _expand(x: Tensor, weights: BlockWeights, past: Past, slots: Tensor) -> Tensor:
-    line = past.join_snake(x, weights.before, slots)
-    return convolve(line, weights.expand).reshape(len(x), -1, weights.width)
-
-
-def _unit(x: Tensor, weights: UnitWeights, past: Past, slots: Tensor) -> Tensor:
-    line = past.join_snake(x, weights.before, slots)
-    h = convolve(line, weights.dilated, weights.dilation)
-    between = weights.between
-    snake(h, between.alpha, between.inverse_beta, between.bias, out=h)
-    flat = x.flatten(0, 1)
-    return flat.addmm_(h.flatten(0, 1), weights.mix.T).view_as(x)
 
 
 def _past_shapes(weights: CodecWeights) -> Iterator[tuple[int, int]]:

@@ -41,6 +41,7 @@ class Setup:
     dtype: torch.dtype
     codec_dtype: torch.dtype
     ops: TorchOps
+    codec_ops: TorchOps
     sizes: tuple[int, ...]  # of batches
     limits: Limits
     prefill_positions: int
@@ -54,12 +55,15 @@ class Setup:
         if dtype is None:
             raise ValueError(f"dtype is {', '.join(DTYPES)}, not {config.dtype!r}.")
         half = device.type == "cuda" and dtype != torch.float32
+        codec_dtype = torch.float16 if half else torch.float32
+        ops = _ops(config, device, dtype)
         sizes = [size for size in SIZES if size < config.slots]
         return cls(
             device=device,
             dtype=dtype,
-            codec_dtype=torch.float16 if half else torch.float32,
-            ops=_ops(config, device, dtype),
+            codec_dtype=codec_dtype,
+            ops=ops,
+            codec_ops=ops if codec_dtype == dtype else _ops(config, device, codec_dtype),
             sizes=(*sizes, config.slots),
             limits=Limits(
                 slots=config.slots,
@@ -85,7 +89,7 @@ def _ops(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Torc
     """Our kernels where they run, else plain torch."""
     if not config.kernels or device.type != "cuda" or dtype == torch.float32:
         return TorchOps()
-    from inference.engine.kernels import CudaOps, KernelsUnavailable
+    from inference.engine.cuda_ops import CudaOps, KernelsUnavailable
 
     try:
         return CudaOps(device, dtype, architecture=TURING if config.as_on_t4 else None)

@@ -61,7 +61,12 @@ class Engine:
             self._generator = Generator(shape, weights, setup.limits, self._state, setup.ops)
         self._frames = Frames(self._generator, self._state, setup, self._lane)
         decoder = StreamingDecoder(
-            weights.decoder, shape.decoder, setup.limits.slots, setup.device, setup.codec_dtype
+            weights.decoder,
+            shape.decoder,
+            setup.limits.slots,
+            setup.device,
+            setup.codec_dtype,
+            setup.codec_ops,
         )
         self._vocoder = Vocoder(decoder, self._state.frames, shape.codes, setup.sizes)
         self._queue = Queue(setup.queue_limit)

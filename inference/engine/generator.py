@@ -50,7 +50,7 @@ class Generator:
         rows = on_device(slots, torch.int32, device)
         x = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, P, D)
         where = Where(rows, torch.zeros_like(rows), self._state.table, x.shape[1])
-        y = self._talker.run(TorchOps(), x.flatten(0, 1), self._cache, where).view_as(x)
+        y = self._talker.run(self._ops, x.flatten(0, 1), self._cache, where).view_as(x)
         last = y[torch.arange(len(y), device=device), lengths - 1]
         self._state.x[rows.long()] = last
         self._state.position[rows.long()] = lengths.int()

@@ -1,4 +1,4 @@
-"""What a frame is made of, in plain torch: four operations a layer uses, three that codes need.
+"""What frames and sound are made of, in plain torch: the operations that are worth a kernel.
 
 This is the reference and what runs on a CPU; `kernels` has the same operations as CUDA kernels.
 The residual stream, norms, rope and softmax are float32 in every dtype; GEMM inputs have the
@@ -42,7 +42,7 @@ class Where:
 
 
 class TorchOps:
-    """The operations in plain torch. Stateless."""
+    """The operations in plain torch, without state."""
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """rms_norm(x) @ weight.T: (B, D) float32 → (B, M) in the weights' dtype."""
@@ -141,6 +141,22 @@ class TorchOps:
         fed = text.tokens[slots, step.clamp(max=last)]
         more = (step < text.length[slots])[:, None]
         return spoken + torch.where(more, fed, text.pad).float()
+
+    def snake(
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        inverse_beta: Tensor,
+        bias: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """y + inverse_beta * sin(alpha * y)**2 of y = x + bias: x (B, T, C), the others (C,).
+
+        `out`, of x's shape, may be x itself or a part of a longer line.
+        """
+        y = x + bias
+        wave = (y * alpha).sin_().square_()
+        return torch.addcmul(y, wave, inverse_beta, out=out)
 
 
 @dataclass(frozen=True)
