@@ -1,0 +1,183 @@
+"""What a machine without a GPU can tell of our CUDA kernels: they compile, and are called rightly.
+
+That they are right and fast is measured on a GPU, by benchmarks/kernels.py.
+"""
+
+import ctypes
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import Tensor
+
+from inference.engine.cuda_ops import CudaOps, KernelsUnavailable
+from inference.engine.cuda_program import Argument, Program, _passed
+from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
+from inference.engine.sampler import Knobs
+
+SOURCE = ROOT / "inference" / "engine" / "kernels.cu"
+TARGETS = [(75, 0), (80, 0), (80, 1), (90, 0), (90, 1)]  # sm, then whether weights are bfloat16
+KINDS = {"64": (ctypes.c_void_p, ctypes.c_longlong), "32": (ctypes.c_int,)}
+HEADS = Heads(16, 8, 128, 1e-6)
+CPU = torch.device("cpu")
+SLOTS, WIDTH = 3, 256
+Launch = tuple[str, Sequence[Argument]]
+
+
+class Recorder(Program):
+    """Takes launches down instead of making them."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+
+    def launch(
+        self, name: str, grid: tuple[int, int], threads: int, arguments: Sequence[Argument]
+    ) -> None:
+        assert all(1 <= size < 2**31 for size in grid) and 1 <= threads <= 1024, name
+        self.launches.append((name, arguments))
+
+
+class Recorded(CudaOps):
+    """CudaOps whose kernels never run."""
+
+    def __init__(self, dtype: torch.dtype = torch.float16) -> None:
+        self._program = self.recorder = Recorder()
+        self._dtype = dtype
+
+
+def half(*size: int) -> Tensor:
+    return torch.rand(size).half()
+
+
+def stacked(ops: TorchOps, rows: int) -> None:
+    """What a layer asks for."""
+    x, norm = torch.rand(rows, WIDTH), torch.ones(WIDTH)
+    ops.norm_linear(x, norm, half(32, WIDTH), 1e-6)
+    ops.norm_gated(x, norm, half(32, WIDTH), 1e-6)
+    ops.linear_add(x, half(rows, 512), half(WIDTH, 512))
+
+
+def attended(ops: TorchOps, rows: int, queries: int) -> None:
+    width, number = HEADS.width, torch.arange(rows, dtype=torch.int32)
+    cache = half(rows * queries + 1, HEADS.kv, width), half(rows * queries + 1, HEADS.kv, width)
+    table = torch.arange(rows * queries, dtype=torch.int32).view(rows, queries)
+    where = Where(number, torch.zeros_like(number), table, queries)
+    norms, rope = (torch.ones(width), torch.ones(width)), rope_table(1e6, width, queries, CPU)
+    ops.attend(half(rows * queries, 32 * width), norms, rope, cache, where, HEADS)
+
+
+def chosen(ops: TorchOps, rules: Rules) -> None:
+    bad, slots = torch.zeros(SLOTS, dtype=torch.bool), torch.arange(2, dtype=torch.int32)
+    ops.choose(half(2, 96)[:, :64], rules, Knobs.empty(SLOTS, CPU), slots, 0, bad)
+
+
+def embedded(ops: TorchOps) -> None:
+    codes, slots = torch.zeros(2, 16, dtype=torch.int64), torch.arange(2, dtype=torch.int32)
+    length = torch.ones(SLOTS, dtype=torch.int32)
+    text = TextAhead(half(SLOTS, 4, WIDTH), length, half(WIDTH))
+    tables = half(64, WIDTH), half(15, 32, WIDTH)
+    ops.embed(tables[0], codes[:, 0].contiguous())
+    ops.frame_embed(codes, tables, text, Knobs.empty(SLOTS, CPU), slots)
+
+
+def sounded(ops: TorchOps) -> None:
+    x, line, per_channel = half(2, 5, 16), half(2, 9, 16), half(16)
+    ops.snake(x, per_channel, per_channel, per_channel)
+    ops.snake(x, per_channel, per_channel, per_channel, out=line[:, 4:])
+
+
+@pytest.fixture(scope="module")
+def launches() -> list[Launch]:
+    """Of every operation, with few rows and with many."""
+    ops = Recorded()
+    for rows in (1, 9, 17, 33, 64, 200):
+        stacked(ops, rows)
+        attended(ops, rows, queries=1)
+    for queries in (2, 20):
+        attended(ops, 3, queries)
+    seen = torch.zeros(SLOTS, 64, dtype=torch.bool)
+    chosen(ops, Rules())
+    chosen(ops, Rules(seen, seen[0], 7))
+    embedded(ops)
+    sounded(ops)
+    return ops.recorder.launches
+
+
+def compiled(folder: Path, target: int, brain: int) -> str:
+    """PTX of the source, once it has become machine code too."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("there is no nvcc to compile the kernels with")
+    ptx, code = folder / "kernels.ptx", folder / "kernels.cubin"
+    common = [nvcc, f"-arch=sm_{target}", f"-DBF16={brain}", "-Werror", "all-warnings"]
+    for step in (["-ptx", SOURCE, "-o", ptx], ["-cubin", ptx, "-o", code]):
+        done = subprocess.run([*common, *step], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return ptx.read_text()
+
+
+def entries(ptx: str) -> dict[str, list[str]]:
+    """The type of each parameter of each kernel, such as u64."""
+    found = re.findall(r"\.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+    return {name: re.findall(r"\.param \.(\w+)", parameters) for name, parameters in found}
+
+
+def accepts(parameter: str, argument: Argument) -> bool:
+    _, kind = _passed(argument)
+    if parameter.startswith("f"):
+        return kind is ctypes.c_float and parameter == "f32"
+    return kind in KINDS[parameter[1:]]
+
+
+@pytest.mark.parametrize(("target", "brain"), TARGETS)
+def test_the_kernels_compile_for_every_gpu_that_is_supported(
+    tmp_path: Path, target: int, brain: int
+) -> None:
+    assert entries(compiled(tmp_path, target, brain))
+
+
+def test_every_launch_passes_what_its_kernel_takes(tmp_path: Path, launches: list[Launch]) -> None:
+    kernels = entries(compiled(tmp_path, 75, 0))
+    for name, arguments in launches:
+        assert len(kernels[name]) == len(arguments), name
+        pairs = zip(kernels[name], arguments, strict=True)
+        wrong = [index for index, pair in enumerate(pairs) if not accepts(*pair)]
+        assert not wrong, f"{name} takes its parameters {wrong} in another type"
+
+
+def test_every_operation_has_a_kernel(launches: list[Launch]) -> None:
+    kinds = {re.sub(r"_\d+$", "", name) for name, _ in launches}
+    wanted = {"norm_linear", "norm_gated", "linear_add", "attend", "choose", "embed"}
+    assert wanted | {"frame_embed", "snake"} <= kinds
+
+
+@pytest.mark.parametrize("name", [n for n in dir(TorchOps) if not n.startswith("_")])
+def test_the_kernels_are_called_as_plain_torch_is(name: str) -> None:
+    ours, reference = getattr(CudaOps, name), getattr(TorchOps, name)
+    assert inspect.signature(ours, eval_str=True) == inspect.signature(reference, eval_str=True)
+    assert ours is not reference, "has no kernel"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), [(torch.bfloat16, (7, 5)), (torch.float16, (7, 0))]
+)
+def test_a_gpu_that_cannot_run_the_kernels_is_refused(
+    dtype: torch.dtype, architecture: tuple[int, int]
+) -> None:
+    with pytest.raises(KernelsUnavailable, match="can't run them"):
+        CudaOps(CPU, dtype, architecture)
+
+
+def test_without_nvidias_bindings_the_kernels_are_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(KernelsUnavailable, match="cuda-bindings"):
+        Program("", [], (7, 5))
