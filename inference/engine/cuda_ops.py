@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.engine.cuda_program import KernelsUnavailable, Long, Program
+from inference.engine.cuda_program import Argument, KernelsUnavailable, Long, Program
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where
 from inference.engine.sampler import Knobs
 
@@ -74,19 +74,24 @@ class CudaOps(TorchOps):
         where: Where,
         heads: Heads,
     ) -> Tensor:
-        queries = len(qkv) // len(where.sequence)
-        if queries > 2 or (heads.query, heads.width) != (2 * heads.kv, 128):
+        if (heads.query, heads.width) != (2 * heads.kv, 128):
             return super().attend(qkv, norms, rope, cache, where, heads)
+        rows, queries = len(where.sequence), len(qkv) // len(where.sequence)
         out = qkv.new_empty(len(qkv), heads.query * heads.width)
-        self._program.launch(
-            f"attend_{queries}",
-            (heads.kv, len(where.sequence)),
-            512 if queries == 1 and where.span > 32 else 128,
-            [
-                *(qkv, *norms, rope, *cache, where.sequence, where.position, where.table),
-                *(where.table.shape[1], out, heads.query, heads.kv, heads.epsilon),
-            ],
-        )
+        placed: list[Argument] = [where.sequence, where.position, where.table, where.table.shape[1]]
+        sizes: list[Argument] = [heads.query, heads.kv, heads.epsilon]
+        inputs: list[Argument] = [qkv, *norms, rope, *cache, *placed]
+        if queries <= 2:
+            threads = 512 if where.span > 32 else 128  # long pasts take more hands
+            self._program.launch(
+                f"attend_{queries}", (heads.kv, rows), threads, [*inputs, 1, out, *sizes]
+            )
+        else:
+            kept: list[Argument] = [qkv, norms[1], rope, *cache, *placed, queries, *sizes]
+            self._program.launch("keep", (len(qkv), 1), 256, kept)
+            self._program.launch(
+                "attend_kept", (heads.kv, len(qkv)), 128, [*inputs, queries, out, *sizes]
+            )
         return out
 
     def choose(

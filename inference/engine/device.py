@@ -1,13 +1,15 @@
 """Ordered queues of device work, and marks in them. On a CPU work is done when it is issued."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+K = TypeVar("K", bound=Hashable)
 
 
 def on_device(
@@ -69,65 +71,55 @@ class Lane:
             self.stream.synchronize()
 
 
-class Replays:
-    """A function of a batch size, captured as one CUDA graph for each size in `sizes`.
+class Replays(Generic[K]):
+    """A function of a shape, captured as one CUDA graph for each shape that it is called with.
 
-    A call runs the least size that holds the batch; the rows beyond it must be padding. On a CPU
-    the function is called as it is.
+    It reads and writes tensors that stay where they are. On a CPU it is called as it is.
     """
 
     def __init__(
         self,
-        call: Callable[[int], Tensor],
-        sizes: Sequence[int],
+        call: Callable[[K], Tensor],
         lane: Lane,
         inputs: Sequence[tuple[Tensor, int]],
     ) -> None:
-        """`inputs`: what the call reads, each with the value that stands for padding."""
-        self._call, self._sizes, self._lane, self._inputs = call, sizes, lane, inputs
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        """`inputs`: what the call reads, each with a value that touches no stream's state."""
+        self._call, self._lane, self._inputs = call, lane, inputs
+        self._graphs: dict[K, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
-    def capture(self) -> None:
-        """Capture every size, the largest first so that the smaller ones reuse its memory."""
-        if self._lane.stream is not None:
-            for size in sorted(self._sizes, reverse=True):
-                self._graph(size)
-
-    def __call__(self, batch: int) -> Tensor:
-        """The output of the batch; on CUDA a tensor that the next call overwrites."""
+    def __call__(self, shape: K) -> Tensor:
+        """The output; on CUDA a tensor that the next call on this lane may overwrite."""
         if self._lane.stream is None:
-            return self._call(batch)
-        graph, output = self._graph(self.size_of(batch))
+            return self._call(shape)
+        self.capture(shape)
+        graph, output = self._graphs[shape]
         graph.replay()
-        return output[:batch]
+        return output
 
-    def size_of(self, batch: int) -> int:
-        return next(size for size in self._sizes if size >= batch)
-
-    def _graph(self, size: int) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
-        if size not in self._graphs:
-            self._graphs[size] = self._captured(size)
-        return self._graphs[size]
-
-    def _captured(self, size: int) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
-        """Capture over padding alone, then put the inputs back."""
+    def capture(self, shape: K) -> None:
+        """Capture over padding alone, unless it was captured before."""
+        if self._lane.stream is None or shape in self._graphs:
+            return
         given = [tensor.clone() for tensor, _ in self._inputs]
         for tensor, padding in self._inputs:
             tensor.fill_(padding)
-        captured = self._capture(size)
+        self._graphs[shape] = self._captured(shape)
         for (tensor, _), before in zip(self._inputs, given, strict=True):
             tensor.copy_(before)
-        return captured
 
-    def _capture(self, size: int) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
-        self._call(size)  # libraries initialise outside of a capture
+    def _captured(self, shape: K) -> "tuple[torch.cuda.CUDAGraph, Tensor]":
+        self._call(shape)  # libraries initialise outside of a capture
         self._lane.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._lane.pool, stream=self._lane.stream, capture_error_mode="thread_local"
-        ):
-            output = self._call(size)
+        graph.capture_begin(pool=self._lane.pool, capture_error_mode="thread_local")
+        output = self._call(shape)
+        graph.capture_end()
         return graph, output
+
+
+def least(sizes: Sequence[int], count: int) -> int:
+    """The least of the rising `sizes` that holds `count`."""
+    return next(size for size in sizes if size >= count)
 
 
 def _stream(device: torch.device) -> "torch.cuda.Stream | None":

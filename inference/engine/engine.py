@@ -5,7 +5,7 @@ walks through a request's life.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -20,28 +20,28 @@ from inference.engine.config import EngineConfig, Setup
 from inference.engine.device import Lane, Mark, on_device
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
+from inference.engine.intake import Intake
 from inference.engine.layout import Composer
 from inference.engine.loading import load_weights
-from inference.engine.params import GREEDY_BELOW, MAX_FRAMES, SamplingParams, frame_budget
+from inference.engine.params import GREEDY_BELOW, SamplingParams
+from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
 from inference.engine.state import Choice, State
 from inference.engine.stream import Stream
 from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
-from inference.engine.vocoder import CHUNKS, Vocoder
+from inference.engine.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.weights import Weights
 from inference.errors import (
-    LanguageUnsupported,
     ModelUnavailable,
     Overloaded,
-    SpeechFailed,
-    TextTooLong,
 )
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOK_S = 0.0002  # between two looks at it
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
+CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
 
@@ -59,6 +59,7 @@ class Engine:
             self._composer = Composer(shape, weights, text.target("")[:3])
             self._state = State(shape, setup.limits, self._composer.pad, setup.dtype)
             self._generator = Generator(shape, weights, setup.limits, self._state, setup.ops)
+        self._prefill = Prefill(self._generator, self._state, self._lane)
         self._frames = Frames(self._generator, self._state, setup, self._lane)
         decoder = StreamingDecoder(
             weights.decoder,
@@ -68,7 +69,8 @@ class Engine:
             setup.codec_dtype,
             setup.codec_ops,
         )
-        self._vocoder = Vocoder(decoder, self._state.frames, shape.codes, setup.sizes)
+        self._vocoder = Vocoder(decoder, self._state.frames, shape.codes)
+        self._intake = Intake(shape, self._composer, text, setup.limits)
         self._queue = Queue(setup.queue_limit)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
         self._rows = CacheRows(setup.limits.rows)
@@ -116,7 +118,7 @@ class Engine:
 
         ValueError if they do not fit the model: a wrong code would break the device, not one voice.
         """
-        _check_features(self.shape, embedding, codes)
+        self._intake.check(embedding, codes)
         with self._lane.on():
             speaker = on_device(embedding, torch.float32, self.setup.device)
             if codes is None:
@@ -131,7 +133,8 @@ class Engine:
 
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
-        waiting = self._lay_out(request)
+        with self._lane.on():
+            waiting = self._intake.waiting(request)
         self.counters.submitted += 1
         self._queue.push(waiting, self.retry_after_s)
 
@@ -156,9 +159,10 @@ class Engine:
             yield from self.step()
 
     def capture(self) -> None:
-        """Capture every CUDA graph now, not when a batch first needs it."""
+        """Capture the CUDA graphs now, not when a batch first needs them."""
         with self._lane.on():
             self._frames.capture()
+            self._prefill.capture(CAPTURED_PROMPT)
         self._vocoder.capture()
 
     def position(self, request: Request) -> int | None:
@@ -170,42 +174,6 @@ class Engine:
         """A guess at when a request that comes now would get a slot."""
         rounds = (len(self._queue) + 1) / self.setup.limits.slots
         return max(1.0, round(rounds * self._mean_s, 1))
-
-    def _lay_out(self, request: Request) -> Waiting:
-        voice, ids = request.voice, self._text.ids(request.text)
-        reference = voice.reference if voice.mode(request.mode) == "icl" else None
-        language = self._language(request.language)
-        if not ids:
-            raise SpeechFailed("There is no text to speak.")
-        budget = frame_budget(len(ids))
-        with self._lane.on():
-            layout = self._composer.compose(
-                voice.speaker, reference, ids, language, text_first=request.text_first
-            )
-        # Transcript that outlasts its codes is read while frames are made.
-        overhang = max(0, len(layout.ahead) - len(ids) - 1)
-        waiting = Waiting(request, layout, min(MAX_FRAMES, budget + overhang), time.perf_counter())
-        self._check_size(waiting)
-        return waiting
-
-    def _check_size(self, waiting: Waiting) -> None:
-        limits, ahead = self.setup.limits, len(waiting.layout.ahead)
-        most = min(limits.positions, limits.rows)
-        if waiting.positions > most or ahead > limits.text:
-            raise TextTooLong(
-                f"The reference and the text take {waiting.positions} positions, {ahead} of them"
-                f" text read while speaking; one request has {most} and {limits.text}."
-                " Shorten the text, or enrol a shorter clip."
-            )
-
-    def _language(self, name: str | None) -> str | None:
-        if name is None or name.lower() == "auto":
-            return None
-        languages = self.shape.codec.languages
-        if name.lower() not in languages:
-            known = ", ".join(sorted(languages))
-            raise LanguageUnsupported(f"The model doesn't speak {name!r}. It speaks {known}.")
-        return name.lower()
 
     def _admit(self) -> None:
         """At most `prefill_positions` a step, so that running streams never wait long."""
@@ -230,7 +198,7 @@ class Engine:
         streams = [self._seat(waiting) for waiting in admitted]
         prompts = [waiting.layout.prefill for waiting in admitted]
         with self._lane.on():
-            self._generator.prefill([stream.slot for stream in streams], prompts)
+            self._prefill([stream.slot for stream in streams], prompts)
         self._streams += streams
         self.counters.prefills += 1
         self.counters.prefilled += sum(len(prompt) for prompt in prompts)
@@ -279,15 +247,14 @@ class Engine:
         due = [(stream.due(), stream) for stream in self._streams]
         for size in CHUNKS:
             streams = [stream for frames, stream in due if frames == size]
-            if streams:
-                sound = self._vocoder.decode(
-                    [stream.slot for stream in streams],
-                    [stream.sent for stream in streams],
-                    size,
-                    after=made,
-                )
-                for row, stream in enumerate(streams):
-                    stream.send(sound, row, size)
+            for begin in range(0, len(streams), BATCHES[-1]):
+                self._decode_chunk(streams[begin : begin + BATCHES[-1]], size, made)
+
+    def _decode_chunk(self, streams: Sequence[Stream], size: int, made: Mark) -> None:
+        slots, starts = [s.slot for s in streams], [s.sent for s in streams]
+        sound = self._vocoder.decode(slots, starts, size, after=made)
+        for row, stream in enumerate(streams):
+            stream.send(sound, row, size)
 
     def _collect(self) -> list[Output]:
         """What is ready. Waits only while the device has enough to do and nothing to show."""
@@ -345,17 +312,3 @@ class Engine:
 
 def _grain(waiting: Waiting) -> int:
     return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)
-
-
-def _check_features(
-    shape: ModelShape, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None
-) -> None:
-    if embedding.shape != (shape.talker.width,) or not np.isfinite(embedding).all():
-        raise ValueError(f"The embedding {embedding.shape} is not finite or has a wrong shape.")
-    if codes is None:
-        return
-    if codes.ndim != 2 or codes.shape[1] != shape.groups or not len(codes):
-        raise ValueError(f"The codes have the shape {codes.shape}, not (T, {shape.groups}).")
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= shape.codes:
-        raise ValueError(f"The codes {low} to {high} are not within 0 to {shape.codes - 1}.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.engine.config import Setup
-from inference.engine.device import Lane, Mark, Replays, on_device
+from inference.engine.device import Lane, Mark, Replays, least, on_device
 from inference.engine.generator import Generator
 from inference.engine.state import State
 from inference.engine.stream import Stream
@@ -32,6 +32,7 @@ class Frames:
 
     def __init__(self, generator: Generator, state: State, setup: Setup, lane: Lane) -> None:
         self._generator, self._state, self._lane = generator, state, lane
+        self._sizes = setup.sizes
         self._slots = torch.full(
             (setup.limits.slots,), state.scratch, dtype=torch.int32, device=setup.device
         )
@@ -39,16 +40,18 @@ class Frames:
         self._span = setup.limits.positions  # a graph must look as far as any request may get
         self._flights: deque[Flight] = deque()
         padding = [(self._slots, state.scratch)]
-        self._speak = Replays(self._speak_rows, setup.sizes, lane, padding)
-        self._listen = Replays(self._listen_rows, setup.sizes, lane, padding)
+        self._speak = Replays(self._speak_rows, lane, padding)
+        self._listen = Replays(self._listen_rows, lane, padding)
 
     @property
     def in_flight(self) -> int:
         return len(self._flights)
 
     def capture(self) -> None:
-        self._speak.capture()
-        self._listen.capture()
+        """Every batch's graphs, the largest first: the smaller ones then reuse its memory."""
+        for size in reversed(self._sizes):
+            self._speak.capture(size)
+            self._listen.capture(size)
 
     def issue(self, streams: Sequence[Stream]) -> Mark:
         """One more frame of each stream; the mark is set when their codes are in the State."""
@@ -58,11 +61,12 @@ class Frames:
             self._span = max(stream.prompt + stream.made for stream in streams)
         with self._lane.on():
             self._seat([stream.slot for stream in streams])
-            frame = self._speak(len(streams))
+            batch = self._batch_of(len(streams))
+            frame = self._speak(batch)[: len(streams)]
             made = self._lane.mark()
             report = self._lane.fetch(frame)
             self._flights.append(Flight(streams, report, self._lane.mark()))
-            self._listen(len(streams))
+            self._listen(batch)
         return made
 
     def land(self) -> Flight | None:
@@ -70,6 +74,10 @@ class Frames:
         if self._flights and self._flights[0].mark.done():
             return self._flights.popleft()
         return None
+
+    def _batch_of(self, count: int) -> int:
+        """The batch that is run for so many streams: on a CPU no more than they are."""
+        return count if self._lane.stream is None else least(self._sizes, count)
 
     def _seat(self, slots: list[int]) -> None:
         """Write the batch's slots where the graphs read them; the rest are scratch."""

@@ -40,20 +40,19 @@ class Generator:
         allowed[shape.codec.eos] = True
         self._rules = Rules(state.seen, allowed, shape.codec.eos)
 
-    def prefill(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
-        """Run the talker over each slot's prompt (P, D) float32; the longest sets the shape.
+    def prefill(self, slots: Tensor, prompts: Tensor, lengths: Tensor) -> Tensor:
+        """Run the talker over prompts (B, P, D) float32: its state at each one's end, (B, D).
 
-        Short prompts are padded on the right, where causality keeps what follows them unseen.
+        `slots` and `lengths` (B,) int32; what a prompt has beyond its length is not used.
         """
-        device = self._state.x.device
-        lengths = on_device([len(prompt) for prompt in prompts], torch.int64, device)
-        rows = on_device(slots, torch.int32, device)
-        x = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # (B, P, D)
-        where = Where(rows, torch.zeros_like(rows), self._state.table, x.shape[1])
-        y = self._talker.run(self._ops, x.flatten(0, 1), self._cache, where).view_as(x)
-        last = y[torch.arange(len(y), device=device), lengths - 1]
-        self._state.x[rows.long()] = last
-        self._state.position[rows.long()] = lengths.int()
+        rows, span, width = prompts.shape
+        where = Where(slots, torch.zeros_like(slots), self._state.table, span)
+        x = self._talker.run(self._ops, prompts.reshape(-1, width), self._cache, where)
+        last = (lengths - 1).long()[:, None, None].expand(-1, 1, width)
+        ends = x.view(rows, span, width).gather(1, last)[:, 0]
+        self._state.x[slots.long()] = ends
+        self._state.position[slots.long()] = lengths
+        return ends
 
     def wipe(self, rows: Sequence[int]) -> None:
         """Zero cache rows, and row 0: what is not finite there would outlive its mask."""

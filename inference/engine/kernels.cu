@@ -254,55 +254,87 @@ extern "C" __global__ void add(const float* x, const half_t* y, float* output, i
                                        v.w + high(w.y));
 }
 
-// Attention of N queries a row to all that came before, one block for each row and key/value head.
-//
-// Norms and turns the new queries and keys, stores keys and values, then 8 lanes share a position:
-// each has 16 of its 128 numbers, and an online softmax of its own that is merged at the end.
+// Four numbers of a head's 128 for each lane: 2 lane, 2 lane + 1, and those 64 further on, which the
+// rotary embedding turns together.
 
-template <int QUERIES, int SHARE>
+struct Quad { float a, b, c, d; };
+
+__device__ __forceinline__ Quad turned(const u32* from, const float* norm, const float* rope,
+                                       float epsilon) {
+    const int lane = threadIdx.x & 31;
+    const u32 front = from[lane], back = from[lane + 32];
+    const float a = low(front), b = high(front), c = low(back), d = high(back);
+    const float by = rsqrtf(warp_sum(a * a + b * b + c * c + d * d) / WIDTH + epsilon);
+    const float2 gain0 = ((const float2*)norm)[lane], gain1 = ((const float2*)norm)[lane + 32];
+    const float2 cosine = ((const float2*)rope)[lane], sine = ((const float2*)rope)[lane + 32];
+    const float p = a * by * gain0.x, q = b * by * gain0.y;
+    const float r = c * by * gain1.x, s = d * by * gain1.y;
+    return {p * cosine.x - r * sine.x, q * cosine.y - s * sine.y, r * cosine.x + p * sine.x,
+            s * cosine.y + q * sine.y};
+}
+
+__device__ __forceinline__ void keep_key(const u32* from, const float* norm, const float* rope,
+                                         float epsilon, u32* key) {
+    const int lane = threadIdx.x & 31;
+    const Quad k = turned(from, norm, rope, epsilon);
+    key[lane] = pack(k.a, k.b), key[lane + 32] = pack(k.c, k.d);
+}
+
+__device__ __forceinline__ void keep_value(const u32* from, u32* value) {
+    const int lane = threadIdx.x & 31;
+    value[lane] = from[lane], value[lane + 32] = from[lane + 32];
+}
+
+// Keys and values of many queries, one block a query, for an attention that does not keep its own.
+
+extern "C" __global__ void keep(const half_t* qkv, const float* k_norm, const float* rope,
+                                half_t* keys, half_t* values, const int* sequence,
+                                const int* position, const int* table, int line, int each, int heads,
+                                int kv_heads, float epsilon) {
+    const int row = blockIdx.x, at = position[row / each] + row % each;
+    const size_t kept = (size_t)table[(size_t)sequence[row / each] * line + at] * kv_heads;
+    for (int head = threadIdx.x >> 5; head < kv_heads; head += blockDim.x >> 5) {
+        const u32* from = (const u32*)(qkv + ((size_t)row * (heads + 2 * kv_heads) + heads + head)
+                                       * WIDTH);
+        const size_t to = (kept + head) * WIDTH / 2;
+        keep_key(from, k_norm, rope + (size_t)at * WIDTH, epsilon, (u32*)keys + to);
+        keep_value(from + kv_heads * WIDTH / 2, (u32*)values + to);
+    }
+}
+
+// Attention of a row's queries to all that came before, one block for each row and key/value head.
+//
+// Norms and turns the queries, and with KEEP the new keys, which it stores with their values. Then
+// 8 lanes share a position: each has 16 of its 128 numbers, and an online softmax of its own that is
+// merged at the end. `each` rows of one sequence follow each other in position.
+
+template <int QUERIES, int SHARE, bool KEEP>
 __device__ __forceinline__ void attend(
     const half_t* qkv, const float* q_norm, const float* k_norm, const float* rope, half_t* keys,
-    half_t* values, const int* sequence, const int* position, const int* table, int line,
+    half_t* values, const int* sequence, const int* position, const int* table, int line, int each,
     half_t* output, int heads, int kv_heads, float epsilon) {
     constexpr int ASKED = QUERIES * SHARE;
     __shared__ float asked[ASKED][WIDTH];
     __shared__ float best[16][ASKED], weight[16][ASKED], mixed[16][ASKED][WIDTH];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    const int head = blockIdx.x, row = blockIdx.y, begin = position[row];
-    const int* rows = table + (size_t)sequence[row] * line;
-    const half_t* mine = qkv + (size_t)row * QUERIES * (heads + 2 * kv_heads) * WIDTH;
+    const int head = blockIdx.x, row = blockIdx.y, begin = position[row / each] + row % each;
+    const int* rows = table + (size_t)sequence[row / each] * line;
+    const int columns = heads + 2 * kv_heads;
 
-    for (int i = warp; i < ASKED + 2 * QUERIES; i += warps) {
-        const int query = i < ASKED ? i / SHARE : (i - ASKED) % QUERIES;
-        const bool is_key = i >= ASKED && i < ASKED + QUERIES, is_value = i >= ASKED + QUERIES;
-        const int column = is_value ? heads + kv_heads + head
-                           : is_key ? heads + head : head * SHARE + i % SHARE;
-        const u32* from = (const u32*)(mine + ((size_t)query * (heads + 2 * kv_heads) + column)
-                                       * WIDTH);
-        const u32 front = from[lane], back = from[lane + 32];
-        const int at = begin + query;
+    for (int i = warp; i < ASKED + (KEEP ? 2 * QUERIES : 0); i += warps) {
+        const int query = i < ASKED ? i / SHARE : (i - ASKED) % QUERIES, at = begin + query;
+        const u32* from = (const u32*)(qkv + ((size_t)row * QUERIES + query) * columns * WIDTH);
+        const float* turn = rope + (size_t)at * WIDTH;
         const size_t kept = ((size_t)rows[at] * kv_heads + head) * WIDTH / 2;
-        if (is_value) {
-            ((u32*)values)[kept + lane] = front;
-            ((u32*)values)[kept + lane + 32] = back;
-            continue;
-        }
-        const float a = low(front), b = high(front), c = low(back), d = high(back);
-        const float by = rsqrtf(warp_sum(a * a + b * b + c * c + d * d) / WIDTH + epsilon);
-        const float2 gain0 = ((const float2*)(is_key ? k_norm : q_norm))[lane];
-        const float2 gain1 = ((const float2*)(is_key ? k_norm : q_norm))[lane + 32];
-        const float2 cosine = ((const float2*)(rope + (size_t)at * WIDTH))[lane];
-        const float2 sine = ((const float2*)(rope + (size_t)at * WIDTH))[lane + 32];
-        const float p = a * by * gain0.x, q = b * by * gain0.y;
-        const float r = c * by * gain1.x, s = d * by * gain1.y;
-        const float p1 = p * cosine.x - r * sine.x, q1 = q * cosine.y - s * sine.y;
-        const float r1 = r * cosine.x + p * sine.x, s1 = s * cosine.y + q * sine.y;
-        if (is_key) {
-            ((u32*)keys)[kept + lane] = pack(p1, q1);
-            ((u32*)keys)[kept + lane + 32] = pack(r1, s1);
+        if (i < ASKED) {
+            const Quad q = turned(from + (head * SHARE + i % SHARE) * WIDTH / 2, q_norm, turn,
+                                  epsilon);
+            ((float2*)asked[i])[lane] = make_float2(q.a, q.b);
+            ((float2*)asked[i])[lane + 32] = make_float2(q.c, q.d);
+        } else if (i < ASKED + QUERIES) {
+            keep_key(from + (heads + head) * WIDTH / 2, k_norm, turn, epsilon, (u32*)keys + kept);
         } else {
-            ((float2*)asked[i])[lane] = make_float2(p1, q1);
-            ((float2*)asked[i])[lane + 32] = make_float2(r1, s1);
+            keep_value(from + (heads + kv_heads + head) * WIDTH / 2, (u32*)values + kept);
         }
     }
     __syncthreads();
@@ -381,16 +413,17 @@ __device__ __forceinline__ void attend(
     }
 }
 
-#define ATTEND(NAME, QUERIES)                                                                    \
+#define ATTEND(NAME, QUERIES, KEEP)                                                              \
     extern "C" __global__ void NAME(                                                              \
         const half_t* qkv, const float* q_norm, const float* k_norm, const float* rope,           \
         half_t* keys, half_t* values, const int* sequence, const int* position, const int* table, \
-        int line, half_t* output, int heads, int kv_heads, float epsilon) {                       \
-        attend<QUERIES, 2>(qkv, q_norm, k_norm, rope, keys, values, sequence, position, table,    \
-                           line, output, heads, kv_heads, epsilon);                               \
+        int line, int each, half_t* output, int heads, int kv_heads, float epsilon) {             \
+        attend<QUERIES, 2, KEEP>(qkv, q_norm, k_norm, rope, keys, values, sequence, position,     \
+                                 table, line, each, output, heads, kv_heads, epsilon);            \
     }
-ATTEND(attend_1, 1)
-ATTEND(attend_2, 2)
+ATTEND(attend_1, 1, true)
+ATTEND(attend_2, 2, true)
+ATTEND(attend_kept, 1, false)
 
 // One code for each row: the whole of sampler.py, one block a row. Scores stay in registers.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -10,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.engine.codec import CodecState, StreamingDecoder
-from inference.engine.device import Lane, Mark, Replays, on_device
+from inference.engine.device import Lane, Mark, Replays, least, on_device
 
 CHUNKS = (1, 2, 4, 8)  # frames; a stream climbs them, so that its first sound comes soonest
+BATCHES = (1, 2, 4, 8, 16)  # streams that are decoded together
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,21 @@ class Sound:
 class Vocoder:
     """A StreamingDecoder that reads the State's frames (S, F, groups) by slot and position."""
 
-    def __init__(
-        self, decoder: StreamingDecoder, frames: Tensor, codes: int, sizes: Sequence[int]
-    ) -> None:
+    def __init__(self, decoder: StreamingDecoder, frames: Tensor, codes: int) -> None:
         """`codes`: of a codebook; an end token among the frames is read as the last code."""
         self._decoder, self._frames, self._last_code = decoder, frames, codes - 1
         self.lane = Lane(frames.device)
         self._scratch = len(frames) - 1
-        self._slots = torch.full((max(sizes),), self._scratch, device=frames.device)
+        self._slots = torch.full((BATCHES[-1],), self._scratch, device=frames.device)
         self._starts = torch.zeros_like(self._slots)
         padding = [(self._slots, self._scratch), (self._starts, 0)]
-        self._replays = {
-            count: Replays(partial(self._decode, count), sizes, self.lane, padding)
-            for count in CHUNKS
-        }
+        self._replays = Replays(self._decode, self.lane, padding)
 
     def capture(self) -> None:
         with self.lane.on():
             for count in reversed(CHUNKS):
-                self._replays[count].capture()
+                for batch in reversed(BATCHES):
+                    self._replays.capture((batch, count))
 
     def begin(self, slot: int, past: CodecState | None) -> None:
         """A stream takes `slot`, after the frames of its reference or after nothing."""
@@ -66,19 +62,22 @@ class Vocoder:
             return self._decoder.absorb(codes)
 
     def decode(self, slots: Sequence[int], starts: Sequence[int], count: int, after: Mark) -> Sound:
-        """`count` frames of every slot, from its `start`, once `after` is done."""
+        """`count` frames of at most 16 slots, from their `starts`, once `after` is done."""
+        rows = len(slots)
+        batch = rows if self.lane.stream is None else least(BATCHES, rows)
         with self.lane.on():
             self.lane.after(after)
             self._fill(self._slots, slots, self._scratch)
             self._fill(self._starts, starts, 0)
-            pcm = self.lane.fetch(self._replays[count](len(slots)))
+            pcm = self.lane.fetch(self._replays((batch, count))[:rows])
             return Sound(pcm, self.lane.mark())
 
     def _fill(self, line: Tensor, values: Sequence[int], padding: int) -> None:
         padded = [*values, *[padding] * (len(line) - len(values))]
         line.copy_(on_device(padded, line.dtype, line.device))
 
-    def _decode(self, count: int, batch: int) -> Tensor:
+    def _decode(self, shape: tuple[int, int]) -> Tensor:
+        batch, count = shape
         slots = self._slots[:batch]
         steps = torch.arange(count, device=slots.device)
         place = (self._starts[:batch, None] + steps).clamp(max=self._frames.shape[1] - 1)

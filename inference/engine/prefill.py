@@ -1,0 +1,74 @@
+"""Runs the talker over prompts: a few at a time, of a few lengths, so that graphs can be replayed.
+
+Short prompts are padded on the right, where causality keeps what follows from being seen.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from inference.engine.device import Lane, Replays, least, on_device
+from inference.engine.generator import Generator
+from inference.engine.state import State
+
+ROWS = (1, 2, 4)
+LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+
+
+class Prefill:
+    """Belongs to the lane on which it is called."""
+
+    def __init__(self, generator: Generator, state: State, lane: Lane) -> None:
+        self._generator, self._scratch, self._lane = generator, state.scratch, lane
+        device = state.x.device
+        self._prompts = torch.zeros(ROWS[-1], LENGTHS[-1], state.x.shape[1], device=device)
+        self._slots = torch.full((ROWS[-1],), self._scratch, dtype=torch.int32, device=device)
+        self._lengths = torch.ones_like(self._slots)
+        padding = [(self._slots, self._scratch), (self._lengths, 1)]
+        self._replays = Replays(self._run, lane, padding)
+
+    def capture(self, longest: int) -> None:
+        """Capture the shapes of prompts up to `longest` positions."""
+        for length in reversed([length for length in LENGTHS if length <= longest]):
+            for rows in reversed(ROWS):
+                self._replays.capture((rows, length))
+
+    def __call__(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """prompts (P, D) float32, each into the cache of its slot."""
+        for begin in range(0, len(slots), ROWS[-1]):
+            part = slice(begin, begin + ROWS[-1])
+            self._few(slots[part], prompts[part])
+
+    def _few(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        lengths = [len(prompt) for prompt in prompts]
+        if max(lengths) > LENGTHS[-1]:
+            self._one_by_one(slots, prompts)
+            return
+        rows, longest = self._shape(len(slots), max(lengths))
+        spare = rows - len(slots)
+        for row, prompt in enumerate(prompts):
+            self._prompts[row, : len(prompt)] = prompt
+        self._fill(self._slots[:rows], [*slots, *[self._scratch] * spare])
+        self._fill(self._lengths[:rows], [*lengths, *[1] * spare])
+        self._replays((rows, longest))
+
+    def _shape(self, rows: int, length: int) -> tuple[int, int]:
+        """On a CPU no more than there is."""
+        if self._lane.stream is None:
+            return rows, length
+        return least(ROWS, rows), least(LENGTHS, length)
+
+    def _fill(self, line: Tensor, values: Sequence[int]) -> None:
+        line.copy_(on_device(values, line.dtype, line.device))
+
+    def _run(self, shape: tuple[int, int]) -> Tensor:
+        rows, length = shape
+        prompts = self._prompts[:rows, :length]
+        return self._generator.prefill(self._slots[:rows], prompts, self._lengths[:rows])
+
+    def _one_by_one(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
+        """Prompts too long for the graphs."""
+        for slot, prompt in zip(slots, prompts, strict=True):
+            where = [on_device([n], torch.int32, prompt.device) for n in (slot, len(prompt))]
+            self._generator.prefill(where[0], prompt[None], where[1])
