@@ -58,7 +58,7 @@ class Peer:
         import torch
         from qwen_tts import Qwen3TTSModel
 
-        from inference.engine.stock import DTYPES, default_dtype
+        from inference.engine.config import DTYPES, default_dtype
 
         torch.set_num_threads(threads)
         dtype = DTYPES[default_dtype(torch.device(device))]

@@ -98,7 +98,8 @@ def make_inference(settings: "Settings", store: "VoiceStore") -> "Inference":
 
 def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService":
     """Find the model (raises if it is not on this machine) without loading it."""
-    from inference.service import InferenceService, ServiceConfig
+    from inference.results import ServiceConfig
+    from inference.service import InferenceService
     from inference.weights import DEMO, locate
 
     model = locate(model_spec(settings, store), store.data)
@@ -106,6 +107,7 @@ def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService
         device=None if settings.device == "auto" else settings.device,
         dtype=None if settings.dtype == "auto" else settings.dtype,
         threads=settings.threads or (1 if model.ref.id == DEMO else None),
+        slots=settings.slots,
         queue_limit=settings.queue_limit,
         queue_timeout_s=settings.queue_timeout_s,
         prompt_cache_bytes=settings.prompt_cache_mib * 2**20,

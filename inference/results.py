@@ -15,7 +15,7 @@ class ServiceConfig:
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
-    slots: int = 32  # speeches at once
+    slots: int | None = None  # speeches at once
     queue_limit: int = 32  # waiting for a slot, or for the model to load
     queue_timeout_s: float = 30.0
     prompt_cache_bytes: int = 512 * 1024 * 1024  # on the device: a voice takes 3 to 15 MB
@@ -64,5 +64,5 @@ class Status:
     state: Literal["cold", "warming", "warm", "failed"]
     queued: int
     running: int  # speeches, or 1 while the model loads
-    slots: int
+    slots: int | None  # None until the model is loaded
     error: str | None  # why it failed

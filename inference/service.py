@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inference.clips import read_conditioned
@@ -19,6 +20,7 @@ from inference.device_thread import DeviceThread, FailureGoesTo
 from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import (
     InferenceError,
+    ModelUnavailable,
     Overloaded,
     PromptCorrupt,
     PromptMissing,
@@ -60,6 +62,7 @@ class InferenceService:
         self._model: LocatedModel | None = None
         self._at_work: AtWork | None = None
         self._extractor: Extractor | None = None
+        self._prompt_shape: PromptShape | None = None
         self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
         self._error: str | None = None
 
@@ -123,7 +126,7 @@ class InferenceService:
             queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
             running=max(self._thread.running, engine.running if engine else 0)
             + self._extracting.running,
-            slots=self._config.slots,
+            slots=engine.setup.limits.slots if engine else None,
             error=self._error,
         )
 
@@ -241,6 +244,7 @@ class InferenceService:
                 queue_limit=config.queue_limit,
             ),
         )
+        engine.capture()
         return AtWork(engine, config.prompt_cache_bytes)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
@@ -249,7 +253,7 @@ class InferenceService:
         found = extractor.extract(samples, source.transcript or None)
         codes, embedding = found.ref_code, found.ref_spk_embedding
         features = PromptFeatures(source, model.ref, codes, embedding)
-        data = features.save(prompt_shape(read_shape(model.path)))
+        data = features.save(self._shape())
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
         write_atomically(self._data.prompt(ref), data)
         return ExtractedPrompt(
@@ -263,9 +267,17 @@ class InferenceService:
                 from inference.engine.extract import Extractor
             except (ImportError, OSError) as error:
                 raise not_installed(error) from error
-            shape = read_shape(model.path)
-            self._extractor = Extractor.load(model.path, shape, self._config.device)
+            self._extractor = Extractor.load(
+                model.path, model_shape(model.path), self._config.device
+            )
         return self._extractor
+
+    def _shape(self) -> PromptShape:
+        """What features must look like; the configs are read once."""
+        if self._prompt_shape is None:
+            shape = model_shape(self.located().path)
+            self._prompt_shape = PromptShape(shape.groups, shape.codes, shape.talker.width)
+        return self._prompt_shape
 
     def _read(self, ref: PromptRef) -> PromptFeatures:
         """The prompt file, read once; PromptMissing or PromptCorrupt."""
@@ -277,7 +289,7 @@ class InferenceService:
             raise PromptMissing(f"There are no prompt features for {ref.voice_id}.") from error
         except OSError as error:
             raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
-        features = PromptFeatures.load(data, ref, prompt_shape(read_shape(model.path)))
+        features = PromptFeatures.load(data, ref, self._shape())
         if features.model != model.ref:
             raise PromptMissing(
                 f"The prompt features of {ref.voice_id} are for {features.model.id},"
@@ -286,8 +298,13 @@ class InferenceService:
         return features
 
 
-def prompt_shape(shape: ModelShape) -> PromptShape:
-    return PromptShape(shape.groups, shape.codes, shape.talker.width)
+def model_shape(folder: Path) -> ModelShape:
+    """The shape in the configs of `folder`, or ModelUnavailable."""
+    try:
+        return read_shape(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error
 
 
 def _retrieve(waiting: "asyncio.Future[Any]") -> None:

@@ -45,11 +45,17 @@ class Settings(BaseModel):
         le=256,
         description="CPU threads of the model. Default: 1 for demo, else PyTorch's choice.",
     )
+    slots: int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="Speeches that are made at once. Default: 32 on a GPU, 8 on a CPU.",
+    )
     prompt_cache_mib: int = Field(
-        64,
+        512,
         ge=0,
         le=65536,
-        description="Memory for prompt features, in MiB; least used leave first.",
+        description="Memory of the device for known voices, in MiB; least used leave first.",
     )
     queue_limit: int = Field(
         32, ge=1, le=10000, description="Requests that may wait for the model; more get a 503."

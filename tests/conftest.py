@@ -17,7 +17,8 @@ from fakes import FakeInference
 from numpy.typing import NDArray
 from serving import serving
 
-from inference.service import InferenceService, ServiceConfig
+from inference.results import ServiceConfig
+from inference.service import InferenceService
 from inference.weights import LocatedModel, locate
 from registry.app import create_app
 from registry.files import DataDir, PromptSource
@@ -130,13 +131,6 @@ def client(data: DataDir, store: VoiceStore, fake: FakeInference) -> Iterator[ht
     """A server over HTTP with the real app and database, and a stand-in for the model."""
     with serving(create_app(store, fake, Settings(home=data.root))) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint: Path) -> Any:
-    from inference.engine.stock import StockEngine
-
-    return StockEngine.load(checkpoint, "cpu", None, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import torch
 from conftest import PYTHON, ROOT
 from numpy.typing import NDArray
 
-from inference.service import ExtractedPrompt, InferenceService, Speech
+from inference.results import ExtractedPrompt, Speech
+from inference.service import InferenceService
 from registry.files import PromptRef, PromptSource
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from clips import file, muxed, tone
 from opened import opened_files
 from serving import serving
 
-from inference.service import InferenceService, ServiceConfig
+from inference.results import ServiceConfig
+from inference.service import InferenceService
 from inference.weights import LocatedModel
 from registry.app import create_app
 from registry.files import DataDir

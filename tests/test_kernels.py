@@ -117,7 +117,7 @@ def compiled(folder: Path, target: int, brain: int) -> str:
         pytest.skip("there is no nvcc to compile the kernels with")
     ptx, code = folder / "kernels.ptx", folder / "kernels.cubin"
     common = [nvcc, f"-arch=sm_{target}", f"-DBF16={brain}", "-Werror", "all-warnings"]
-    for step in (["-ptx", SOURCE, "-o", ptx], ["-cubin", ptx, "-o", code]):
+    for step in (("-ptx", SOURCE, "-o", ptx), ("-cubin", ptx, "-o", code)):
         done = subprocess.run([*common, *step], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return ptx.read_text()

@@ -238,63 +238,50 @@ def item_ref(number: int) -> PromptRef:
     return PromptRef(f"voice_{number}", f"{number:064x}", "")
 
 
-class Shelf:
-    """Prompts to read, and what was read."""
-
-    def __init__(self, sizes: dict[int, int]) -> None:
-        self.items = {item_ref(number): Item(size) for number, size in sizes.items()}
-        self.reads: list[str] = []
-
-    def read(self, ref: PromptRef) -> Item:
-        self.reads.append(ref.voice_id)
-        return self.items[ref]
-
-
-def test_a_hit_is_the_same_prompt_and_reads_nothing() -> None:
-    shelf = Shelf({1: 10})
-    cache = PromptCache(shelf.read, 100)
-    first, hit = cache.get(item_ref(1)), cache.get(item_ref(1))
-    assert (first[1], hit[1]) == ("file", "memory")
-    assert first[0] is hit[0] and shelf.reads == ["voice_1"]
+def test_a_hit_is_the_same_prompt() -> None:
+    cache: PromptCache[Item] = PromptCache(100)
+    assert cache.find(item_ref(1)) is None
+    item = Item(10)
+    cache.keep(item_ref(1), item)
+    assert cache.find(item_ref(1)) is item
 
 
 def test_the_least_recently_used_leave_when_the_bytes_are_full() -> None:
-    cache = PromptCache(Shelf({1: 40, 2: 40, 3: 40}).read, 100)
-    for number in (1, 2, 1, 3):
-        cache.get(item_ref(number))
+    cache: PromptCache[Item] = PromptCache(100)
+    for number in (1, 2):
+        cache.keep(item_ref(number), Item(40))
+    cache.find(item_ref(1))
+    cache.keep(item_ref(3), Item(40))
     assert cache.nbytes == 80 and len(cache) == 2
-    assert [cache.get(item_ref(n))[1] for n in (1, 3, 2)] == ["memory", "memory", "file"]
+    assert [cache.find(item_ref(n)) is not None for n in (1, 2, 3)] == [True, False, True]
 
 
 def test_the_bound_is_in_bytes_and_always_holds() -> None:
     random = np.random.default_rng(0)
     sizes = {number: int(random.integers(1, 60)) for number in range(50)}
-    cache = PromptCache(Shelf(sizes).read, 100)
+    cache: PromptCache[Item] = PromptCache(100)
     for number in random.integers(0, 50, 2000).tolist():
-        assert cache.get(item_ref(number))[0] == Item(sizes[number])
-        assert cache.nbytes <= 100
+        if cache.find(item_ref(number)) is None:
+            cache.keep(item_ref(number), Item(sizes[number]))
+        assert cache.find(item_ref(number)) == Item(sizes[number])
+        assert 0 < cache.nbytes <= 100
 
 
-def test_a_prompt_above_the_bound_is_served_and_not_kept() -> None:
-    cache = PromptCache(Shelf({1: 40, 2: 101}).read, 100)
-    cache.get(item_ref(1))
-    assert [cache.get(item_ref(2)) for _ in range(2)] == [(Item(101), "file")] * 2
-    assert cache.get(item_ref(1))[1] == "memory"
+def test_a_prompt_above_the_bound_is_not_kept() -> None:
+    cache: PromptCache[Item] = PromptCache(100)
+    cache.keep(item_ref(1), Item(40))
+    cache.keep(item_ref(2), Item(101))
+    assert cache.find(item_ref(2)) is None and cache.find(item_ref(1)) == Item(40)
 
 
-def test_a_failed_read_leaves_nothing_behind() -> None:
-    shelf = Shelf({})
-    cache = PromptCache(shelf.read, 100)
-    with pytest.raises(KeyError):
-        cache.get(item_ref(1))
-    shelf.items[item_ref(1)] = Item(1)
-    assert cache.get(item_ref(1)) == (Item(1), "file")
+def test_a_prompt_that_is_kept_twice_counts_once() -> None:
+    cache: PromptCache[Item] = PromptCache(100)
+    for _ in range(3):
+        cache.keep(item_ref(1), Item(40))
+    assert (cache.nbytes, len(cache)) == (40, 1)
 
 
 def test_another_content_hash_is_another_prompt() -> None:
-    shelf = Shelf({1: 10})
-    cache = PromptCache(shelf.read, 100)
-    cache.get(item_ref(1))
-    rebuilt = replace(item_ref(1), sha256="new")
-    shelf.items[rebuilt] = Item(11)
-    assert cache.get(rebuilt) == (Item(11), "file")
+    cache: PromptCache[Item] = PromptCache(100)
+    cache.keep(item_ref(1), Item(10))
+    assert cache.find(replace(item_ref(1), sha256="new")) is None

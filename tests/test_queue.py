@@ -14,7 +14,8 @@ from speaking import run
 
 from inference import errors
 from inference.device_thread import DeviceThread
-from inference.service import ExtractedPrompt, InferenceService
+from inference.results import ExtractedPrompt
+from inference.service import InferenceService
 from inference.weights import LocatedModel
 from registry.files import DataDir, PromptSource
 

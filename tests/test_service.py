@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from speaking import LEFTOVER, TEXT, collect, enrolled, ref_of, run, run_python, say, speak_directly
 
 from inference import errors
-from inference.service import ExtractedPrompt, Speech
+from inference.results import ExtractedPrompt, Speech
 from inference.weights import LocatedModel, locate
 from registry.files import DataDir, PromptRef, PromptSource, fingerprint, sha256_of
 

@@ -22,8 +22,8 @@ class EngineConfig:
 
     device: str | None = None  # cuda before cpu
     dtype: str | None = None  # float32 on a cpu, bfloat16 where a GPU computes it, else float16
-    slots: int = 32  # requests that speak at once
-    positions: int = 32 * 1024  # of the prompts and frames of all of them together
+    slots: int | None = None  # requests that speak at once: 32, on a cpu 8
+    positions: int | None = None  # of all prompts and frames together: 1,024 a slot
     request_positions: int = 2816  # of one
     text_ahead: int = 512  # tokens of one that are read while it speaks
     prefill_positions: int = 512  # between two frames
@@ -50,24 +50,21 @@ class Setup:
     @classmethod
     def of(cls, config: EngineConfig) -> "Setup":
         """ValueError for a dtype that is none, RuntimeError if there is no such device."""
-        device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = DTYPES.get(config.dtype or default_dtype(device, config.as_on_t4))
-        if dtype is None:
-            raise ValueError(f"dtype is {', '.join(DTYPES)}, not {config.dtype!r}.")
+        device, dtype = place(config)
         half = device.type == "cuda" and dtype != torch.float32
         codec_dtype = torch.float16 if half else torch.float32
         ops = _ops(config, device, dtype)
-        sizes = [size for size in SIZES if size < config.slots]
+        slots = config.slots or (32 if device.type == "cuda" else 8)
         return cls(
             device=device,
             dtype=dtype,
             codec_dtype=codec_dtype,
             ops=ops,
             codec_ops=ops if codec_dtype == dtype else _ops(config, device, codec_dtype),
-            sizes=(*sizes, config.slots),
+            sizes=(*(size for size in SIZES if size < slots), slots),
             limits=Limits(
-                slots=config.slots,
-                rows=config.positions,
+                slots=slots,
+                rows=config.positions or max(slots * 1024, config.request_positions),
                 positions=config.request_positions,
                 frames=MAX_FRAMES + 1,
                 text=config.text_ahead,
@@ -75,6 +72,15 @@ class Setup:
             prefill_positions=config.prefill_positions,
             queue_limit=config.queue_limit,
         )
+
+
+def place(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of the weights. ValueError for a dtype that is none."""
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = DTYPES.get(config.dtype or default_dtype(device, config.as_on_t4))
+    if dtype is None:
+        raise ValueError(f"dtype is {', '.join(DTYPES)}, not {config.dtype!r}.")
+    return device, dtype
 
 
 def default_dtype(device: torch.device, as_on_t4: bool = False) -> str:

@@ -6,6 +6,7 @@ walks through a request's life.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from inference.engine.admission import Queue, Waiting
 from inference.engine.cache_rows import CacheRows
 from inference.engine.codec import StreamingDecoder
-from inference.engine.config import EngineConfig, Setup
+from inference.engine.config import EngineConfig, Setup, place
 from inference.engine.device import Lane, Mark, on_device
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
@@ -49,9 +50,9 @@ class Engine:
     """See `submit`, `step` and `cancel`; `run` is for scripts."""
 
     def __init__(
-        self, shape: ModelShape, weights: Weights, text: PlainText, config: EngineConfig
+        self, shape: ModelShape, weights: Weights, text: PlainText, config: EngineConfig | Setup
     ) -> None:
-        setup = Setup.of(config)
+        setup = config if isinstance(config, Setup) else Setup.of(config)
         self.shape, self.setup, self.counters = shape, setup, Counters()
         self._text = text
         self._lane = Lane(setup.device)
@@ -81,14 +82,8 @@ class Engine:
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
-        config = config or EngineConfig()
         try:
-            if config.threads is not None:
-                torch.set_num_threads(config.threads)
-            setup = Setup.of(config)
-            shape = read_shape(folder)
-            weights = load_weights(folder, shape, setup.dtype, setup.device)
-            return cls(shape, weights, load_tokenizer(folder), config)
+            return _loaded(folder, config or EngineConfig())
         except ModelUnavailable:
             raise
         except LOAD_ERRORS as error:
@@ -312,3 +307,14 @@ class Engine:
 
 def _grain(waiting: Waiting) -> int:
     return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)
+
+
+def _loaded(folder: Path, config: EngineConfig) -> Engine:
+    """Read the weights while the kernels compile."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    shape, (device, dtype) = read_shape(folder), place(config)
+    with ThreadPoolExecutor(1) as reader:
+        weights = reader.submit(load_weights, folder, shape, dtype, device)
+        setup, text = Setup.of(config), load_tokenizer(folder)
+    return Engine(shape, weights.result(), text, setup)

@@ -1,13 +1,12 @@
 """What one piece of speech is asked to be: its knobs, its frame budget. Needs no torch."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from inference.errors import TextTooLong
 
 Mode = Literal["auto", "icl", "xvec"]
 
-FRAME_SAMPLES = 1920  # 80 ms at 24 kHz
 FRAMES_PER_S = 12.5
 BASE_FRAMES = 50
 FRAMES_PER_TOKEN = 6
@@ -34,37 +33,6 @@ class SamplingParams:
         _check("top_k", self.top_k, 1, 100_000)
         _check("top_p", self.top_p, 0.001, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 10)
-
-
-@dataclass(frozen=True)
-class SpeechParams:
-    """The knobs of one request; None leaves temperature, top_k, top_p as the model came.
-
-    A temperature under 0.01 is greedy. mode auto is icl where the voice has a transcript.
-    """
-
-    language: str | None = None  # None or "auto": the model decides
-    mode: Mode = "auto"
-    seed: int | None = None  # 0 .. 2**31 - 1; None: chosen and told
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("auto", "icl", "xvec"):
-            raise ValueError(f"mode is auto, icl or xvec, not {self.mode!r}.")
-        _check("seed", self.seed, 0, 2**31 - 1)
-        _check("temperature", self.temperature, 0, 2)
-        _check("top_k", self.top_k, 1, 100_000)
-        _check("top_p", self.top_p, 0.001, 1)
-
-    def generation(self) -> dict[str, Any]:
-        """Keyword arguments of qwen_tts' generate: each knob for the talker and its subtalker."""
-        if self.temperature is not None and self.temperature < GREEDY_BELOW:
-            return {"do_sample": False, "subtalker_dosample": False}
-        knobs = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        given = {name: value for name, value in knobs.items() if value is not None}
-        return given | {f"subtalker_{name}": value for name, value in given.items()}
 
 
 def _check(name: str, value: float | None, low: float, high: float) -> None:
