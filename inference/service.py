@@ -265,6 +265,9 @@ class InferenceService:
             model = self.located()
             try:
                 from inference.engine.extract import Extractor
+                from inference.engine.qwen import import_qwen_tts
+
+                import_qwen_tts()
             except (ImportError, OSError) as error:
                 raise not_installed(error) from error
             self._extractor = Extractor.load(

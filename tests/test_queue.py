@@ -17,7 +17,9 @@ from inference.device_thread import DeviceThread
 from inference.results import ExtractedPrompt
 from inference.service import InferenceService
 from inference.weights import LocatedModel
-from registry.files import DataDir, PromptSource
+from registry.files import DataDir, PromptRef, PromptSource
+
+NOBODY = PromptRef("voice_nobody", "0" * 64, "0" * 64)
 
 
 class Gate:
@@ -115,7 +117,7 @@ def test_waiting_too_long_is_refused_while_another_job_still_runs(
 
     async def go() -> None:
         first = await busy(service, gate, enrol(1))
-        with pytest.raises(errors.Overloaded, match=r"still loading.*waited 0\.05 s"):
+        with pytest.raises(errors.Overloaded, match=r"waited 0\.05 s"):
             await service.extract_prompt(enrol(2))
         assert service.status().running == 1 and not first.done()
         gate.open.set()
@@ -126,7 +128,7 @@ def test_waiting_too_long_is_refused_while_another_job_still_runs(
 
 
 def test_a_failed_load_is_told_to_each_caller_and_tried_again(
-    service_factory: ServiceFactory, enrol: Enrol, located: LocatedModel
+    service_factory: ServiceFactory, located: LocatedModel
 ) -> None:
     attempts = iter([errors.ModelUnavailable("no disk"), errors.ModelUnavailable("no disk"), None])
 
@@ -139,10 +141,26 @@ def test_a_failed_load_is_told_to_each_caller_and_tried_again(
     assert service.status().state == "cold"
     for _ in range(2):
         with pytest.raises(errors.ModelUnavailable, match="no disk"):
-            run(service.extract_prompt(enrol()))
+            run(service.speak(NOBODY, "Hi.", {}))
         assert (service.status().state, service.status().error) == ("failed", "no disk")
-    run(service.extract_prompt(enrol()))
+    with pytest.raises(errors.PromptMissing):
+        run(service.speak(NOBODY, "Hi.", {}))
     assert (service.status().state, service.status().error) == ("warm", None)
+
+
+def test_a_request_that_waits_for_the_model_too_long_is_told_so(
+    service_factory: ServiceFactory, gate: Gate
+) -> None:
+    service = service_factory(gate, queue_timeout_s=0.05)
+
+    async def go() -> None:
+        service.warm()
+        await asyncio.to_thread(gate.entered.wait, 60)
+        with pytest.raises(errors.Overloaded, match=r"still loading.*waited 0\.05 s"):
+            await service.speak(NOBODY, "Hi.", {})
+        gate.open.set()
+
+    run(go())
 
 
 def test_without_qwen_tts_the_package_to_install_is_named(
@@ -154,11 +172,10 @@ def test_without_qwen_tts_the_package_to_install_is_named(
         errors.ModelUnavailable, match="pip install 'voice-registry\\[inference\\]'"
     ):
         run(service.extract_prompt(enrol()))
-    assert service.status().state == "failed"
 
 
 def test_describing_loads_nothing_until_warmed(
-    service_factory: ServiceFactory, enrol: Enrol, gate: Gate, located: LocatedModel
+    service_factory: ServiceFactory, gate: Gate, located: LocatedModel
 ) -> None:
     cold = service_factory().describe()
     assert (cold.model, cold.source) == (located.ref, located.source)
@@ -168,7 +185,8 @@ def test_describing_loads_nothing_until_warmed(
     service.warm()
     assert gate.entered.wait(60) and service.status().state == "warming"
     gate.open.set()
-    run(service.extract_prompt(enrol()))
+    with pytest.raises(errors.PromptMissing):
+        run(service.speak(NOBODY, "Hi.", {}))
     warm = service.describe()
     assert (service.status().state, warm.dtype, warm.device) == ("warm", "float32", "cpu")
 
@@ -195,7 +213,7 @@ def test_closing_fails_the_queued_and_lets_the_running_finish(
 
 
 def test_the_device_thread_outlives_any_failure_of_a_job() -> None:
-    thread = DeviceThread(queue_limit=8)
+    thread = DeviceThread("test", queue_limit=8)
 
     def fail(error: BaseException) -> None:
         raise error
@@ -208,12 +226,34 @@ def test_the_device_thread_outlives_any_failure_of_a_job() -> None:
 
 
 def test_jobs_run_in_order_of_arrival_on_one_thread() -> None:
-    thread = DeviceThread(queue_limit=100)
+    thread = DeviceThread("test", queue_limit=100)
     jobs = [thread.submit(lambda i=i: (i, threading.get_ident())) for i in range(50)]  # type: ignore[misc]
     results = [job.result(60) for job in jobs]
     assert [number for number, _ in results] == list(range(50))
     assert len({ident for _, ident in results}) == 1
     assert results[0][1] != threading.get_ident() and thread.close(60)
+
+
+def test_work_goes_on_between_jobs_until_there_is_none() -> None:
+    done: list[int] = []
+
+    def work() -> bool:
+        done.append(len(done))
+        return len(done) < 5
+
+    thread = DeviceThread("test", queue_limit=8, work=work)
+    assert thread.submit(lambda: len(done)).result(60) == 0
+    assert thread.close(60) and len(done) == 5
+
+
+def test_what_is_told_comes_before_the_queue() -> None:
+    thread, gate, order = DeviceThread("test", queue_limit=8), threading.Event(), list[str]()
+    first = thread.submit(lambda: gate.wait(60))
+    last = thread.submit(lambda: order.append("queued"))
+    thread.tell(lambda: order.append("told"))
+    gate.set()
+    last.result(60)
+    assert first.result(60) and order == ["told", "queued"] and thread.close(60)
 
 
 def all_errors() -> list[errors.InferenceError]:
