@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
 from inference.engine.params import SamplingParams
 from inference.engine.request import Counters, Request, Voice
-from inference.engine.vocoder import CHUNKS
 
 KINDS = {
     "fp32": EngineConfig(dtype="float32"),
@@ -137,12 +135,13 @@ def replayed(made: Engine, frames: int) -> Check:
     """The same functions called as they are, and as captured graphs."""
     voice = random_voice(made, 0, TRANSCRIPT)
     graphs = spoken(made, crowd(voice, BATCH), frames)
-    inner, vocoder = made._frames, made._vocoder
-    kept = inner._speak, inner._listen, vocoder._replays
+    inner, vocoder, prefill = made._frames, made._vocoder, made._prefill
+    kept = inner._speak, inner._listen, vocoder._replays, prefill._replays
     inner.__dict__ |= {"_speak": inner._speak_rows, "_listen": inner._listen_rows}
-    vocoder.__dict__ |= {"_replays": {count: partial(vocoder._decode, count) for count in CHUNKS}}
+    vocoder.__dict__ |= {"_replays": vocoder._decode}
+    prefill.__dict__ |= {"_replays": prefill._run}
     eager = spoken(made, crowd(voice, BATCH), frames)
-    inner._speak, inner._listen, vocoder._replays = kept
+    inner._speak, inner._listen, vocoder._replays, prefill._replays = kept
     yield "replay = eager, equal codes", _equal(graphs, eager), 1.0, True
     yield "replay = eager, PCM apart, LSB", _apart(graphs, eager), 1.0
 

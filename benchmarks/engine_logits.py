@@ -12,6 +12,7 @@ import torch
 from engine_stages import TEXT, TRANSCRIPT
 from random_weights import described, random_weights
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from inference.engine.codec import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup
@@ -66,7 +67,7 @@ def compared(
         yield f"{stage}, apart from fp32", share, LOGITS[setup.dtype], False
         same = found[stage].argmax(-1) == reference[stage].argmax(-1)
         yield f"{stage}, same best code", float(same.float().mean()), None, True
-    loudness = sound_db(shape, codes, setup.codec_dtype)
+    loudness = sound_db(shape, codes, setup)
     yield "codec, dB above the difference", loudness, SOUND_DB[setup.codec_dtype], True
 
 
@@ -83,8 +84,10 @@ def logits(
     for row, layout in enumerate(layouts):
         cache_rows = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
         state.begin(row, layout, cache_rows, CHOICE)
-    generator.prefill(range(ROWS), [layout.prefill for layout in layouts])
+    prompts = pad_sequence([layout.prefill for layout in layouts], batch_first=True)
+    lengths = torch.tensor([len(layout.prefill) for layout in layouts], dtype=torch.int32)
     slots = torch.arange(ROWS, dtype=torch.int32, device=codes.device)
+    generator.prefill(slots, prompts, lengths.to(codes.device))
     for _ in range(FRAMES):
         generator.speak(slots)
         generator.listen(slots, POSITIONS)
@@ -104,19 +107,24 @@ def _layout(shape: ModelShape, text: PlainText, composer: Composer, row: int) ->
     return composer.compose(speaker, reference, text.ids(TEXT), None, text_first=False)
 
 
-def sound_db(shape: ModelShape, codes: Tensor, dtype: torch.dtype) -> float:
+def sound_db(shape: ModelShape, codes: Tensor, setup: Setup) -> float:
     """Power of float32's sound over that of the difference."""
     weights = random_weights(shape, torch.float32, codes.device).decoder
-    expected = _sound(shape, weights, codes, torch.float32)
-    difference = _sound(shape, weights, codes, dtype) - expected
+    expected = _sound(shape, weights, codes, torch.float32, TorchOps())
+    found = _sound(shape, weights, codes, setup.codec_dtype, setup.codec_ops)
+    difference = found - expected
     power = expected.pow(2).mean() / difference.pow(2).mean().clamp(min=1e-30)
     return float(10 * power.log10())
 
 
 def _sound(
-    shape: ModelShape, weights: dict[str, Tensor], codes: Tensor, dtype: torch.dtype
+    shape: ModelShape,
+    weights: dict[str, Tensor],
+    codes: Tensor,
+    dtype: torch.dtype,
+    ops: TorchOps,
 ) -> Tensor:
-    decoder = StreamingDecoder(weights, shape.decoder, ROWS, codes.device, dtype)
+    decoder = StreamingDecoder(weights, shape.decoder, ROWS, codes.device, dtype, ops)
     slots = torch.arange(ROWS, device=codes.device)
     chunks = codes.transpose(0, 1).split(8, dim=1)
     return torch.cat([decoder.decode(chunk, slots) for chunk in chunks], dim=1).float()

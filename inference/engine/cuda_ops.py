@@ -115,7 +115,9 @@ class CudaOps(TorchOps):
 
     def embed(self, table: Tensor, codes: Tensor) -> Tensor:
         out = torch.empty(len(codes), table.shape[1], device=table.device)
-        self._program.launch("embed", (len(codes), 1), 256, [table, codes, out, table.shape[1]])
+        self._program.launch(
+            "embed", (len(codes), 1), 256, [table, codes.contiguous(), out, table.shape[1]]
+        )
         return out
 
     def frame_embed(
@@ -134,7 +136,15 @@ class CudaOps(TorchOps):
             (-(-width // 256), rows),
             256,
             [
-                *(codes, groups, first, rest, rest.shape[1], text.tokens, text.tokens.shape[1]),
+                *(
+                    codes.contiguous(),
+                    groups,
+                    first,
+                    rest,
+                    rest.shape[1],
+                    text.tokens,
+                    text.tokens.shape[1],
+                ),
                 *(text.length, text.pad, knobs.step, slots, out, width),
             ],
         )
