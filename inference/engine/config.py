@@ -51,6 +51,8 @@ class Setup:
     def of(cls, config: EngineConfig) -> "Setup":
         """ValueError for a dtype that is none, RuntimeError if there is no such device."""
         device, dtype = place(config)
+        if device.type == "cuda":
+            _set_up_torch(config.as_on_t4)
         half = device.type == "cuda" and dtype != torch.float32
         codec_dtype = torch.float16 if half else torch.float32
         ops = _ops(config, device, dtype)
@@ -89,6 +91,14 @@ def default_dtype(device: torch.device, as_on_t4: bool = False) -> str:
         return "float32"
     modern = torch.cuda.get_device_capability(device) >= (8, 0) and not as_on_t4
     return "bfloat16" if modern else "float16"
+
+
+def _set_up_torch(as_on_t4: bool) -> None:
+    """Switches of the whole process: sums of halves are float32; a T4 has no flash attention."""
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_flash_sdp(not as_on_t4)
+    torch.backends.cuda.enable_cudnn_sdp(not as_on_t4)
 
 
 def _ops(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> TorchOps:
