@@ -15,11 +15,15 @@ import click
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from api import add
+from numpy.typing import NDArray
+from speaking import run_python
 
 from cli.main import cli
+from inference import engine
 from inference import errors as inference_errors
-from inference.engine import params
+from inference.engine import EngineConfig, params
 from inference.errors import InferenceError
 from inference.service import InferenceService
 from inference.weights import LocatedModel
@@ -36,6 +40,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 STORAGE = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
+ENGINE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+ENGINE_SOURCES = ROOT / "inference" / "engine"
 
 
 def code_blocks(page: str, language: str) -> list[str]:
@@ -46,6 +52,10 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 def code_block(page: str, language: str) -> str:
     return code_blocks(page, language)[0]
+
+
+def section(page: str, heading: str) -> str:
+    return page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
 
 
 def generator():  # type: ignore[no-untyped-def]
@@ -230,8 +240,7 @@ def test_the_examples_on_the_api_page_are_what_the_server_answers(client: httpx.
 def test_the_fields_and_headers_of_speak_are_on_the_api_page_and_no_others(
     client: httpx.Client,
 ) -> None:
-    section = API.partition("\n## Speak\n")[2].partition("\n## ")[0]
-    first = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+    first = re.findall(r"^\| (`[^|]+) \|", section(API, "Speak"), re.MULTILINE)
     listed = set(re.findall(r"`([^`]+)`", " ".join(first)))
     add(client, "alice")
     headers = client.post("/speak", json={"voice": "alice", "text": "Hi"}).headers
@@ -257,6 +266,49 @@ def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
         f"{clip.wall_s:g} s in all",
     }
     assert {name: text for name, text in expected.items() if text not in rows[name]} == {}
+
+
+def test_the_engine_page_has_a_line_for_every_module_and_no_other() -> None:
+    modules = {path.name for path in ENGINE_SOURCES.iterdir() if path.suffix in (".py", ".cu")}
+    listed = re.findall(r"^\| `(.+?)` \| \S", section(ENGINE, "The modules"), re.MULTILINE)
+    assert set(listed) == modules and len(listed) == len(modules)
+
+
+def test_the_engine_page_has_the_public_face() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", section(ENGINE, "As a library"), re.MULTILINE)
+    assert set(listed) == set(engine.__all__)
+
+
+def test_the_kernels_on_the_engine_page_are_those_of_the_source() -> None:
+    source = (ENGINE_SOURCES / "kernels.cu").read_text(encoding="utf-8")
+    made = re.findall(
+        r"^extern .*void (\w+)\(|^ATTEND\((\w+)|^SKINNY\((\w+)_", source, re.MULTILINE
+    )
+    rows = re.findall(r"^\| (`[^|]+) \|", section(ENGINE, "The kernels"), re.MULTILINE)
+    listed = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert listed == {name for names in made for name in names if name}
+
+
+def test_the_limits_on_the_engine_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"\| ([^|]+) \| `([a-z_]+)` \|$", section(ENGINE, "Limits"), re.MULTILINE)
+    limits = {name: getattr(EngineConfig(), name) for _, name in rows}
+    assert len(limits) == 6
+    for text, name in rows:
+        assert limits[name] is None or f"{limits[name]:,}" in text, name
+
+
+def test_the_example_on_the_engine_page_speaks(
+    checkpoint: Path, clip: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = code_block(ENGINE, "python")
+    assert len([line for line in example.splitlines() if line and "import" not in line]) == 10
+    soundfile.write(tmp_path / "ref.wav", clip, 24_000, "FLOAT")
+    monkeypatch.chdir(tmp_path)
+    done = run_python(example.replace("Qwen3-TTS-12Hz-1.7B-Base", str(checkpoint)))
+    assert done.returncode == 0, done.stderr
+    sounds = [np.fromfile(f"{seed}.pcm", np.float32) for seed in (1, 2, 3)]
+    assert all(len(sound) and len(sound) % 1920 == 0 for sound in sounds)
+    assert len({sound.tobytes() for sound in sounds}) == 3
 
 
 def test_the_readme_leads_to_every_page() -> None:
