@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Found = Mapping[str, Any]
+CHECK = "check"  # engine_gpu_check.py keeps its runs in the same file
 Column = dict[str, Found]  # what was found, by stage
 PEERS = {"peer-stock": "qwen-tts 0.1.1", "peer-faster": "faster-qwen3-tts 0.3.2"}
 
@@ -101,6 +102,8 @@ def columns(runs: Sequence[Any], size: str, model: str | None = None) -> dict[st
 
 def _entries(asked: Mapping[str, Any], found: Found) -> Iterator[tuple[str, str, Found]]:
     stage, dtype = asked["stage"], asked["dtype"]
+    if stage == CHECK:
+        return
     if stage not in PEERS:
         switches = {"as_on_t4": " as on a T4", "no_kernels": ", plain torch"}
         named = "".join(words for name, words in switches.items() if asked.get(name))
