@@ -1,4 +1,4 @@
-"""Who waits, in which order they get in, and when they are told that they never will."""
+"""Who waits for a slot, in which order they get in, and whose patience is over."""
 
 import time
 from collections import deque
@@ -8,7 +8,6 @@ from itertools import islice
 
 from inference.engine.layout import Layout
 from inference.engine.request import Request
-from inference.errors import Overloaded
 
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
 
@@ -41,12 +40,12 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def push(self, waiting: Waiting, retry_after_s: float) -> None:
-        """Overloaded if `limit` requests wait already."""
-        if len(self._waiting) >= self._limit:
-            raise Overloaded(
-                f"{self._limit} requests are waiting already. Try again later.", retry_after_s
-            )
+    @property
+    def is_full(self) -> bool:
+        return len(self._waiting) >= self._limit
+
+    def push(self, waiting: Waiting) -> None:
+        """The queue must not be full."""
         self._waiting.append(waiting)
 
     def take(self, fits: Callable[[Waiting], bool]) -> Waiting | None:

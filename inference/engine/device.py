@@ -70,6 +70,11 @@ class Lane:
         if self.stream is not None:
             self.stream.synchronize()
 
+    def wait_for_device(self) -> None:
+        """Until every lane is done, and what was issued to none."""
+        if self.stream is not None:
+            torch.cuda.synchronize(self.device)
+
 
 class Replays(Generic[K]):
     """A function of a shape, captured as one CUDA graph for each shape that it is called with.

@@ -34,10 +34,7 @@ from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
 from inference.engine.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.weights import Weights
-from inference.errors import (
-    ModelUnavailable,
-    Overloaded,
-)
+from inference.errors import ModelUnavailable, Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOK_S = 0.0002  # between two looks at it
@@ -78,6 +75,7 @@ class Engine:
         self._streams: list[Stream] = []
         self._ends: list[Output] = []  # of requests that never got in
         self._mean_s = 1.0  # that a request keeps its slot
+        self._lane.wait_for_device()
 
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
@@ -130,8 +128,12 @@ class Engine:
         """
         with self._lane.on():
             waiting = self._intake.waiting(request)
+        if self._queue.is_full:
+            self.counters.refused += 1
+            reason = f"{len(self._queue)} requests are waiting already. Try again later."
+            raise Overloaded(reason, self.retry_after_s)
         self.counters.submitted += 1
-        self._queue.push(waiting, self.retry_after_s)
+        self._queue.push(waiting)
 
     def cancel(self, request: Request) -> None:
         """Forget a request: it has no more Outputs, and its slot is free at once."""
@@ -271,7 +273,7 @@ class Engine:
     def _read_reports(self) -> None:
         while flight := self._frames.land():
             for stream, row in zip(flight.streams, flight.report.numpy(), strict=True):
-                stream.see(row[:-1], self.shape.codec.eos, bool(row[-1]))
+                stream.see(row[:-1].copy(), self.shape.codec.eos, bool(row[-1]))
 
     def _deliver(self, stream: Stream) -> list[Output]:
         """The stream's PCM that is ready, and its end; an end frees its slot."""
