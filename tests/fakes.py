@@ -104,7 +104,7 @@ class FakeInference:
         )
 
     def status(self) -> SimpleNamespace:
-        return SimpleNamespace(state="warm", queued=0, error=None)
+        return SimpleNamespace(state="warm", queued=0, running=0, slots=8, error=None)
 
     async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
         clip = self.data.conditioned(source).read_bytes()

@@ -136,7 +136,13 @@ def test_readiness_asks_nothing_of_the_model(client: httpx.Client, fake: FakeInf
     assert ready == {
         "status": "ready",
         "model": None,
-        "inference": {"state": "warm", "queued": 0, "error": None},
+        "inference": {
+            "state": "warm",
+            "queued": 0,
+            "running": 0,
+            "slots": 8,
+            "error": None,
+        },
     }
     assert fake.started == []
 

@@ -17,6 +17,8 @@ class Health(BaseModel):
 class InferenceHealth(BaseModel):
     state: str
     queued: int = 0
+    running: int = 0
+    slots: int | None = None
     error: str | None = None
 
 
@@ -44,4 +46,10 @@ def _inference(services: ServicesDep) -> InferenceHealth:
     status = services.inference.status()
     if status is None:
         return InferenceHealth(state="cold")
-    return InferenceHealth(state=status.state, queued=status.queued, error=status.error)
+    return InferenceHealth(
+        state=status.state,
+        queued=status.queued,
+        running=status.running,
+        slots=status.slots,
+        error=status.error,
+    )
