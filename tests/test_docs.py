@@ -231,10 +231,12 @@ def test_the_revision_of_a_folder_is_computed_as_the_storage_page_says(
 
 
 def test_the_examples_on_the_api_page_are_what_the_server_answers(client: httpx.Client) -> None:
-    voice, problem = (json.loads(block) for block in code_blocks(API, "json"))
+    voice, ready, problem = (json.loads(block) for block in code_blocks(API, "json"))
     assert VoiceShape.model_validate(voice).model_dump() == voice
     add(client, "alice")
     assert client.get("/voices/alcie").json() == problem
+    found = client.get("/readyz").json()
+    assert found.keys() == ready.keys() and found["inference"].keys() == ready["inference"].keys()
 
 
 def test_the_fields_and_headers_of_speak_are_on_the_api_page_and_no_others(
