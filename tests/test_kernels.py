@@ -5,6 +5,7 @@ That they are right and fast is measured on a GPU, by benchmarks/kernels.py.
 
 import ctypes
 import inspect
+import logging
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from conftest import ROOT
 from torch import Tensor
 
+from inference.engine.config import EngineConfig, _ops
 from inference.engine.cuda_ops import CudaOps, KernelsUnavailable
 from inference.engine.cuda_program import Argument, Program, _passed
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
@@ -24,7 +26,12 @@ from inference.engine.sampler import Knobs
 
 SOURCE = ROOT / "inference" / "engine" / "kernels.cu"
 TARGETS = [(75, 0), (80, 0), (80, 1), (90, 0), (90, 1)]  # sm, then whether weights are bfloat16
-KINDS = {"64": (ctypes.c_void_p, ctypes.c_longlong), "32": (ctypes.c_int,)}
+SPILL_BYTES = 64  # of one kernel, each way
+NUMBERS = {"int": ctypes.c_int, "long long": ctypes.c_longlong, "float": ctypes.c_float}
+POINTED = {
+    **{"half_t": torch.float16, "float": torch.float32, "unsigned char": torch.bool},
+    **{"int": torch.int32, "long long": torch.int64, "u64": torch.int64},
+}
 HEADS = Heads(16, 8, 128, 1e-6)
 CPU = torch.device("cpu")
 SLOTS, WIDTH = 3, 256
@@ -110,46 +117,74 @@ def launches() -> list[Launch]:
     return ops.recorder.launches
 
 
-def compiled(folder: Path, target: int, brain: int) -> str:
-    """PTX of the source, once it has become machine code too."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
+def declared() -> dict[str, list[str]]:
+    """The type of each parameter of each kernel in the source, such as `half_t*`."""
+    kernels = r'extern "C" __global__ (?:__launch_bounds__\(.*?\) )?void (\w+)\((.*?)\)'
+    return {
+        name: [re.sub(r"^const |\s*\w+$", "", part.strip()) for part in parameters.split(",")]
+        for name, parameters in re.findall(kernels, expanded(), re.DOTALL)
+    }
+
+
+def expanded() -> str:
+    """The source with its macros that make a kernel of a NAME written out."""
+    source = SOURCE.read_text().replace("\\\n", " ")
+    macro = re.compile(r"#define (\w+)\(NAME, .*?\)(.*)")
+    made = [
+        body.replace("NAME", name)
+        for use, body in macro.findall(source)
+        for name in re.findall(rf"^{use}\((\w+)", source, re.MULTILINE)
+    ]
+    return "\n".join([macro.sub("", source), *made])
+
+
+def takes(parameter: str, argument: Argument) -> bool:
+    """Whether a kernel's parameter is what Program makes of the argument."""
+    if not parameter.endswith("*"):
+        return _passed(argument)[1] is NUMBERS[parameter]
+    if isinstance(argument, Tensor):
+        return argument.dtype is POINTED.get(parameter[:-1], argument.dtype)  # void is anything
+    return argument is None
+
+
+def test_every_launch_passes_what_its_kernel_declares(launches: list[Launch]) -> None:
+    kernels = declared()
+    for name, arguments in launches:
+        assert len(kernels[name]) == len(arguments), name
+        pairs = zip(kernels[name], arguments, strict=True)
+        wrong = [index for index, pair in enumerate(pairs) if not takes(*pair)]
+        assert not wrong, f"{name} takes its parameters {wrong} in another type"
+
+
+def test_every_kernel_is_launched(launches: list[Launch]) -> None:
+    slower = {"norm_linear_2", "norm_linear_4", "norm_gated_2", "norm_gated_4"}  # than cuBLAS
+    assert set(declared()) - {name for name, _ in launches} <= slower
+
+
+@pytest.fixture(scope="module")
+def nvcc() -> str:
+    found = shutil.which("nvcc")
+    if found is None:
         pytest.skip("there is no nvcc to compile the kernels with")
-    ptx, code = folder / "kernels.ptx", folder / "kernels.cubin"
-    common = [nvcc, f"-arch=sm_{target}", f"-DBF16={brain}", "-Werror", "all-warnings"]
-    for step in (("-ptx", SOURCE, "-o", ptx), ("-cubin", ptx, "-o", code)):
-        done = subprocess.run([*common, *step], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    return ptx.read_text()
-
-
-def entries(ptx: str) -> dict[str, list[str]]:
-    """The type of each parameter of each kernel, such as u64."""
-    found = re.findall(r"\.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
-    return {name: re.findall(r"\.param \.(\w+)", parameters) for name, parameters in found}
-
-
-def accepts(parameter: str, argument: Argument) -> bool:
-    _, kind = _passed(argument)
-    if parameter.startswith("f"):
-        return kind is ctypes.c_float and parameter == "f32"
-    return kind in KINDS[parameter[1:]]
+    return found
 
 
 @pytest.mark.parametrize(("target", "brain"), TARGETS)
 def test_the_kernels_compile_for_every_gpu_that_is_supported(
-    tmp_path: Path, target: int, brain: int
+    tmp_path: Path, nvcc: str, target: int, brain: int
 ) -> None:
-    assert entries(compiled(tmp_path, target, brain))
-
-
-def test_every_launch_passes_what_its_kernel_takes(tmp_path: Path, launches: list[Launch]) -> None:
-    kernels = entries(compiled(tmp_path, 75, 0))
-    for name, arguments in launches:
-        assert len(kernels[name]) == len(arguments), name
-        pairs = zip(kernels[name], arguments, strict=True)
-        wrong = [index for index, pair in enumerate(pairs) if not accepts(*pair)]
-        assert not wrong, f"{name} takes its parameters {wrong} in another type"
+    """They export what the source declares, and their registers hold what they work on."""
+    ptx, code = tmp_path / "kernels.ptx", tmp_path / "kernels.cubin"
+    common = [nvcc, f"-arch=sm_{target}", f"-DBF16={brain}", "-Werror", "all-warnings"]
+    for step in (["-ptx", SOURCE, "-o", ptx], ["-cubin", "-Xptxas", "-v", ptx, "-o", code]):
+        done = subprocess.run([*common, *step], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    found = re.findall(r"\.entry (\w+)\((.*?)\)", ptx.read_text(), re.DOTALL)
+    counts = {name: parameters.count(".param") for name, parameters in found}
+    assert counts == {name: len(types) for name, types in declared().items()}
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(spills) >= len(counts)
+    assert max(int(size) for sizes in spills for size in sizes) <= SPILL_BYTES
 
 
 def test_every_operation_has_a_kernel(launches: list[Launch]) -> None:
@@ -181,3 +216,13 @@ def test_without_nvidias_bindings_the_kernels_are_unavailable(
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(KernelsUnavailable, match="cuda-bindings"):
         Program("", [], (7, 5))
+
+
+def test_without_the_kernels_plain_torch_makes_the_frames(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = _ops(EngineConfig(as_on_t4=True), torch.device("cuda"), torch.bfloat16)
+    assert type(found) is TorchOps
+    [warning] = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert warning.getMessage().startswith("Frames are made without our CUDA kernels: ")
