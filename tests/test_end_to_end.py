@@ -1,4 +1,4 @@
-"""Registry, inference and the real qwen-tts on the tiny checkpoint, together over HTTP."""
+"""Registry, inference and the engine on the tiny checkpoint, together over HTTP."""
 
 import threading
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib import resources
 
 import httpx
+import numpy as np
 import pytest
 from clips import file, muxed, tone
 from opened import opened_files
@@ -88,7 +89,9 @@ def test_sixteen_callers_of_two_voices_each_get_their_own(enrolled: httpx.Client
         thread.start()
     for thread in threads:
         thread.join()
-    assert together == alone
+    for key in wanted:  # a batch of another size may round the last bit differently
+        ours, its = (np.frombuffer(found[key], "<i2").astype(int) for found in (together, alone))
+        assert len(ours) == len(its) and np.abs(ours - its).max() <= 1
     assert len(set(alone.values())) == len(wanted)
 
 
