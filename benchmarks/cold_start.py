@@ -98,7 +98,7 @@ def report(found: dict[str, dict[str, dict[str, float]]]) -> None:
     rows = [[name, ms, cold["phases_ms"][name]] for name, ms in warm["phases_ms"].items()]
     measure.table(["phase", "warm ms", "cold ms"], rows)
     rows = [[name, value, cold["details"][name]] for name, value in warm["details"].items()]
-    measure.table(["of the weights", "warm ms", "cold ms"], rows)
+    measure.table(["of load model", "warm ms", "cold ms"], rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from registry.store import VoiceStore
 
 QUICK = {
     "cli_start": ("voices list", ["--repeat", "1"]),
+    "cold_start": ("first audio", ["--size", "tiny", "--repeat", "1"]),
     "registry_scale": (
         "404, unlike any",
         ["--sizes", "100", "150", "--repeat", "1", "--adds", "1", "--whole-adds", "1"],
