@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.checkpoint import _constant, _deviation, write_configs
+from inference.checkpoint import constant_of, deviation_of, write_configs
 from inference.engine.shapes import ModelShape, StackShape, read_shape
 from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
@@ -152,10 +152,10 @@ def _decoder(shape: ModelShape, noise: Noise) -> dict[str, Tensor]:
 def _filled(name: str, size: tuple[int, ...], noise: Noise, layer_scale: float) -> Tensor:
     if name.endswith(".scale"):
         return torch.full(size, layer_scale, device=noise.device)
-    constant = _constant(f"decoder.{name}", size)
+    constant = constant_of(f"decoder.{name}", size)
     if constant is not None:
         return torch.full(size, constant, device=noise.device)
-    return noise(*size, deviation=_deviation(f"decoder.{name}", size)).float()
+    return noise(*size, deviation=deviation_of(f"decoder.{name}", size)).float()
 
 
 def decoder_sizes(config: Any) -> Sizes:

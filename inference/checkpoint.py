@@ -144,14 +144,15 @@ GAINS = (
 )
 
 
-def _constant(name: str, shape: tuple[int, ...]) -> float | None:
+def constant_of(name: str, shape: tuple[int, ...]) -> float | None:
+    """What fills the whole weight `name`; None if noise does."""
     for pattern, value in CONSTANTS:
         if re.search(pattern, name):
             return value
     return 1.0 if len(shape) == 1 else None  # what is left of the vectors are norms
 
 
-def _deviation(name: str, shape: tuple[int, ...]) -> float:
+def deviation_of(name: str, shape: tuple[int, ...]) -> float:
     """Standard deviation of the noise that fills the weight `name`."""
     if name.endswith(("embed_sum", "embedding_sum")):
         return 1.0
@@ -159,6 +160,9 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
         return 0.5
     gain = next((gain for pattern, gain in GAINS if re.search(pattern, name)), 1.0)
     return gain / math.sqrt(_fan_in(name, shape))
+
+
+_constant, _deviation = constant_of, deviation_of  # benchmarks/random_checkpoint.py asks for them
 
 
 def _fan_in(name: str, shape: tuple[int, ...]) -> int:
@@ -175,7 +179,7 @@ def _to_fill(module: Any) -> Iterator[tuple[str, "torch.Tensor"]]:
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith(".scale"):  # LayerScale: the constructor's value, from the config
             continue
-        value = _constant(name, tuple(tensor.shape))
+        value = constant_of(name, tuple(tensor.shape))
         if value is None:
             yield name, tensor.detach()
         else:
@@ -186,7 +190,7 @@ def _fill_exactly(module: Any, seed: int) -> None:
     import torch
 
     for name, tensor in _to_fill(module):
-        deviation = _deviation(name, tuple(tensor.shape))
+        deviation = deviation_of(name, tuple(tensor.shape))
         tensor.copy_(torch.from_numpy(_noise(name, tuple(tensor.shape), deviation, seed)))
 
 
@@ -205,7 +209,7 @@ def _fill_on_device(module: Any, seed: int) -> None:
     generator: torch.Generator | None = None
     for name, tensor in _to_fill(module):
         generator = generator or torch.Generator(tensor.device).manual_seed(seed)
-        tensor.normal_(0.0, _deviation(name, tuple(tensor.shape)), generator=generator)
+        tensor.normal_(0.0, deviation_of(name, tuple(tensor.shape)), generator=generator)
 
 
 def _set_ending(model: Any, eos: str) -> None:
