@@ -131,7 +131,6 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 
     from cli.client import TIMEOUT, Registry
 
-    logging.getLogger("registry").addHandler(logging.NullHandler())  # the command says it itself
     settings = settings or load_settings()
     app = make_app(settings, open_store(settings))
     with tempfile.TemporaryDirectory(prefix="voices-") as folder:
@@ -139,9 +138,12 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen()  # connections wait here until the server runs: no polling
-        config = uvicorn.Config(app, log_level="error", access_log=False)
+        config = uvicorn.Config(app, log_level="critical", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        log = logging.getLogger("registry")
+        level = log.level
+        log.setLevel(logging.ERROR)  # the command says itself what is less than a fault of ours
         thread.start()
         try:
             transport = httpx.HTTPTransport(uds=path, verify=False)  # no TLS: reads no certificates
@@ -152,6 +154,7 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
         finally:
             server.should_exit = True
             thread.join()
+            log.setLevel(level)
 
 
 def refuse_remote(context: click.Context) -> None:

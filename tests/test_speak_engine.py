@@ -14,11 +14,13 @@ import httpx
 import numpy as np
 import pytest
 from api import problem
+from click.testing import CliRunner
 from clips import file
 from conftest import TRANSCRIPT, make_clip
 from numpy.typing import NDArray
 from serving import serving
 
+from cli.main import cli
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import LocatedModel, locate
@@ -174,6 +176,17 @@ def test_a_speech_that_does_not_end_cuts_its_stream(
     logged = [record for record in caplog.records if record.name == "registry"]
     assert [record.levelno for record in logged] == [logging.WARNING]
     assert "POST /speak broke off: The speech did not end" in logged[0].getMessage()
+
+
+def test_a_command_whose_stream_breaks_says_so_once(
+    narrow: Place, endless_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICES_HOME", str(narrow.data.root))
+    monkeypatch.setenv("VOICES_MODEL", str(endless_checkpoint))
+    result = CliRunner().invoke(cli, ["speak", "a", "Hi.", "-o", "-", "--format", "pcm"])
+    assert result.exit_code == 1 and result.stdout_bytes
+    [line] = result.stderr.splitlines()
+    assert line.startswith("Error: ") and "broke off" in line
 
 
 def test_a_whole_speech_that_does_not_end_is_a_problem(narrow: Place) -> None:
