@@ -1,0 +1,109 @@
+"""Prompts laid out as qwen_tts lays them out: the same embeddings at every position."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+
+from inference.engine.layout import Composer, Layout
+from inference.engine.loading import load_weights
+from inference.engine.shapes import read_shape
+from inference.engine.text import PlainText
+from inference.engine.tokenizer import load_tokenizer
+
+CPU = torch.device("cpu")
+TRANSCRIPT = "What the clip says."
+AHEAD = 100  # positions after the prompt that are compared
+REFERENCES = (0, 1, 19, 60)  # frames: none; fewer than its text, about as many, more than all text
+
+
+class Intercepted(Exception):
+    """What qwen_tts would have generated from."""
+
+    def __init__(self, prompt: Tensor, ahead: Tensor, pad: Tensor) -> None:
+        self.prompt, self.ahead, self.pad = prompt[0], ahead[0], pad[0]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Lays out the same request on both sides."""
+
+    stock: Any
+    composer: Composer
+    text: PlainText
+
+    def ours(self, text: str, frames: int, language: str | None, text_first: bool) -> Layout:
+        found = None
+        if frames:
+            found = self.composer.reference(codes_of(frames), self.text.ids(TRANSCRIPT))
+        ids = self.text.ids(text)
+        return self.composer.compose(speaker(), found, ids, language, text_first=text_first)
+
+    def theirs(self, text: str, frames: int, language: str | None, text_first: bool) -> Intercepted:
+        reference = torch.tensor([self.text.reference(TRANSCRIPT)]) if frames else None
+        with pytest.raises(Intercepted) as caught:
+            self.stock.model.generate(
+                input_ids=[torch.tensor([self.text.target(text)])],
+                ref_ids=[reference],
+                voice_clone_prompt={
+                    "ref_code": [codes_of(frames) if frames else None],
+                    "ref_spk_embedding": [speaker()],
+                    "x_vector_only_mode": [not frames],
+                    "icl_mode": [bool(frames)],
+                },
+                languages=[language or "Auto"],
+                non_streaming_mode=text_first,
+            )
+        return caught.value
+
+
+def speaker() -> Tensor:
+    return torch.linspace(-0.5, 0.5, 64)
+
+
+def codes_of(frames: int) -> Tensor:
+    return torch.randint(128, (frames, 16), generator=torch.Generator().manual_seed(frames))
+
+
+@pytest.fixture
+def maker(stock: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
+    def intercept(**given: Any) -> NoReturn:
+        raise Intercepted(
+            given["inputs_embeds"], given["trailing_text_hidden"], given["tts_pad_embed"]
+        )
+
+    monkeypatch.setattr(stock.model.talker, "generate", intercept)
+    shape, text = read_shape(checkpoint), load_tokenizer(checkpoint)
+    weights = load_weights(checkpoint, shape, torch.float32, CPU)
+    return Maker(stock, Composer(shape, weights, text.target("")[:3]), text)
+
+
+@pytest.mark.parametrize("frames", REFERENCES)
+@pytest.mark.parametrize("text_first", [False, True])
+def test_every_position_is_qwen_tts_own(maker: Maker, frames: int, text_first: bool) -> None:
+    languages = [None, *maker.stock.model.config.talker_config.codec_language_id]
+    assert len(languages) > 5
+    for language, text in zip(languages, ["x", "Hello there, you.", "你好吗"] * 10, strict=False):
+        ours = maker.ours(text, frames, language, text_first)
+        theirs = maker.theirs(text, frames, language, text_first)
+        torch.testing.assert_close(ours.prefill, theirs.prompt, rtol=0, atol=1e-5)
+        torch.testing.assert_close(maker.composer.pad, theirs.pad[0], rtol=0, atol=1e-5)
+        fed = padded(ours.ahead, maker.composer.pad)
+        torch.testing.assert_close(fed, padded(theirs.ahead, theirs.pad[0]), rtol=0, atol=1e-5)
+
+
+def padded(ahead: Tensor, pad: Tensor) -> Tensor:
+    """What is fed frame by frame: the text that is left, then padding for ever."""
+    assert len(ahead) < AHEAD
+    return torch.cat([ahead, pad.expand(AHEAD - len(ahead), -1)])
+
+
+def test_text_first_leaves_nothing_to_read_while_speaking(maker: Maker) -> None:
+    lengths = {
+        text_first: [len(maker.ours("Hello.", frames, None, text_first).ahead) for frames in (0, 3)]
+        for text_first in (True, False)
+    }
+    assert lengths == {True: [0, 0], False: [6, len(TRANSCRIPT) + 7 - 4]}
