@@ -10,7 +10,7 @@ import torch
 from random_weights import Sizes, decoder_sizes
 from safetensors.torch import save_file
 
-from inference.checkpoint import _constant, _deviation, write_configs
+from inference.checkpoint import constant_of, deviation_of, write_configs
 from inference.checkpoint_text import ADDED_TOKENS, _tokenizer_config, bpe, write_json
 from inference.engine import loading
 from inference.engine.shapes import ModelShape, read_shape
@@ -61,10 +61,10 @@ def _write_tensors(path: Path, sizes: Sizes, dtype: torch.dtype) -> None:
 
 def _filled(name: str, size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Even noise of the deviation that `inference.checkpoint` gives, or its constant."""
-    made, constant = torch.empty(size, dtype=dtype), _constant(name, size)
+    made, constant = torch.empty(size, dtype=dtype), constant_of(name, size)
     if constant is not None:
         return made.fill_(constant)
-    reach = 3**0.5 * _deviation(name, size)
+    reach = 3**0.5 * deviation_of(name, size)
     return made.uniform_(-reach, reach)
 
 

@@ -162,9 +162,6 @@ def deviation_of(name: str, shape: tuple[int, ...]) -> float:
     return gain / math.sqrt(_fan_in(name, shape))
 
 
-_constant, _deviation = constant_of, deviation_of  # benchmarks/random_checkpoint.py asks for them
-
-
 def _fan_in(name: str, shape: tuple[int, ...]) -> int:
     """Inputs per output; a transposed convolution is stored (in, out, width)."""
     if ".block.1.conv." in name:

@@ -157,8 +157,7 @@ def test_every_launch_passes_what_its_kernel_declares(launches: list[Launch]) ->
 
 
 def test_every_kernel_is_launched(launches: list[Launch]) -> None:
-    slower = {"norm_linear_2", "norm_linear_4", "norm_gated_2", "norm_gated_4"}  # than cuBLAS
-    assert set(declared()) - {name for name, _ in launches} <= slower
+    assert set(declared()) == {name for name, _ in launches}
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ SUPPRESSED = [86, 87, 88, 89, 91, 92, 93, 94, 95]
 LOUD = 1e9  # noise that decides alone
 SETTINGS = list(product((0.3, 0.9, 1.7), (1, 2, 5, 50, 1000), (0.001, 0.3, 0.8, 0.95, 1.0)))
 DRAWS = 24_576
-VANISHES = 1e-6
 EULER = 0.5772156649
 
 
@@ -131,16 +130,11 @@ def kept(case: Case, has_rules: bool, monkeypatch: pytest.MonkeyPatch) -> list[i
 def test_what_is_kept_is_what_hugging_face_keeps(
     has_rules: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for a tail whose chances all together vanish in a float32 sum."""
     cases = [case_of(seed, *how) for seed, how in enumerate(SETTINGS * 3)]
     ours = [kept(case, has_rules, monkeypatch) for case in cases]
     for case, found in zip(cases, ours, strict=True):
         scores = theirs(case, has_rules)
-        expected = set(scores.isfinite().nonzero().flatten().tolist())
-        missed = expected - set(found)
-        assert len(found) == len(expected) - len(missed), case
-        assert float(scores.double().softmax(-1)[list(missed)].sum()) < VANISHES, case
-        assert not missed or case.top_p == 1, case
+        assert found == scores.isfinite().nonzero().flatten().tolist(), case
     assert any(len(found) > case.top_k for case, found in zip(cases, ours, strict=True))  # ties
 
 

@@ -196,11 +196,7 @@ __device__ __forceinline__ void skinny(
                                  epsilon);                                                        \
     }
 SKINNY(norm_linear_1, 1, true, STORE)
-SKINNY(norm_linear_2, 2, true, STORE)
-SKINNY(norm_linear_4, 4, true, STORE)
 SKINNY(norm_gated_1, 1, true, GATED)
-SKINNY(norm_gated_2, 2, true, GATED)
-SKINNY(norm_gated_4, 4, true, GATED)
 SKINNY(linear_add_1, 1, false, ADD)
 SKINNY(linear_add_2, 2, false, ADD)
 SKINNY(linear_add_4, 4, false, ADD)

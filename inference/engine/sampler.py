@@ -62,7 +62,8 @@ def threshold(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     kth = falling.gather(1, (top_k.long().clamp(1, scores.shape[1]) - 1)[:, None])
     chances = falling.masked_fill(falling < kth, NO_ROW).softmax(-1)
     above = chances.cumsum(-1) - chances  # of all that are ranked higher
-    kept = (above < top_p[:, None]) & (falling >= kth)
+    whole = top_p[:, None] >= 1  # sums of chances are not exact, so all is not left to them
+    kept = (whole | (above < top_p[:, None])) & (falling >= kth)
     return falling.gather(1, kept.sum(-1, keepdim=True).clamp(min=1) - 1)
 
 
