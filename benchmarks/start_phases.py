@@ -1,7 +1,8 @@
 """One cold start, phase by phase, in the process that runs this file; seconds as JSON on stdout.
 
-What Engine.load does, then `Engine.capture`, then a voice's first sound: from asking for a process
-to that sound, every second is in one phase. As there, "load model" reads the weights on a thread
+What the service does for its first caller: read the weights ahead while torch is imported,
+Engine.load, the graphs of one stream, then a voice's first sound. From asking for a process to that
+sound, every second is in one phase. As there, "load model" reads the weights on a thread
 while the kernels compile and the tokenizer loads: its details overlap, so their sum is more than
 the phase. A phase ends when its calls return; what it left to the device is in the next ones.
 
@@ -9,6 +10,7 @@ Imports nothing but the standard library before its clock runs. A phase is a fun
 Start and leaves on it what later phases need: to measure more, add a function to PHASES.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -27,6 +29,7 @@ class Start:
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         self.folder, self.device_name, self.dtype_name = folder, device or None, dtype or None
+        self.reading = contextlib.ExitStack()  # ahead, while modules are imported
         self.config: Any = None
         self.shape: Any = None
         self.parts: tuple[Any, ...] = ()  # weights, text and setup
@@ -35,7 +38,10 @@ class Start:
         self.details: dict[str, float] = {}  # of "load model", in seconds, but for *_gb
 
 
-def import_torch(_: Start) -> None:
+def import_torch(start: Start) -> None:
+    from inference.read_ahead import reading_ahead
+
+    start.reading.enter_context(reading_ahead(start.folder))
     import torch  # noqa: F401
 
 
@@ -50,6 +56,7 @@ def import_engine(start: Start) -> None:
     from inference.engine import EngineConfig
     from inference.engine.engine import Engine  # noqa: F401
 
+    start.reading.close()
     start.config = EngineConfig(device=start.device_name, dtype=start.dtype_name)
 
 
@@ -82,7 +89,7 @@ def engine(start: Start) -> None:
 
 
 def graphs(start: Start) -> None:
-    start.engine.capture()
+    start.engine.capture(streams=1)
 
 
 def voice(start: Start) -> None:

@@ -18,6 +18,7 @@ class AtWork:
         self.engine = engine
         self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
         self._listeners: dict[Request, Listener] = {}
+        self._captures = engine.captures()
 
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
         """The voice on the device, and in memory for the next request."""
@@ -47,9 +48,9 @@ class AtWork:
                 return
 
     def step(self) -> bool:
-        """One step of the engine; False if it has nothing to do."""
+        """One step of the engine, or a CUDA graph for later ones; False if nothing is left."""
         if not self.engine.busy:
-            return False
+            return next(self._captures, None) is not None
         for output in self.engine.step():
             self._tell(output)
         return True

@@ -26,6 +26,7 @@ from inference.errors import (
     PromptMissing,
 )
 from inference.prompt import FILE_LIMIT_BYTES, PromptFeatures, PromptShape
+from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
 from inference.speaking import Chunks, Clock, Listener, Wish
 from inference.weights import LocatedModel, not_installed
@@ -230,8 +231,9 @@ class InferenceService:
     def _load(self) -> "AtWork":
         model, config = self.located(), self._config
         try:
-            from inference.at_work import AtWork
-            from inference.engine import Engine, EngineConfig
+            with reading_ahead(model.path):
+                from inference.at_work import AtWork
+                from inference.engine import Engine, EngineConfig
         except (ImportError, OSError) as error:
             raise not_installed(error) from error
         engine = Engine.load(
@@ -244,7 +246,7 @@ class InferenceService:
                 queue_limit=config.queue_limit,
             ),
         )
-        engine.capture()
+        engine.capture(streams=1 + self._thread.queued)  # the rest follows when nobody waits
         return AtWork(engine, config.prompt_cache_bytes)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:

@@ -1,7 +1,7 @@
 """Ordered queues of device work, and marks in them. On a CPU work is done when it is issued."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
@@ -96,15 +96,22 @@ class Replays(Generic[K]):
         """The output; on CUDA a tensor that the next call on this lane may overwrite."""
         if self._lane.stream is None:
             return self._call(shape)
-        self.capture(shape)
+        if shape not in self._graphs:
+            self._capture(shape)
         graph, output = self._graphs[shape]
         graph.replay()
         return output
 
-    def capture(self, shape: K) -> None:
-        """Capture over padding alone, unless it was captured before."""
-        if self._lane.stream is None or shape in self._graphs:
-            return
+    def captures(self, shapes: Iterable[K]) -> Iterator[K]:
+        """Capture one of `shapes` at each turn, but those that are; on a CPU there are no turns."""
+        for shape in shapes:
+            if self._lane.stream is not None and shape not in self._graphs:
+                with self._lane.on():
+                    self._capture(shape)
+                yield shape
+
+    def _capture(self, shape: K) -> None:
+        """Capture over padding alone."""
         given = [tensor.clone() for tensor, _ in self._inputs]
         for tensor, padding in self._inputs:
             tensor.fill_(padding)
@@ -125,6 +132,15 @@ class Replays(Generic[K]):
 def least(sizes: Sequence[int], count: int) -> int:
     """The least of the rising `sizes` that holds `count`."""
     return next(size for size in sizes if size >= count)
+
+
+def falling(sizes: Sequence[int], most: int) -> list[int]:
+    """The rising `sizes` that groups of at most `most` need, the largest first.
+
+    Captured in this order, a graph finds the memory that the one before it has given back.
+    """
+    last = least(sizes, min(most, sizes[-1]))
+    return [size for size in reversed(sizes) if size <= last]
 
 
 def _stream(device: torch.device) -> "torch.cuda.Stream | None":

@@ -155,12 +155,20 @@ class Engine:
         while self.busy:
             yield from self.step()
 
-    def capture(self) -> None:
-        """Capture the CUDA graphs now, not when a batch first needs them."""
-        with self._lane.on():
-            self._frames.capture()
-            self._prefill.capture(CAPTURED_PROMPT)
-        self._vocoder.capture()
+    def capture(self, streams: int | None = None) -> None:
+        """Capture the CUDA graphs for so many streams now: by default for all there can be.
+
+        Others are captured by `captures`, or when a batch first needs them.
+        """
+        for _ in self.captures(streams):
+            pass
+
+    def captures(self, streams: int | None = None) -> Iterator[object]:
+        """The same, one graph that is missing at each turn."""
+        most = streams or self.setup.limits.slots
+        yield from self._frames.captures(most)
+        yield from self._prefill.captures(most, CAPTURED_PROMPT)
+        yield from self._vocoder.captures(most)
 
     def position(self, request: Request) -> int | None:
         """How many requests wait before this one; None if it does not wait."""

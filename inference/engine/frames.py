@@ -5,14 +5,14 @@ made for a stream that had ended is dropped.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from inference.engine.config import Setup
-from inference.engine.device import Lane, Mark, Replays, least, on_device
+from inference.engine.device import Lane, Mark, Replays, falling, least, on_device
 from inference.engine.generator import Generator
 from inference.engine.state import State
 from inference.engine.stream import Stream
@@ -47,11 +47,11 @@ class Frames:
     def in_flight(self) -> int:
         return len(self._flights)
 
-    def capture(self) -> None:
-        """Every batch's graphs, the largest first: the smaller ones then reuse its memory."""
-        for size in reversed(self._sizes):
-            self._speak.capture(size)
-            self._listen.capture(size)
+    def captures(self, streams: int) -> Iterator[int]:
+        """Capture what batches of up to `streams` need, a graph at each turn."""
+        for size in falling(self._sizes, streams):
+            yield from self._speak.captures([size])
+            yield from self._listen.captures([size])
 
     def issue(self, streams: Sequence[Stream]) -> Mark:
         """One more frame of each stream; the mark is set when their codes are in the State."""

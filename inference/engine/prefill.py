@@ -3,12 +3,13 @@
 Short prompts are padded on the right, where causality keeps what follows from being seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from inference.engine.device import Lane, Replays, least, on_device
+from inference.engine.device import Lane, Replays, falling, least, on_device
 from inference.engine.generator import Generator
 from inference.engine.state import State
 
@@ -28,11 +29,10 @@ class Prefill:
         padding = [(self._slots, self._scratch), (self._lengths, 1)]
         self._replays = Replays(self._run, lane, padding)
 
-    def capture(self, longest: int) -> None:
-        """Capture the shapes of prompts up to `longest` positions."""
-        for length in reversed([length for length in LENGTHS if length <= longest]):
-            for rows in reversed(ROWS):
-                self._replays.capture((rows, length))
+    def captures(self, prompts: int, longest: int) -> Iterator[tuple[int, int]]:
+        """Capture what up to `prompts` at once of up to `longest` positions need, one a turn."""
+        sizes = product(falling(LENGTHS, longest), falling(ROWS, prompts))
+        return self._replays.captures((rows, length) for length, rows in sizes)
 
     def __call__(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """prompts (P, D) float32, each into the cache of its slot."""

@@ -1,7 +1,8 @@
 """Codes in the State → PCM on the host, in chunks of 1, 2, 4 or 8 frames, on a lane of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.engine.codec import CodecState, StreamingDecoder
-from inference.engine.device import Lane, Mark, Replays, least, on_device
+from inference.engine.device import Lane, Mark, Replays, falling, least, on_device
 
 CHUNKS = (1, 2, 4, 8)  # frames; a stream climbs them, so that its first sound comes soonest
 BATCHES = (1, 2, 4, 8, 16)  # streams that are decoded together
@@ -40,11 +41,10 @@ class Vocoder:
         padding = [(self._slots, self._scratch), (self._starts, 0)]
         self._replays = Replays(self._decode, self.lane, padding)
 
-    def capture(self) -> None:
-        with self.lane.on():
-            for count in reversed(CHUNKS):
-                for batch in reversed(BATCHES):
-                    self._replays.capture((batch, count))
+    def captures(self, streams: int) -> Iterator[tuple[int, int]]:
+        """Capture what up to `streams` at once need, a graph at each turn."""
+        shapes = product(reversed(CHUNKS), falling(BATCHES, streams))
+        return self._replays.captures((batch, count) for count, batch in shapes)
 
     def begin(self, slot: int, past: CodecState | None) -> None:
         """A stream takes `slot`, after the frames of its reference or after nothing."""
