@@ -1,6 +1,6 @@
-"""What `voices deploy` makes on Modal: its names, sizes and windows, from VOICES_DEPLOY_… variables.
+"""What `voices deploy` makes on Modal: names, sizes, windows, from VOICES_DEPLOY_… variables.
 
-Standard library only: both images have it, and both deploy modules read it while they are imported.
+Standard library only: both images have it, and both deploy modules read it when imported.
 A value that can't be used is a ValueError that names its variable.
 """
 
@@ -74,7 +74,7 @@ class Deployment:
         return f"{self.name}-claims"
 
     def environ(self) -> dict[str, str]:
-        """The variables that make an equal Deployment elsewhere: in an image, in a child process."""
+        """The variables that make an equal Deployment in an image or a child process."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {variable(name): _text(value) for name, value in given.items() if value is not None}
 
