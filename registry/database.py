@@ -125,8 +125,8 @@ def _refuse_lost(found: str | None, data: DataDir) -> None:
 
 @contextmanager
 def _migration_lock(data: DataDir) -> Iterator[None]:
-    make_folder(data.root)
-    with open(data.root / "migrate.lock", "w") as lock:
+    make_folder(data.database.parent)
+    with open(data.database.parent / "migrate.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

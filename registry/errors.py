@@ -7,6 +7,7 @@ RegistryError
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
 ├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
+├── StorageUnavailable                   503         nothing was stored: try again
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
 └── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
 """
@@ -134,6 +135,17 @@ class SpeechFailed(RegistryError):
 class StorageFull(RegistryError):
     status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-full"
     title = "The disk is full"
+
+
+class StorageUnavailable(RegistryError):
+    """The storage did not say yes in time; what was asked is not stored."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable"
+    title = "The storage can't be written now"
+    retry_after_s = 5
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
 
 
 class InferenceOff(RegistryError):

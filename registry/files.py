@@ -146,16 +146,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_once(path: Path, data: bytes) -> None:
+def write_once(path: Path, data: bytes) -> bool:
     """Store `data` under a name made of its hash: a sound file is kept, and made young again.
+
+    False if it was there.
 
     A crash can leave wrong content under a right name, so a file is read before it is trusted.
     """
     with suppress(FileNotFoundError):  # it is new, or a clean-up takes it at this moment
         if path.read_bytes() == data:
             os.utime(path)
-            return
+            return False
     write_atomically(path, data)
+    return True
 
 
 def sync_folder(path: Path) -> None:

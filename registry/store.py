@@ -5,7 +5,9 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import delete
 from sqlalchemy.dialects.sqlite import insert
@@ -56,11 +58,16 @@ class VoiceEdit:
 
 
 class VoiceStore:
+    _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
+
     def __init__(self, data: DataDir) -> None:
         data.create()
-        migrate(data)
         self.data = data
-        self._db = Database(data.database)
+        self._db = self._open()
+
+    def _open(self) -> Database:
+        migrate(self.data)
+        return Database(self.data.database)
 
     def close(self) -> None:
         self._db.close()
@@ -84,8 +91,7 @@ class VoiceStore:
     def clip(self, voice: StoredVoice) -> bytes:
         """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
         sha256 = voice.enrolment.clip_sha256
-        path = self.data.clip(sha256)
-        content = path.read_bytes() if path.exists() else b""
+        content = self._read(self.data.clip(sha256))
         if sha256_of(content) != sha256:
             raise ClipDamaged(
                 f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
@@ -101,8 +107,7 @@ class VoiceStore:
                 f"{voice.row.name!r} has no prompt features for the model in use yet; "
                 "speak with it or rebuild it first."
             )
-        path = self.data.prompt(ref)
-        content = path.read_bytes() if path.exists() else b""
+        content = self._read(self.data.prompt(ref))
         if sha256_of(content) != ref.sha256:
             raise PromptNotReady(
                 f"The prompt file of {voice.row.name!r} is missing or damaged; "
@@ -110,15 +115,24 @@ class VoiceStore:
             )
         return content
 
+    def _read(self, path: Path) -> bytes:
+        """Nothing if there is no such file."""
+        with self._files:
+            return path.read_bytes() if path.exists() else b""
+
     # Writing
 
-    def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> None:
-        write_once(self.data.clip(source.clip_sha256), upload)
-        write_once(self.data.conditioned(source), clip.conditioned_wav)
+    def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> bool:
+        """Store the clip, and what inference reads of it. False if both were there."""
+        files = {self.data.clip(source.clip_sha256): upload}
+        files[self.data.conditioned(source)] = clip.conditioned_wav
+        with self._files:
+            return any([write_once(path, content) for path, content in files.items()])
 
     def drop_prompts(self, voice_id: str) -> None:
         """Remove the prompt files of an enrolment that got no row."""
-        shutil.rmtree(self.data.prompts(voice_id), ignore_errors=True)
+        with self._files:
+            shutil.rmtree(self.data.prompts(voice_id), ignore_errors=True)
 
     def insert(
         self, new: NewVoice, upload: bytes, clip: ReferenceClip, prompt: ExtractedPrompt
@@ -184,6 +198,9 @@ class VoiceStore:
 
     def adopt_model(self, source: str, model: ModelRef) -> None:
         """Record the model at first use. Raises ModelMismatch if the directory has another."""
+        known = self.model_in_use()
+        if known is not None and ModelRef(known.model_id, known.revision) == model:
+            return
         with self._db.write() as session:
             current = session.get(ModelInUse, 1)
             if current is None:
