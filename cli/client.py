@@ -8,6 +8,7 @@ from urllib.parse import quote
 import click
 import httpx
 
+from cli.destination import is_loopback, parsed
 from cli.output import write_wave
 
 TIMEOUT = httpx.Timeout(30.0, read=600.0)
@@ -19,6 +20,14 @@ MEDIA_ENDINGS = {
     "audio/mp4": "m4a",
     "audio/webm": "webm",
 }
+
+
+class Refused(click.ClickException):
+    """By the server, in its own words."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        super().__init__(sentence(response))
+        self.status = response.status_code
 
 
 class Registry:
@@ -37,14 +46,14 @@ class Registry:
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
         """An answer to be read as it comes.
 
-        Raises ClickException with the server's own sentence for every refusal, and for an answer
-        that breaks off while it is read.
+        Raises Refused with the server's own sentence for every answer but success, and
+        ClickException for one that breaks off while it is read. No redirect is followed.
         """
         url = str(self._http.base_url)
         with _reachable(url), self._http.stream(method, path, **options) as response:
-            if response.is_error:
+            if not response.is_success:
                 response.read()
-                raise click.ClickException(sentence(response))
+                raise Refused(response)
             yield response
 
     def speak(self, request: dict[str, Any], file: BinaryIO) -> str:
@@ -95,7 +104,22 @@ def sentence(response: httpx.Response) -> str:
     """The `detail` of a problem document, or what little another server's answer says."""
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         return str(response.json()["detail"])
-    return f"{response.request.url} answered {response.status_code} {response.reason_phrase}."
+    if response.status_code in (401, 403):
+        return _about_token(response)
+    answered = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
+    if leads_to := response.headers.get("location"):
+        return f"{answered}, which leads to {leads_to}: no redirect is followed."
+    return f"{answered}."
+
+
+def _about_token(response: httpx.Response) -> str:
+    base = str(response.request.url.join("/")).rstrip("/")
+    if token_id := response.request.headers.get("Modal-Key"):
+        return (
+            f"{base} does not accept the token {token_id}. With a proxy token of its workspace, "
+            f"`voices login {base}` stores another one."
+        )
+    return f"{base} asks for a token, which `voices login {base}` takes and stores."
 
 
 def summary(speech: httpx.Response) -> str:
@@ -111,12 +135,15 @@ def sample_rate(pcm: httpx.Response) -> int:
 
 
 @contextmanager
-def connect(url: str) -> Iterator[Registry]:
-    try:
-        http = httpx.Client(base_url=url, timeout=TIMEOUT)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise click.UsageError(f"{url!r} is not a URL: {error}.") from error
-    with http:
+def connect(url: str, headers: dict[str, str]) -> Iterator[Registry]:
+    here = is_loopback(parsed(url).host)
+    with httpx.Client(
+        base_url=url,
+        headers=headers,
+        timeout=TIMEOUT,
+        follow_redirects=False,
+        trust_env=not here,  # a proxy would see what never leaves this machine
+    ) as http:
         yield Registry(http)
 
 
@@ -124,8 +151,6 @@ def connect(url: str) -> Iterator[Registry]:
 def _reachable(url: str) -> Iterator[None]:
     try:
         yield
-    except httpx.UnsupportedProtocol as error:
-        raise click.UsageError(f"{url!r} is not an http:// or https:// URL.") from error
     except httpx.TimeoutException as error:
         raise click.ClickException(f"{url} did not answer in time.") from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:

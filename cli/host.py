@@ -3,7 +3,6 @@
 Nothing of ours is imported before a verb runs, so `voices --help` costs none of it.
 """
 
-import ipaddress
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.destination import is_loopback, stored
 from cli.input import json_option
 from cli.output import print_json, say
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from registry.store import VoiceStore
 
 GRACEFUL_STOP_S = 25
+OURS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_TOKEN_")  # the service has no such setting
 
 
 def load_settings(**overrides: object) -> "Settings":
@@ -41,8 +42,9 @@ def load_settings(**overrides: object) -> "Settings":
     from registry.settings import load_settings, variable
 
     given = {variable(k): str(v) for k, v in overrides.items() if v is not None}
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
     try:
-        return load_settings({**os.environ, **given}, user_data_path("voices", appauthor=False))
+        return load_settings({**environ, **given}, user_data_path("voices", appauthor=False))
     except SettingInvalid as error:
         raise click.UsageError(str(error)) from error
 
@@ -158,13 +160,18 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 
 
 def refuse_remote(context: click.Context) -> None:
-    """These verbs work on files of this machine, which a remote registry does not use."""
-    url = context.find_root().obj
-    if url is not None:
+    """These verbs work on files of this machine, which a remote registry does not use.
+
+    A login is no reason to refuse them, for it does not say what this command is about.
+    """
+    asked = context.find_root().obj
+    if asked.url is not None:
         raise click.UsageError(
-            f"`voices {context.info_name}` works on this machine, but the registry is {url}. "
-            "Unset VOICES_URL, or run it on the machine that serves."
+            f"`voices {context.info_name}` works on this machine, but the registry is {asked.url}. "
+            "Unset VOICES_URL, give --local, or run it on the machine that serves."
         )
+    if not asked.local and (login := stored()):
+        say(f"Note: this is about this machine, not about {login.url}, where you are logged in.")
 
 
 @click.command()
@@ -209,11 +216,7 @@ def serve(
 
 
 def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not insecure_no_auth:
+    if not is_loopback(host) and not insecure_no_auth:
         raise click.UsageError(
             f"{host} is reachable from other machines, and this server asks nobody for a key: "
             "whoever reaches it can enrol and delete voices. If that is what you want, "

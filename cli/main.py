@@ -1,4 +1,4 @@
-"""The verbs on voices. Everything here is HTTP, to VOICES_URL or to a private server of its own."""
+"""The verbs on voices. Everything here is HTTP, to a registry or to a private server of its own."""
 
 import json
 from importlib import import_module
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+from click.core import ParameterSource
 
+from cli.destination import Asked
 from cli.input import (
     FORMATS,
     format_of,
@@ -36,6 +38,9 @@ HOST_VERBS = {
     "model": "cli.model",
     "bench": "cli.bench",
     "doctor": "cli.host",
+    "login": "cli.login",
+    "logout": "cli.login",
+    "where": "cli.login",
     "version": "cli.host",
 }
 STDOUT = Path("-")
@@ -55,15 +60,19 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--url", envvar="VOICES_URL", help="A registry to talk to. Default: this machine.")
+@click.option("--url", envvar="VOICES_URL", help="A registry to talk to, in place of the login's.")
+@click.option("--local", is_flag=True, help="This machine's voices, logged in or not.")
 @click.pass_context
-def cli(context: click.Context, url: str | None) -> None:
+def cli(context: click.Context, url: str | None, local: bool) -> None:
     """Enrol a voice once, speak with it by name.
 
-    Without --url (or VOICES_URL) the voices are those of this machine, and nothing needs to be
-    started: each command opens the data directory VOICES_HOME by itself.
+    The voices are those at --url (or VOICES_URL), else those of the registry that `voices login`
+    stored, else those of this machine. For these nothing needs to be started: each command opens
+    the data directory VOICES_HOME by itself. `voices where` says which it is.
     """
-    context.obj = url or None
+    if local and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--url and --local contradict each other.")
+    context.obj = Asked(local=True) if local else Asked(url or None)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Where a command finds its registry: at a URL, or on a private socket over the data directory."""
+"""How a command reaches its registry: at a URL, or on a private socket over the data directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 @contextmanager
 def registry(context: click.Context) -> Iterator["Registry"]:
     from cli.client import connect
+    from cli.destination import destination
 
-    if context.obj is not None:
-        with connect(context.obj) as remote:
+    if found := destination(context.obj):
+        url, headers = found
+        with connect(url, headers) as remote:
             yield remote
     else:
         from cli.host import private_registry

@@ -1,0 +1,168 @@
+"""Where commands go: to the URL that was asked for, to the registry of `voices login`, or nowhere.
+
+It knows one file and URLs, and no HTTP. The token is meant for the stored origin and no other.
+"""
+
+import json
+import os
+import re
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import httpx
+
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+WAYS_OUT = "`voices login` writes it anew, `voices logout` removes it."
+TOKEN = re.compile(r"[\x21-\x7e]{1,500}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line and VOICES_URL say."""
+
+    url: str | None = None
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Login:
+    url: str
+    token_id: str | None = None
+    token_secret: str | None = field(default=None, repr=False)
+
+    def headers(self, url: str) -> dict[str, str]:
+        """The token for a request to `url`: nothing if that is another origin than its own.
+
+        Raises ClickException rather than send it where others on the way can read it.
+        """
+        if self.token_id is None or self.token_secret is None or not same_origin(url, self.url):
+            return {}
+        refuse_plain(url)
+        return {"Modal-Key": self.token_id, "Modal-Secret": self.token_secret}
+
+
+def parsed(url: str) -> "httpx.URL":
+    """As the client reads it, so that what is compared here is where a request would go."""
+    import httpx
+
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise click.UsageError(f"{url!r} is not a URL: {error}.") from error
+    if found.scheme not in ("http", "https") or not found.host:
+        raise click.UsageError(f"{url!r} is not an http:// or https:// URL.")
+    return found
+
+
+def same_origin(url: str, other: str) -> bool:
+    """Scheme, host and port are equal; a port left out is the scheme's own."""
+    a, b = parsed(url), parsed(other)
+    return (a.scheme, a.host, a.port) == (b.scheme, b.host, b.port)
+
+
+def refuse_plain(url: str) -> None:
+    found = parsed(url)
+    if found.scheme == "http" and not is_loopback(found.host):
+        raise click.ClickException(
+            f"A token is not sent to {url}: over http:// all on the way can read it. Use https://."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def destination(asked: Asked) -> tuple[str, dict[str, str]] | None:
+    """The URL and headers for a command, or None for this machine."""
+    if asked.local:
+        return None
+    login = stored()
+    url = asked.url or (login.url if login else None)
+    if url is None:
+        return None
+    return url, login.headers(url) if login else {}
+
+
+def config_file() -> Path:
+    from platformdirs import user_config_path
+
+    given = os.environ.get("VOICES_CONFIG_HOME")
+    folder = Path(given) if given else user_config_path("voices", appauthor=False)
+    return folder / "login.json"
+
+
+def stored() -> Login | None:
+    """What `voices login` wrote; raises ClickException if it is damaged, or open to others."""
+    path = config_file()
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"Can't read {path}: {error}. {WAYS_OUT}") from error
+    if mode & OTHERS:
+        raise click.ClickException(
+            f"Others on this machine can read {path}, where the token is: `chmod 600 {path}` "
+            "closes it. If they may have read it, log in with a new token."
+        )
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> Login:
+    damaged = click.ClickException(f"{path} is damaged. {WAYS_OUT}")
+    try:
+        login = Login(**json.loads(text))
+        parsed(login.url)
+    except (ValueError, TypeError, click.UsageError) as error:
+        raise damaged from error
+    token = (login.token_id, login.token_secret)
+    if token != (None, None) and not all(map(is_token, token)):
+        raise damaged
+    return login
+
+
+def is_token(value: object) -> bool:
+    return isinstance(value, str) and bool(TOKEN.fullmatch(value))
+
+
+def keep(login: Login) -> Path:
+    """Written whole or not at all, and for its owner alone; says where."""
+    path = config_file()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=".login-", dir=path.parent)  # its mode is 0600
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump(asdict(login), file, indent=2)
+            os.replace(part, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+    except OSError as error:
+        raise click.ClickException(f"Can't write {path}: {error.strerror}.") from error
+    return path
+
+
+def forget() -> bool:
+    """Whether there was a login."""
+    path = config_file()
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise click.ClickException(f"Can't remove {path}: {error.strerror}.") from error
+    return True
