@@ -2,10 +2,33 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of a table. A CUDA graph can hold its gradient, unlike that of torch's embedding."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.rows = len(table)
+        return F.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        total = torch.zeros(ctx.rows, grad.shape[-1], device=grad.device)
+        return total.index_add_(0, ids.flatten(), grad.flatten(0, -2).float()), None
+
+
+class Table(nn.Embedding):
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = _Lookup.apply(self.weight, ids)  # type: ignore[no-untyped-call]
+        return rows
 
 
 class RMSNorm(nn.Module):

@@ -49,7 +49,7 @@ class Pool:
             fill(self._blocks[index])
             self._full.put(index)
 
-    def take(self, use: Callable[[Arrays], None]) -> bool:
+    def take(self, use: Callable[[Arrays], object]) -> bool:
         """Hand a finished block to `use`, which must copy it; False if there is none now."""
         if self._full.empty():
             return False
@@ -58,7 +58,7 @@ class Pool:
         self._free.put(index)
         return True
 
-    def wait(self, use: Callable[[Arrays], None], blocks: int) -> None:
+    def wait(self, use: Callable[[Arrays], object], blocks: int) -> None:
         """Take so many blocks; RuntimeError if the processes make none."""
         deadline = time.monotonic() + PATIENCE_S
         while blocks:
@@ -89,10 +89,13 @@ def _shared(
 
 
 class Store:
-    """The newest blocks on the device; row 0 of everything stays where a graph has seen it."""
+    """The newest blocks on the device, in tensors that never move."""
 
-    def __init__(self, fields: Fields, rows: int, blocks: int, device: torch.device) -> None:
-        self.rows, self.capacity = rows, rows * blocks
+    def __init__(
+        self, fields: Fields, rows: int, blocks: int, device: torch.device, kept: int = 0
+    ) -> None:
+        """The first `kept` blocks stay, and are not drawn."""
+        self.rows, self.capacity, self.kept = rows, rows * blocks, rows * kept
         self.tensors = {
             name: torch.zeros((self.capacity, *shape), dtype=_dtype(kind), device=device)
             for name, (shape, kind) in fields.items()
@@ -100,17 +103,21 @@ class Store:
         self.filled = torch.zeros((), device=device)  # rows, a tensor so that a graph reads it
         self.blocks_seen = 0
 
-    def add(self, block: Arrays) -> None:
-        """Copy a block over the oldest one."""
-        start = self.blocks_seen * self.rows % self.capacity
+    def add(self, block: Arrays) -> int:
+        """Copy a block over the oldest one; its first row."""
+        start = self.blocks_seen * self.rows
+        if start >= self.capacity:
+            start = self.kept + (start - self.kept) % (self.capacity - self.kept)
         for name, array in block.items():
             self.tensors[name][start : start + self.rows].copy_(torch.from_numpy(array))
         self.blocks_seen += 1
         self.filled.fill_(min(self.blocks_seen * self.rows, self.capacity))
+        return start
 
     def random_rows(self, count: int) -> Tensor:
         """(count,) int64, of the rows filled so far."""
-        return (torch.rand(count, device=self.filled.device) * self.filled).long()
+        drawn = torch.rand(count, device=self.filled.device) * (self.filled - self.kept)
+        return drawn.long() + self.kept
 
 
 def _dtype(kind: type) -> torch.dtype:

@@ -30,6 +30,12 @@ class CodecShape:
     ratios: tuple[int, ...] = (2, 2, 2)  # 12.5 Hz to 100 Hz
     wave_rates: tuple[int, ...] = (4, 15, 4)  # 100 Hz to 24 kHz
 
+    @classmethod
+    def read(cls, written: Config) -> "CodecShape":
+        """Of its own fields as JSON has them."""
+        fields: Config = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
+        return cls(**fields)
+
 
 @dataclass(frozen=True)
 class TalkerShape:

@@ -6,12 +6,14 @@ device, so that it can be captured.
 
 import json
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,8 @@ class Curves:
 
 
 def _short(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
@@ -159,6 +163,12 @@ def steps_of(budget: Budget, device: torch.device, ahead: int = 8) -> Iterator[i
             marks.append(mark)
             if len(marks) > ahead:
                 marks.pop(0).synchronize()
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @dataclass

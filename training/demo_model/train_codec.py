@@ -4,12 +4,10 @@ python -m training.demo_model.train_codec --seconds 480 --out codec --workers 14
 """
 
 import json
-import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,7 +17,15 @@ from training.demo_model.codec_losses import CENTRE_HZ, Heads, Spectra, Targets
 from training.demo_model.codec_report import report
 from training.demo_model.pool import Fill, Pool, Store
 from training.demo_model.shape import CodecShape
-from training.demo_model.steps import Averages, Budget, Curves, Optimizer, Step, steps_of
+from training.demo_model.steps import (
+    Averages,
+    Budget,
+    Curves,
+    Optimizer,
+    Step,
+    seed_everything,
+    steps_of,
+)
 from training.demo_model.utterances import BLOCK, FIELDS, FRAME, Arrays, Utterances, write_sound
 
 WEIGHTS = {
@@ -197,7 +203,7 @@ def save_codec(codec: Codec, heads: Heads, run: Run, out: Path) -> None:
 def train(run: Run, pool: Pool, out: Path, graph: bool, log_s: float = 10.0) -> Trainer:
     """The trained model, its averaged weights in place; `out` has the last snapshot throughout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _seed(run.seed)
+    seed_everything(run.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True  # every shape is fixed until the report
     budget, curves = Budget(run.seconds), Curves(out / "curves.jsonl")
@@ -228,12 +234,6 @@ def train(run: Run, pool: Pool, out: Path, graph: bool, log_s: float = 10.0) -> 
     trainer.optimizer.swap()
     torch.backends.cudnn.benchmark = False
     return trainer
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 @click.command()
