@@ -74,7 +74,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.encoder(x).transpose(1, 2)
-        return self.downsample(self.encoder_transformer(hidden).transpose(1, 2))
+        result: Tensor = self.downsample(self.encoder_transformer(hidden).transpose(1, 2))
+        return result
 
 
 class PreTransformer(Layers):
@@ -97,7 +98,8 @@ class PreTransformer(Layers):
         self.input_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output_proj(self.norm(super().forward(self.input_proj(x))))
+        result: Tensor = self.output_proj(self.norm(super().forward(self.input_proj(x))))
+        return result
 
 
 class Decoder(nn.Module):
@@ -150,9 +152,9 @@ class Codec(nn.Module):
 
     def mix(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
         """Two of (B, T, D) to the decoder's input (B, 2 D, T)."""
-        return self.semantic_out(semantic.transpose(1, 2)) + self.acoustic_out(
-            acoustic.transpose(1, 2)
-        )
+        said, sounded = semantic.transpose(1, 2), acoustic.transpose(1, 2)
+        result: Tensor = self.semantic_out(said) + self.acoustic_out(sounded)
+        return result
 
     @torch.no_grad()
     def encode(self, sound: Tensor) -> Tensor:

@@ -83,7 +83,8 @@ class Spectra(nn.Module):
         """(B, size / 2 + 1, frames) complex; noise of RMS 1 has a magnitude of about 0.6."""
         frames = F.pad(sound, (size // 2, size // 2)).unfold(-1, size, hop)
         window = self.get_buffer(f"window{size}") * size**-0.5
-        return torch.fft.rfft(frames * window).transpose(-1, -2)
+        result: Tensor = torch.fft.rfft(frames * window).transpose(-1, -2)
+        return result
 
     def log_mel(self, sound: Tensor, size: int, hop: int) -> Tensor:
         return (

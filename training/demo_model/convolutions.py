@@ -18,7 +18,10 @@ class EncoderConv(nn.Module):
         self.front, self.stride, self.mode = width - stride, stride, mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (self.front, -x.shape[-1] % self.stride), mode=self.mode))
+        result: Tensor = self.conv(
+            F.pad(x, (self.front, -x.shape[-1] % self.stride), mode=self.mode)
+        )
+        return result
 
 
 class EncoderUnit(nn.Module):
@@ -45,7 +48,8 @@ class DecoderConv(nn.Module):
         self.front = (width - 1) * dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (self.front, 0)))
+        result: Tensor = self.conv(F.pad(x, (self.front, 0)))
+        return result
 
 
 class Upsampling(nn.Module):
@@ -58,7 +62,8 @@ class Upsampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return y[..., : y.shape[-1] - self.over]
+        result: Tensor = y[..., : y.shape[-1] - self.over]
+        return result
 
 
 class Snake(nn.Module):
@@ -82,7 +87,8 @@ class DecoderUnit(nn.Module):
         self.act2, self.conv2 = Snake(width), DecoderConv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.act2(self.conv1(self.act1(x))))
+        result: Tensor = x + self.conv2(self.act2(self.conv1(self.act1(x))))
+        return result
 
 
 class DecoderBlock(nn.Module):
@@ -109,4 +115,5 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(self.dwconv(x).transpose(1, 2)))))
-        return x + (self.gamma * y).transpose(1, 2)
+        result: Tensor = x + (self.gamma * y).transpose(1, 2)
+        return result

@@ -59,7 +59,8 @@ class PlainMLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return result
 
 
 class GatedMLP(nn.Module):
@@ -70,7 +71,8 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return result
 
 
 def rotation(length: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -114,7 +116,8 @@ class WindowAttention(nn.Module):
         y = F.scaled_dot_product_attention(
             rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask
         )
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        result: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        return result
 
 
 class WindowLayer(nn.Module):
@@ -135,7 +138,8 @@ class WindowLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x)))
-        return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        result: Tensor = x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
+        return result
 
 
 class GroupedAttention(nn.Module):
@@ -159,7 +163,8 @@ class GroupedAttention(nn.Module):
         repeat = self.heads // self.kv_heads
         k, v = k.to(v.dtype).repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
         y = F.scaled_dot_product_attention(q.to(v.dtype), k, v, is_causal=True)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        result: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        return result
 
 
 class TalkerLayer(nn.Module):
@@ -172,4 +177,5 @@ class TalkerLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return result

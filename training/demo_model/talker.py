@@ -129,7 +129,8 @@ class Model(nn.Module):
         x = x + talker.model.codec_embedding(tag.clamp(min=0)) * (tag >= 0)[..., None]
         x = x + talker.embed_codes(codes) * spoken[..., None]
         here = torch.arange(text.shape[1], device=text.device) == at[:, None]
-        return x + voice[:, None] * here[..., None]
+        result: Tensor = x + voice[:, None] * here[..., None]
+        return result
 
 
 def _initialise(module: nn.Module) -> None:

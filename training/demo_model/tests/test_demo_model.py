@@ -24,7 +24,7 @@ from training.demo_model.rows import END, TALKER_FIELDS, start_worker
 from training.demo_model.sentences import Lexicon, read_lines
 from training.demo_model.shape import CodecShape
 from training.demo_model.speaking import read_codec
-from training.demo_model.utterances import BLOCK, FIELDS
+from training.demo_model.utterances import BLOCK, FIELDS, Arrays
 
 pytest.importorskip("espeakng_loader")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork beside torch's threads
@@ -140,7 +140,7 @@ def test_a_codec_reads_back_what_it_wrote() -> None:
 
 def test_every_row_ends_once_after_all_its_frames() -> None:
     fill = start_worker(train_talker.Run(seconds=1).shape, 3)
-    rows = {name: np.zeros((BLOCK, *s), kind) for name, (s, kind) in TALKER_FIELDS.items()}
+    rows: Arrays = {name: np.zeros((BLOCK, *s), kind) for name, (s, kind) in TALKER_FIELDS.items()}
     fill(rows)
     for kind in ("single", "several"):
         target, frame = rows[f"{kind}_target"], rows[f"{kind}_frame"]
