@@ -143,7 +143,9 @@ def test_every_row_ends_once_after_all_its_frames() -> None:
     rows: Arrays = {name: np.zeros((BLOCK, *s), kind) for name, (s, kind) in TALKER_FIELDS.items()}
     fill(rows)
     for kind in ("single", "several"):
-        target, frame = rows[f"{kind}_target"], rows[f"{kind}_frame"]
+        target, frame = (
+            np.asarray(rows[f"{kind}_{name}"], np.int64) for name in ("target", "frame")
+        )
         used = (target != -1).any(1)
         assert used.sum() > BLOCK // 2
         assert ((target == END).sum(1) == used).all()
