@@ -38,6 +38,7 @@ HOST_VERBS = {
     "model": "cli.model",
     "bench": "cli.bench",
     "doctor": "cli.host",
+    "deploy": "cli.deploy",
     "login": "cli.login",
     "logout": "cli.login",
     "where": "cli.login",
