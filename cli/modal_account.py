@@ -5,7 +5,6 @@ It knows names of a deployment, and nothing of what runs there.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +136,8 @@ def _state(app: str, function: "modal.Function[..., Any, Any]") -> AppState:
 
 def run_modal(plan: "Deployment", *arguments: str, stdout: int | None = None) -> int:
     """A command of Modal's as a child, which sees the plan and no other setting of ours."""
+    import subprocess
+
     if find_spec("modal") is None:
         raise click.ClickException(MISSING)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICES_")}
