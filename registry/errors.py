@@ -7,7 +7,8 @@ RegistryError
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
 ├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
-├── StorageUnavailable                   503         nothing was stored: try again
+├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
+├── StreamBroken 500                     a speech that ended before it should
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
 └── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
 """
@@ -172,6 +173,26 @@ class Overloaded(RegistryError):
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class GpuCold(Overloaded):
+    """The GPU did not answer in time. It is being started; this request is over."""
+
+    code, title = "gpu-cold", "The GPU is starting"
+
+
+class InferenceUnreachable(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-unreachable"
+    title = "The model can't be reached"
+
+
+class StreamBroken(SpeechFailed):
+    """The sound stopped before its end. It is never asked for again: some of it was heard."""
+
+    code, title = "stream-broken", "The speech broke off"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(self.code, detail)
 
 
 class PromptBroken(RegistryError):
