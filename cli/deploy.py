@@ -235,7 +235,9 @@ def warm(plan: "Deployment") -> None:
     """
     started = time.monotonic()
     with progress(f"Starting a {plan.gpu} …"):
-        account.warm(plan)
+        told = account.warm(plan)
+    if reason := told.get("error"):
+        raise click.ClickException(f"{reason} `voices deploy logs inference` says more.")
     say(
         f"Ready after {time.monotonic() - started:.0f} s. It costs about "
         f"${usd_per_s(plan) * 3600:.2f} an hour until it has been idle for {plan.scaledown_s} s."

@@ -115,8 +115,10 @@ def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield "", f"{least}, gone after {plan.scaledown_s} idle seconds"
     yield "", f"{plan.slots} speeches at once, each {plan.speak_limit_s} s at most"
     yield "", f"memory snapshot: {snapshot[plan.snapshot]}"
+    yield "", "image: Debian slim, Python 3.12, torch, qwen-tts, inference and parts of registry"
     yield "", f"{plan.state_volume} at {STATE}, {plan.weights_volume} at {WEIGHTS} (read-only)"
     yield f"App {plan.registry_app}", f"CPU only, 0 to 1 container, {region}"
+    yield "", "image: Debian slim, Python 3.12, registry and migrations, no torch"
     access = "a proxy token" if plan.proxy_auth else "nothing: anyone may enrol and delete voices"
     yield "", f"HTTPS, asks for {access}"
     yield "", f"{plan.state_volume} at {STATE}, {plan.backup_volume} at {BACKUP}"
@@ -124,6 +126,7 @@ def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield f"Volume {plan.weights_volume}", f"{model_name(plan)} (version 1)"
     yield f"Volume {plan.backup_volume}", "a copy of the newest snapshot every day (version 1)"
     yield f"Dict {plan.claims_dict}", "who writes next"
+    yield "Secrets", "none"
 
 
 def usd_per_s(plan: "Deployment") -> float:

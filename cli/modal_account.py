@@ -104,12 +104,13 @@ def web_url(plan: "Deployment") -> str:
         return web_function(plan).get_web_url() or ""
 
 
-def warm(plan: "Deployment") -> None:
-    """Returns when the model is ready."""
+def warm(plan: "Deployment") -> dict[str, Any]:
+    """What the GPU says of itself when it has started, and has or has not loaded the model."""
     modal = client()
     with modal_errors():
         try:
-            speaker(plan).status.remote()
+            told: dict[str, Any] = speaker(plan).status.remote()
+            return told
         except modal.exception.NotFoundError as error:
             raise click.ClickException(
                 f"{plan.inference_app} is not deployed. `voices deploy` does that."
