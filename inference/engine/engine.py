@@ -23,8 +23,9 @@ from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
 from inference.engine.layout import Composer
-from inference.engine.loading import load_weights
+from inference.engine.loading import load_weights, move
 from inference.engine.params import GREEDY_BELOW, SamplingParams
+from inference.engine.parts import Parts, loading
 from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
@@ -34,11 +35,10 @@ from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
 from inference.engine.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.weights import Weights
-from inference.errors import ModelUnavailable, Overloaded
+from inference.errors import Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOK_S = 0.0002  # between two looks at it
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
 CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
@@ -80,13 +80,14 @@ class Engine:
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
-        try:
+        with loading(f"The model in {folder}"):
             return _loaded(folder, config or EngineConfig())
-        except ModelUnavailable:
-            raise
-        except LOAD_ERRORS as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ModelUnavailable(f"The model in {folder} did not load. {reason}") from error
+
+    @classmethod
+    def of(cls, parts: Parts, config: EngineConfig) -> "Engine":
+        """The same from a checkpoint that was read before: only the way to the device is left."""
+        with loading("The model"):
+            return _placed(parts, config)
 
     @property
     def busy(self) -> bool:
@@ -321,10 +322,24 @@ def _grain(waiting: Waiting) -> int:
 
 def _loaded(folder: Path, config: EngineConfig) -> Engine:
     """Read the weights while the kernels compile."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config)
     shape, (device, dtype) = read_shape(folder), place(config)
     with ThreadPoolExecutor(1) as reader:
         weights = reader.submit(load_weights, folder, shape, dtype, device)
         setup, text = Setup.of(config), load_tokenizer(folder)
     return Engine(shape, weights.result(), text, setup)
+
+
+def _placed(parts: Parts, config: EngineConfig) -> Engine:
+    """Move the weights while the kernels compile."""
+    _set_threads(config)
+    with ThreadPoolExecutor(1) as mover:
+        weights = mover.submit(move, parts.weights, place(config)[0])
+        setup = Setup.of(config)
+    assert parts.weights.talker.head.dtype == setup.dtype
+    return Engine(parts.shape, weights.result(), parts.text, setup)
+
+
+def _set_threads(config: EngineConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
