@@ -15,27 +15,22 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from inference.clips import read_conditioned
 from inference.device_thread import DeviceThread, FailureGoesTo
 from inference.engine.shapes import ModelShape, read_shape
-from inference.errors import (
-    InferenceError,
-    ModelUnavailable,
-    Overloaded,
-    PromptCorrupt,
-    PromptMissing,
-)
-from inference.prompt import FILE_LIMIT_BYTES, PromptFeatures, PromptShape
+from inference.errors import InferenceError, ModelUnavailable, Overloaded, PromptMissing
+from inference.prompt import PromptFeatures, PromptShape
 from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
 from inference.speaking import Chunks, Clock, Listener, Wish
+from inference.voice_files import VoiceFiles
 from inference.weights import LocatedModel, not_installed
-from registry.files import DataDir, PromptRef, PromptSource, sha256_of, write_atomically
+from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 if TYPE_CHECKING:
     from inference.at_work import AtWork
     from inference.engine import Counters, Voice
     from inference.engine.extract import Extractor
+    from inference.engine.parts import Parts
 
 T = TypeVar("T")
 
@@ -47,12 +42,16 @@ class InferenceService:
 
     def __init__(
         self,
-        data: DataDir,
+        data: DataDir | VoiceFiles,
         model: LocatedModel | Callable[[], LocatedModel],
         config: ServiceConfig | None = None,
+        parts: "Parts | None" = None,
     ) -> None:
-        """`model` may be a function that finds it: called at first use, until it succeeds."""
-        self._data = data
+        """`model` may be a function that finds it: called at first use, until it succeeds.
+
+        With `parts` of it in host memory, only the way to the device is left for the first load.
+        """
+        self._files = data if isinstance(data, VoiceFiles) else VoiceFiles(data)
         self._find: Callable[[], LocatedModel] = (
             (lambda: model) if isinstance(model, LocatedModel) else model
         )
@@ -61,6 +60,7 @@ class InferenceService:
         self._extracting = DeviceThread("extract", self._config.queue_limit)
         self._finding = threading.Lock()
         self._model: LocatedModel | None = None
+        self._parts = parts
         self._at_work: AtWork | None = None
         self._extractor: Extractor | None = None
         self._prompt_shape: PromptShape | None = None
@@ -140,6 +140,10 @@ class InferenceService:
         if self._at_work is None:
             with contextlib.suppress(Overloaded):  # then the requests before this one will load it
                 self._thread.submit(self._loaded)
+
+    async def ready(self) -> None:
+        """Returns when the model is loaded; raises why it is not."""
+        await self._ready()
 
     def close(self, timeout_s: float) -> bool:
         """Refuse new requests, fail those queued; True if what runs ended in `timeout_s`."""
@@ -236,28 +240,27 @@ class InferenceService:
                 from inference.engine import Engine, EngineConfig
         except (ImportError, OSError) as error:
             raise not_installed(error) from error
-        engine = Engine.load(
-            model.path,
-            EngineConfig(
-                device=config.device,
-                dtype=config.dtype,
-                threads=config.threads,
-                slots=config.slots,
-                queue_limit=config.queue_limit,
-            ),
+        options = EngineConfig(
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            slots=config.slots,
+            queue_limit=config.queue_limit,
         )
+        parts, self._parts = self._parts, None
+        engine = Engine.of(parts, options) if parts else Engine.load(model.path, options)
         engine.capture(streams=1 + self._thread.queued)  # the rest follows when nobody waits
         return AtWork(engine, config.prompt_cache_bytes)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
         extractor, model = self._ready_extractor(), self.located()
-        samples = read_conditioned(self._data.conditioned(source))
+        samples = self._files.clip(source)
         found = extractor.extract(samples, source.transcript or None)
         codes, embedding = found.ref_code, found.ref_spk_embedding
         features = PromptFeatures(source, model.ref, codes, embedding)
         data = features.save(self._shape())
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
-        write_atomically(self._data.prompt(ref), data)
+        self._files.keep(ref, data)
         return ExtractedPrompt(
             ref.fingerprint, ref.sha256, features.frames, features.modes, features.model
         )
@@ -287,14 +290,7 @@ class InferenceService:
     def _read(self, ref: PromptRef) -> PromptFeatures:
         """The prompt file, read once; PromptMissing or PromptCorrupt."""
         model = self.located()
-        try:
-            with open(self._data.prompt(ref), "rb") as file:
-                data = file.read(FILE_LIMIT_BYTES)
-        except FileNotFoundError as error:
-            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.") from error
-        except OSError as error:
-            raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
-        features = PromptFeatures.load(data, ref, self._shape())
+        features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape())
         if features.model != model.ref:
             raise PromptMissing(
                 f"The prompt features of {ref.voice_id} are for {features.model.id},"
