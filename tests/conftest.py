@@ -8,6 +8,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["VOICES_CONFIG_HOME"] = "/nonexistent"  # nobody's login is used by a test
 
 import httpx
 import numpy as np

@@ -18,7 +18,7 @@ from registry.errors import RegistryError
 from registry.inference_client import SpeakParams
 from registry.models import Mode, PlainText
 from registry.problems import ClientGone, log
-from registry.requests import CheckedRoute, while_connected
+from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
 from registry.text import clean_text
@@ -64,7 +64,13 @@ class SpeakRequest(BaseModel):
         return SpeakParams(**self.model_dump(exclude={"voice", "text", "format", "stream"}))
 
 
-@router.post("/speak", summary="Speak with a voice", response_class=Response, responses=AUDIO)
+@router.post(
+    "/speak",
+    summary="Speak with a voice",
+    response_class=Response,
+    responses=AUDIO,
+    dependencies=[PATIENCE],
+)
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
     """`X-Prompt-Cache` says where the prompt features came from: memory, file, or rebuilt."""
     text = clean_text(body.text, services.settings.max_text)
