@@ -132,11 +132,8 @@ class Voices:
     volumes={WEIGHTS: weights},
 )
 def download_model() -> dict[str, Any]:
-    """Bring the model to its Volume. What came of it stays there, if it fails."""
-    try:
-        return asdict(model_folder.bring(Path(WEIGHTS), plan.model))
-    finally:
-        weights.commit()
+    """Bring the model to its Volume; the progress is in the log."""
+    return asdict(model_folder.bring(Path(WEIGHTS), plan.model, weights.commit))
 
 
 def place() -> tuple[str, str]:

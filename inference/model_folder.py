@@ -5,6 +5,7 @@ whoever has no use for the weights.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,10 +44,18 @@ class Marker:
         return LocatedModel(self.source, ref, root / self.folder, languages, self.sample_rate)
 
 
-def bring(root: Path, spec: str) -> Marker:
-    """Download or make the model `spec`, check it, then mark it as the one in `root`."""
-    marker = Marker.of(download_into(root, spec), root)
+def bring(root: Path, spec: str, commit: Callable[[], object]) -> Marker:
+    """Download or make the model `spec`, check it, then mark it as the one in `root`.
+
+    `commit` is called before the mark and after it, so that nobody sees it without the model; and
+    after a failure, since the next try goes on with what came.
+    """
+    try:
+        marker = Marker.of(download_into(root, spec), root)
+    finally:
+        commit()
     write_atomically(root / MARKER, json.dumps(asdict(marker), indent=1).encode())
+    commit()
     return marker
 
 

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -137,7 +137,8 @@ class ModalInference:
         """From the file beside the weights: no GPU is asked."""
         path = self._weights / MODEL_FILE
         if self._refresh is not None and not path.exists():
-            self._refresh()
+            with suppress(*self._failures):
+                self._refresh()
         try:
             found = json.loads(path.read_bytes())
             model = ModelRef(found["model_id"], found["revision"])

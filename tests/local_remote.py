@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -88,10 +89,19 @@ class LocalRemote:
         return self.load_now
 
     def until_silent(self) -> None:
-        """Until no call is left."""
+        """Until no call is left, and no speech."""
         for thread in self.threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), "a call goes on for nobody"
+        until(lambda: not self.voices.status.local()["running"])
+
+
+def until(found: Callable[[], bool]) -> None:
+    """Look again and again, but not for ever."""
+    deadline_s, never = monotonic() + PATIENCE_S, threading.Event()
+    while not found():
+        assert monotonic() < deadline_s, "it did not happen"
+        never.wait(0.01)
 
 
 def copied(value: Any) -> Any:

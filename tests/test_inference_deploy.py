@@ -4,18 +4,22 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import modal
 import numpy as np
 import pytest
 import soundfile
-from conftest import Enrol, make_clip
-from local_remote import FakeVolume, container, copied, leave, put_model
+from conftest import ROOT, Enrol, make_clip
+from local_remote import FakeVolume, container, copied, leave, put_model, until
+from modal_proto import api_pb2 as pb
+from modal_server import ModalServer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from speaking import run, run_python
 
 from inference import deploy, errors
@@ -92,13 +96,6 @@ def code_of(items: list[Item]) -> str:
     return str(error["code"])
 
 
-def until(found: Callable[[], bool]) -> None:
-    deadline_s, never = monotonic() + PATIENCE_S, threading.Event()
-    while not found():
-        assert monotonic() < deadline_s, "it did not happen"
-        never.wait(0.01)
-
-
 # What it says
 
 
@@ -125,9 +122,9 @@ def test_it_enrols_and_speaks_what_the_service_would(
 def test_callers_on_many_threads_are_served_together(voices: Any, enrol: Enrol) -> None:
     refs = [enrolled(voices, enrol(seed)) for seed in range(2)]
     alone = [pcm_of(say(voices, ref)) for ref in refs]
-    with ThreadPoolExecutor(8) as callers:
-        together = list(callers.map(lambda i: pcm_of(say(voices, refs[i % 2])), range(8)))
-    assert together == alone * 4
+    with ThreadPoolExecutor(4) as callers:
+        together = list(callers.map(lambda i: pcm_of(say(voices, refs[i % 2])), range(4)))
+    assert together == alone * 2
 
 
 def test_pcm_crosses_exactly_as_the_registry_encodes_it() -> None:
@@ -145,42 +142,37 @@ def test_describe_and_status_are_plain(voices: Any, located: LocatedModel) -> No
 # What it refuses
 
 
-@pytest.mark.parametrize(
-    ("text", "params", "code"),
-    [
-        ("words " * 2000, {}, "text-too-long"),
-        (TEXT, {"language": "klingon"}, "language-unsupported"),
-        (TEXT, {"temperature": 9.0}, "inference-failed"),
-        (TEXT, {"unheard_of": 1}, "inference-failed"),
-    ],
-)
-def test_a_refusal_is_one_item(
-    voices: Any, enrol: Enrol, text: str, params: dict[str, Any], code: str
-) -> None:
-    assert code_of(say(voices, enrolled(voices, enrol(1)), text, **params)) == code
+REFUSED = [
+    ("words " * 2000, {}, "text-too-long"),
+    (TEXT, {"language": "klingon"}, "language-unsupported"),
+    (TEXT, {"mode": "icl"}, "mode-unavailable"),
+    (TEXT, {"temperature": 9.0}, "inference-failed"),
+    (TEXT, {"unheard_of": 1}, "inference-failed"),
+]
 
 
-def test_a_mode_that_the_voice_lacks_is_refused(voices: Any, enrol: Enrol) -> None:
+def test_a_refusal_is_one_item(voices: Any, enrol: Enrol) -> None:
     ref = enrolled(voices, enrol(1, transcript=None))
-    assert code_of(say(voices, ref, mode="icl")) == "mode-unavailable"
+    for text, params, code in REFUSED:
+        assert code_of(say(voices, ref, text, **params)) == code
 
 
-@pytest.mark.parametrize("kind", [k for k in vars(errors).values() if isinstance(k, type)])
 def test_every_error_of_inference_crosses_by_its_code(
-    kind: type[errors.InferenceError], voices: Any, monkeypatch: pytest.MonkeyPatch
+    voices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = kind("Because.", 9.0) if kind is errors.Overloaded else kind("Because.")
+    ref, source = asdict(PromptRef("voice_1", "f", "s")), asdict(PromptSource("v", "c", None))
+    for kind in (kind for kind in vars(errors).values() if isinstance(kind, type)):
+        error = kind("Because.", 9.0) if kind is errors.Overloaded else kind("Because.")
 
-    async def fail(*_: object) -> Any:
-        raise error
+        async def fail(*_: object, error: Exception = error) -> Any:
+            raise error
 
-    monkeypatch.setattr(InferenceService, "speak", fail)
-    monkeypatch.setattr(InferenceService, "extract_prompt", fail)
-    ref = asdict(PromptRef("voice_1", "f", "s"))
-    retry_after_s = 9.0 if kind is errors.Overloaded else None
-    said = {"code": kind.code, "detail": "Because.", "retry_after_s": retry_after_s}
-    assert say(voices, ref) == [{"error": said}]
-    assert voices.extract_prompt.local(asdict(PromptSource("v", "c", None))) == {"error": said}
+        monkeypatch.setattr(InferenceService, "speak", fail)
+        monkeypatch.setattr(InferenceService, "extract_prompt", fail)
+        retry_after_s = 9.0 if kind is errors.Overloaded else None
+        said = {"code": kind.code, "detail": "Because.", "retry_after_s": retry_after_s}
+        assert say(voices, ref) == [{"error": said}]
+        assert voices.extract_prompt.local(source) == {"error": said}
 
 
 # The Volume
@@ -350,11 +342,17 @@ def test_another_model_than_the_deployments_is_refused(
         marked(tmp_path / "weights", deploy.plan.model)
 
 
-def test_the_demo_is_made_and_marked(tmp_path: Path) -> None:
-    marker = bring(tmp_path, "demo")
+def test_the_demo_is_made_then_committed_then_marked(tmp_path: Path) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def commit() -> None:
+        seen.append((any(tmp_path.rglob("model.safetensors")), (tmp_path / MARKER).exists()))
+
+    marker = bring(tmp_path, "demo", commit)
     found = marked(tmp_path, "demo")
+    assert seen == [(True, False), (True, True)]
     assert (found.source, found.ref.id) == ("demo", "demo") == (marker.source, marker.model_id)
-    assert (found.path / "model.safetensors").is_file() and bring(tmp_path, "demo") == marker
+    assert (found.path / "model.safetensors").is_file() and bring(tmp_path, "demo", commit)
 
 
 def test_a_model_that_changed_since_the_snapshot_is_read_anew(
@@ -379,38 +377,136 @@ def test_a_model_that_changed_since_the_snapshot_is_read_anew(
 
 
 SNAPSHOT = """
-import sys, threading
+import socket, sys, threading
+from importlib.machinery import PathFinder
 from pathlib import Path
+
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        missing = name.partition(".")[0] in sys.argv[2:]
+        return None if missing else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Installed if finder is PathFinder else finder for finder in sys.meta_path]
 import torch
+from inference import deploy, snapshot
 
 def refuse(*_, **__):
     raise AssertionError("this is not for a snapshot")
 
-for name in ("is_available", "device_count", "init", "_lazy_init", "current_device",
-             "get_device_capability", "get_device_properties", "is_bf16_supported"):
-    setattr(torch.cuda, name, refuse)
-for name in ("_cuda_getDeviceCount", "_cuda_init"):  # a build for CPUs has them not
-    if hasattr(torch._C, name):
-        setattr(torch._C, name, refuse)
-
-import socket
-from inference import deploy, snapshot
-
-socket.socket.__init__ = refuse
-seeds = torch.get_rng_state()
-kept = snapshot.read(Path(sys.argv[1]), deploy.plan.model, "float16")
+with __import__("pytest").MonkeyPatch.context() as patch:
+    for name in ("is_available", "device_count", "init", "_lazy_init", "current_device",
+                 "get_device_capability", "get_device_properties", "is_bf16_supported"):
+        patch.setattr(torch.cuda, name, refuse)
+    for name in ("_cuda_getDeviceCount", "_cuda_init"):  # a build for CPUs has them not
+        if hasattr(torch._C, name):
+            patch.setattr(torch._C, name, refuse)
+    patch.setattr(socket.socket, "__init__", refuse)
+    seeds = torch.get_rng_state()
+    kept = snapshot.read(Path(sys.argv[1]), deploy.plan.model, "float16")
 assert kept.parts.weights.talker.head.dtype == torch.float16
 assert torch.equal(torch.get_rng_state(), seeds)
 assert [t.name for t in threading.enumerate() if not t.daemon] == ["MainThread"]
 assert {"qwen_tts", "inference.at_work", "inference.engine.extract"} <= set(sys.modules)
-print("kept")
+
+from inference.engine.extract import Extractor
+from inference.engine.shapes import read_shape
+import numpy as np
+
+extractor = Extractor.load(kept.model.path, read_shape(kept.model.path), "cpu")
+extractor.extract(np.zeros(24_000, np.float32), "Words.")
 """
 
 
-def test_the_snapshot_asks_for_no_gpu_and_no_socket(located: LocatedModel, tmp_path: Path) -> None:
+def required(names: list[str]) -> set[str]:
+    """The distributions and all that they require, extras aside."""
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found.add(name)
+            with suppress(PackageNotFoundError):
+                asked = [Requirement(text) for text in requires(name) or ()]
+                names += [a.name for a in asked if a.marker is None or a.marker.evaluate()]
+    return found
+
+
+def test_the_snapshot_asks_for_no_gpu_no_socket_and_no_package_that_the_image_lacks(
+    located: LocatedModel, tmp_path: Path
+) -> None:
+    """Of all that is installed here it finds what the image names, and what that requires."""
     put_model(tmp_path / "weights", located)
-    done = run_python(SNAPSHOT, str(tmp_path / "weights"))
-    assert done.stdout == "kept\n", done.stderr
+    named = [package.partition("==")[0] for package in (*deploy.PACKAGES, "torch", "modal")]
+    there = required([*named, "pytest"]) | {"qwen-tts", "voice-registry"}
+    owners = packages_distributions().items()
+    missing = {m for m, names in owners if not {canonicalize_name(n) for n in names} & there}
+    assert {"gradio", "onnxruntime", "torchaudio", "fastapi"} <= missing
+    done = run_python(SNAPSHOT, str(tmp_path / "weights"), *missing)
+    assert done.returncode == 0, done.stderr
+
+
+# What is sent to Modal
+
+
+@pytest.fixture(scope="module")
+def sent() -> Iterator[ModalServer]:
+    """The fake control plane, once the App is deployed."""
+    with ModalServer() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        with modal.Client.from_env():
+            deploy.app.deploy()
+        yield server
+
+
+def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
+    plan, found = deploy.plan, sent.functions["Voices.*"]
+    assert found.resources.gpu_config.gpu_type == plan.gpu == "T4"
+    assert (found.resources.milli_cpu, found.resources.memory_mb) == (2000, 8192)
+    assert (found.timeout_secs, found.startup_timeout_secs) == (300, 600)
+    assert found.HasField("retry_policy") and found.retry_policy.retries == 0
+    assert found.max_concurrent_inputs == plan.slots + deploy.WAITING + deploy.AT_ONCE
+    assert found.checkpointing_enabled and not found.enable_gpu_snapshot
+    assert not found.secret_ids and not found.class_parameter_info.schema
+    scaling = found.autoscaler_settings
+    assert (scaling.min_containers, scaling.max_containers, scaling.scaledown_window) == (0, 1, 60)
+    kinds = {name: method.function_type for name, method in found.method_definitions.items()}
+    assert kinds.pop("speak") == pb.Function.FUNCTION_TYPE_GENERATOR
+    assert kinds.keys() == {"extract_prompt", "forget", "describe", "status"}
+
+
+def test_only_who_downloads_the_model_may_write_it(sent: ModalServer) -> None:
+    names = {volume.id: name for name, volume in sent.volumes.items()}
+    mounts = {
+        tag: {(m.mount_path, names[m.volume_id], m.read_only) for m in function.volume_mounts}
+        for tag, function in sent.functions.items()
+    }
+    weights, state = "voices-weights", "voices-state"
+    assert mounts == {
+        "Voices.*": {("/weights", weights, True), ("/state", state, False)},
+        "download_model": {("/weights", weights, False)},
+    }
+    assert sent.functions["download_model"].resources.gpu_config.count == 0
+
+
+def test_our_files_are_all_that_is_uploaded_and_come_last(sent: ModalServer) -> None:
+    ours = {f"/root/registry/{name}.py" for name in ("__init__", "deployment", "files")}
+    folder = ROOT / "inference"
+    sources = [*folder.rglob("*.py"), *folder.rglob("*.cu")]
+    ours |= {f"/root/{path.relative_to(ROOT).as_posix()}" for path in sources}
+    assert "/root/inference/engine/kernels.cu" in ours
+    for function in sent.functions.values():
+        assert set(sent.uploaded(*function.mount_ids)) == ours
+
+
+def test_the_image_is_pinned_and_its_largest_layer_comes_first(sent: ModalServer) -> None:
+    served, fetching = (sent.functions[tag].image_id for tag in ("Voices.*", "download_model"))
+    layers = [" ".join(layer.dockerfile_commands) for layer in sent.images[served][1:]]
+    wanted = ["torch==2.11.0", "transformers==4.57.3", "qwen-tts==0.1.1", "HF_HUB_OFFLINE=1"]
+    assert [found for found in wanted for layer in layers if found in layer] == wanted
+    assert "--no-deps" in layers[2] and "VOICES_DEPLOY_GPU=T4" in layers[3]
+    assert sent.images[served][:4] == sent.images[fetching][:4]
+    assert "HF_HUB_OFFLINE" not in " ".join(sent.commands(fetching))
 
 
 def test_a_call_that_breaks_in_our_own_code_is_said_and_logged(
