@@ -7,6 +7,7 @@ given and what it answers is pickled on the way.
 import asyncio
 import json
 import pickle
+import subprocess
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +16,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import modal
 import pytest
+from conftest import PYTHON, ROOT
 from modal._partial_function import _find_callables_for_obj, _PartialFunctionFlags
+from modal_server import ModalServer
 
 from inference import deploy
 from inference.model_folder import MARKER, Marker
@@ -152,3 +156,16 @@ def container(state: Path, weights: Path, volume: Any) -> Iterator[Any]:
         finally:
             if voices.remote._thread.is_alive():
                 leave(voices)
+
+
+@contextmanager
+def deployed() -> Iterator[ModalServer]:
+    """The fake control plane after `modal deploy -m inference.deploy`; this process finds it."""
+    line = [PYTHON, "-m", "modal", "deploy", "-m", "inference.deploy"]
+    with ModalServer() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environ.items():
+            patch.setenv(name, value)
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        with modal.Client.from_env():
+            yield server

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, Enrol, make_clip
-from local_remote import FakeVolume, container, copied, leave, put_model, until
+from local_remote import FakeVolume, container, copied, deployed, leave, put_model, until
 from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 from packaging.requirements import Requirement
@@ -450,12 +450,7 @@ def test_the_snapshot_asks_for_no_gpu_no_socket_and_no_package_that_the_image_la
 
 @pytest.fixture(scope="module")
 def sent() -> Iterator[ModalServer]:
-    """The fake control plane, once the App is deployed."""
-    with ModalServer() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
-            patch.setenv(name, value)
-        with modal.Client.from_env():
-            deploy.app.deploy()
+    with deployed() as server:
         yield server
 
 

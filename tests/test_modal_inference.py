@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from clips import file
 from conftest import TRANSCRIPT, Enrol, make_clip
-from local_remote import FakeVolume, LocalRemote, container, put_model
+from local_remote import FakeVolume, LocalRemote, container, deployed, put_model
 from modal_server import ModalServer
 from serving import serving
 from speaking import run
@@ -478,21 +478,21 @@ def test_a_text_that_would_not_be_done_in_time_is_refused_before_it_is_sent() ->
 # Modal's own client
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[ModalServer]:
+    with deployed() as server:
+        yield server
+
+
 @pytest.fixture
-def deployed(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModalServer, ModalClass]]:
-    """The class as `modal deploy` leaves it, found by name, and a test that answers for it."""
-    with ModalServer() as server:
-        for name, value in server.environ.items():
-            monkeypatch.setenv(name, value)
-        with modal.Client.from_env():
-            deploy.app.deploy()
-            yield server, ModalClass(modal.Cls.from_name("voices-inference", "Voices")())
+def by_name(server: ModalServer) -> ModalClass:
+    """The class as the registry finds it; a test answers for it."""
+    return ModalClass(modal.Cls.from_name("voices-inference", "Voices")())
 
 
 def test_through_modals_client_it_speaks_enrols_and_forgets(
-    deployed: tuple[ModalServer, ModalClass],
+    server: ModalServer, by_name: ModalClass
 ) -> None:
-    server, remote = deployed
     heard: list[Any] = []
     prompt = {"fingerprint": "f", "sha256": "s", "frames": 3, "modes": ["icl"]}
     model = {"model": {"id": "m", "revision": "r"}}
@@ -502,7 +502,7 @@ def test_through_modals_client_it_speaks_enrols_and_forgets(
     server.stats["Voices.*"] = load_of(containers=1, running=2)
 
     async def ask() -> None:
-        inference = made(remote)
+        inference = made(by_name)
         pcm = await sound_of(await inference.speak(REF, TEXT, SpeakParams(seed=5)))
         assert len(pcm) == 8
         found = await inference.extract_prompt(PromptSource("v", "c", None))
@@ -515,7 +515,7 @@ def test_through_modals_client_it_speaks_enrols_and_forgets(
     (call, ref, text, params), (left, *_), forgotten = heard
     assert (ref, text, params) == (asdict(REF), TEXT, {"seed": 5})
     assert left == forgotten != call
-    assert remote.load() == Load(1, 2, 0)
+    assert by_name.load() == Load(1, 2, 0)
 
 
 def load_of(containers: int, running: int) -> Any:
@@ -525,13 +525,12 @@ def load_of(containers: int, running: int) -> Any:
 
 
 def test_through_modals_client_what_breaks_is_said(
-    deployed: tuple[ModalServer, ModalClass],
+    server: ModalServer, by_name: ModalClass
 ) -> None:
-    server, remote = deployed
     lost = modal.exception.InternalFailure("the container died")
     server.answers["Voices.speak"] = lambda *_: [BEGIN, PCM, lost]
     with pytest.raises(StreamBroken, match="the container died"):
-        run(said(made(remote)))
+        run(said(made(by_name)))
     elsewhere = ModalClass(modal.Cls.from_name("nobody", "Voices")())
     with pytest.raises(InferenceUnreachable, match="`voices deploy`"):
         run(said(made(elsewhere)))
