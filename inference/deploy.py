@@ -34,6 +34,7 @@ PACKAGES = (
 WAITING = 32  # speeches that wait for a slot; more are refused
 AT_ONCE = 32  # calls that need no slot
 GRACE_S = 20.0  # at the end, for what runs; Modal gives 30
+SNAPSHOT = plan.snapshot != "off"
 VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
 
 
@@ -71,7 +72,7 @@ app = modal.App(plan.inference_app, include_source=False)
     timeout=300,
     startup_timeout=600,
     retries=0,
-    enable_memory_snapshot=plan.snapshot != "off",
+    enable_memory_snapshot=SNAPSHOT,
     experimental_options={"enable_gpu_snapshot": True} if plan.snapshot == "gpu" else None,
     volumes={WEIGHTS: weights.with_mount_options(read_only=True), STATE: state},
 )
@@ -79,9 +80,9 @@ app = modal.App(plan.inference_app, include_source=False)
 class Voices:
     """`inference.remote.Remote` on a GPU."""
 
-    @modal.enter(snap=True)
+    @modal.enter(snap=SNAPSHOT)
     def read(self) -> None:
-        """Before the snapshot: see `inference.snapshot` for what must not happen here."""
+        """Before `start`, and before a snapshot, in which much must not be: `inference.snapshot`."""
         _, dtype = place()
         self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype)
 

@@ -159,11 +159,11 @@ def container(state: Path, weights: Path, volume: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def deployed() -> Iterator[ModalServer]:
+def deployed(**variables: str) -> Iterator[ModalServer]:
     """The fake control plane after `modal deploy -m inference.deploy`; this process finds it."""
     line = [PYTHON, "-m", "modal", "deploy", "-m", "inference.deploy"]
     with ModalServer() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environ.items():
+        for name, value in (server.environ | variables).items():
             patch.setenv(name, value)
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -470,6 +470,19 @@ def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
     assert kinds.keys() == {"extract_prompt", "forget", "describe", "status"}
 
 
+@pytest.mark.parametrize("snapshot", ["off", "gpu"])
+def test_other_plans_can_be_deployed(snapshot: str) -> None:
+    other = {"SNAPSHOT": snapshot, "GPU": "L4", "REGION": "eu", "MODEL": "demo", "NAME": "team"}
+    with deployed(**{f"VOICES_DEPLOY_{name}": value for name, value in other.items()}) as server:
+        found = server.functions["Voices.*"]
+        assert server.apps["team-inference"].deployed
+        assert found.resources.gpu_config.gpu_type == "L4"
+        assert list(found.scheduler_placement.regions) == ["eu"]
+        assert found.checkpointing_enabled == (snapshot != "off")
+        wanted = {"enable_gpu_snapshot": "True"} if snapshot == "gpu" else {}
+        assert dict(found.experimental_options) == wanted
+
+
 def test_only_who_downloads_the_model_may_write_it(sent: ModalServer) -> None:
     names = {volume.id: name for name, volume in sent.volumes.items()}
     mounts = {
