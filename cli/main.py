@@ -38,6 +38,8 @@ HOST_VERBS = {
     "model": "cli.model",
     "bench": "cli.bench",
     "doctor": "cli.host",
+    "backup": "cli.backup",
+    "restore": "cli.backup",
     "deploy": "cli.deploy",
     "login": "cli.login",
     "logout": "cli.login",

@@ -10,7 +10,8 @@ RegistryError
 ├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
 ├── StreamBroken 500                     a speech that ended before it should
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
-└── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
+├── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
+└── BackupRefused                        never in an answer, so it has no code of its own
 """
 
 from collections.abc import Sequence
@@ -207,6 +208,12 @@ class SchemaTooNew(RegistryError):
 
 class DatabaseLost(RegistryError):
     code, title = "database-lost", "The database is gone, but its files are here"
+
+
+class BackupRefused(RegistryError):
+    """A backup that can't be made or restored, and why."""
+
+    title = "The backup can't be used"
 
 
 class SettingInvalid(RegistryError):
