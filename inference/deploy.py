@@ -82,7 +82,7 @@ class Voices:
 
     @modal.enter(snap=SNAPSHOT)
     def read(self) -> None:
-        """Before `start`, and before a snapshot, in which much must not be: `inference.snapshot`."""
+        """Before `start`, and before a snapshot, where much must not be: `inference.snapshot`."""
         _, dtype = place()
         self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype)
 
