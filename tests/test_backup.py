@@ -381,7 +381,8 @@ def test_only_plain_files_are_unpacked(tar: Path, tmp_path: Path, kind: bytes) -
     member = tarfile.TarInfo(STRANGER)
     member.type, member.linkname = kind, "/etc/passwd"
     tar.write_bytes(member.tobuf(tarfile.USTAR_FORMAT) + tar.read_bytes())
-    assert STRANGER in refusal(tar, tmp_path / "there" / "home")
+    said = refusal(tar, tmp_path / "there" / "home")
+    assert STRANGER in said and "does not belong" in said
 
 
 @pytest.mark.parametrize("size", [20 * 2**20 + 1, 8 * 2**30 - 1, 2**62, -1])
@@ -522,6 +523,20 @@ def test_a_system_that_can_not_exchange_changes_nothing(
 ) -> None:
     monkeypatch.setattr(restore, "EXCHANGE", 1 << 20)  # a flag that no system knows
     assert "yourself" in refusal(tar, full.data.root)
+
+
+def test_an_error_after_the_exchange_removes_nothing(
+    full: VoiceStore, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*paths: Path) -> None:
+        raise OSError("the disk is gone")
+
+    before = everything(full.data.root)
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(OSError, match="gone"):
+        restored(tar, full.data.root)
+    assert [everything(folder) for folder in leftovers(full.data.root)] == [before]
+    assert state(full.data.root) == "alice carol"
 
 
 def restore_and_die(tar: Path, home: Path, steps: int) -> None:
