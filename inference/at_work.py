@@ -6,7 +6,7 @@ Belongs to the device thread, but for `voices`, which any thread may ask.
 from typing import Literal
 
 from inference.engine import Engine, Output, Request, Voice
-from inference.errors import SpeechFailed
+from inference.errors import Overloaded, SpeechFailed
 from inference.prompt import PromptFeatures
 from inference.speaking import Listener, Wish
 from inference.voices import PromptCache
@@ -14,14 +14,22 @@ from registry.files import PromptRef
 
 
 class AtWork:
-    def __init__(self, engine: Engine, cache_bytes: int) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, cache_bytes: int, queue_limit: int) -> None:
+        """`queue_limit` bounds who waits for a slot; whoever can have one is not counted."""
+        self.engine, self._queue_limit = engine, queue_limit
         self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
         self._listeners: dict[Request, Listener] = {}
         self._captures = engine.captures()
 
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return self.engine.setup.limits.slots - self.engine.running
+
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
-        """The voice on the device, and in memory for the next request."""
+        """The voice on the device, and in memory for the next request, which may be waiting."""
+        if (kept := self.voices.find(ref)) is not None:
+            return kept
         voice = self.engine.prepare(
             features.ref_spk_embedding, features.ref_code, features.source.transcript
         )
@@ -32,6 +40,10 @@ class AtWork:
         self, voice: Voice, wish: Wish, patience_s: float, listener: Listener
     ) -> Literal["icl", "xvec"]:
         """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
+        waiting = self.engine.queued - self.free
+        if waiting >= self._queue_limit:
+            reason = f"{waiting} requests are waiting already. Try again later."
+            raise Overloaded(reason, self.engine.retry_after_s)
         request = Request(
             voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
         )

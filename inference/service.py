@@ -8,6 +8,7 @@ Knows nothing of names, SQL or HTTP.
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +86,7 @@ class InferenceService:
         listener = Listener()
         with self._cancelled_if_left(at_work, listener):
             patience_s = self._config.queue_timeout_s - clock.total_s
-            job = self._thread.submit(lambda: at_work.begin(voice, wish, patience_s, listener))
+            job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
             mode = await self._wait_for(job)
             clock.lap("queue")
             first = await listener.get()
@@ -164,7 +165,7 @@ class InferenceService:
         if (kept := at_work.voices.find(ref)) is not None:
             return kept, "memory"
         features = await asyncio.to_thread(self._read, ref)
-        job = self._thread.submit(lambda: at_work.prepare(ref, features))
+        job = self._thread.submit(lambda: at_work.prepare(ref, features), at_work.free)
         return await self._wait_for(job), "file"
 
     async def _wait_for(self, job: "Future[T]") -> T:
@@ -245,12 +246,12 @@ class InferenceService:
             dtype=config.dtype,
             threads=config.threads,
             slots=config.slots,
-            queue_limit=config.queue_limit,
+            queue_limit=sys.maxsize,  # AtWork bounds it
         )
         parts, self._parts = self._parts, None
         engine = Engine.of(parts, options) if parts else Engine.load(model.path, options)
         engine.capture(streams=1 + self._thread.queued)  # the rest follows when nobody waits
-        return AtWork(engine, config.prompt_cache_bytes)
+        return AtWork(engine, config.prompt_cache_bytes, config.queue_limit)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
         extractor, model = self._ready_extractor(), self.located()
