@@ -24,10 +24,10 @@ class Job:
     call: Callable[[], Any]
     future: "Future[Any]"
 
-    def run(self) -> None:
-        """Do the work, unless its caller has left; whatever it raises goes to the caller."""
+    def run(self, judge: Callable[[BaseException], BaseException]) -> None:
+        """Do the work, unless its caller has left, who gets what `judge` makes of a failure."""
         if self.future.set_running_or_notify_cancel():
-            with FailureGoesTo(self.future.set_exception):
+            with FailureGoesTo(lambda error: self.future.set_exception(judge(error))):
                 self.future.set_result(self.call())
 
     def fail(self, error: Exception) -> None:
@@ -59,12 +59,25 @@ def _no_work() -> bool:
     return False
 
 
+def _as_it_is(error: BaseException) -> BaseException:
+    return error
+
+
 class DeviceThread:
     """Runs jobs of a kind one after another, in order of arrival. Safe to use from any thread."""
 
-    def __init__(self, name: str, queue_limit: int, work: Callable[[], bool] = _no_work) -> None:
-        """`work` does a little and says whether there is more; it must not raise."""
-        self._name, self._queue_limit, self._work = name, queue_limit, work
+    def __init__(
+        self,
+        name: str,
+        queue_limit: int,
+        work: Callable[[], bool] = _no_work,
+        judge: Callable[[BaseException], BaseException] = _as_it_is,
+    ) -> None:
+        """`work` does a little and says whether there is more; it must not raise.
+
+        `judge` is asked on the thread what a caller is told of an error that the job has raised.
+        """
+        self._name, self._queue_limit, self._work, self._judge = name, queue_limit, work, judge
         self._idle = True
         self._short: deque[Job] = deque()
         self._jobs: deque[Job] = deque()
@@ -178,5 +191,5 @@ class DeviceThread:
 
     def _run(self, job: Job) -> None:
         started_s = time.monotonic()
-        job.run()
+        job.run(self._judge)
         self._last_job_s = time.monotonic() - started_s

@@ -7,10 +7,12 @@ Knows nothing of names, SQL or HTTP.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,7 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inference.device_thread import DeviceThread, FailureGoesTo
 from inference.engine.shapes import ModelShape, read_shape
-from inference.errors import InferenceError, ModelUnavailable, Overloaded, PromptMissing
+from inference.errors import (
+    InferenceError,
+    ModelUnavailable,
+    Overloaded,
+    PromptMissing,
+    SpeechFailed,
+)
 from inference.prompt import PromptFeatures, PromptShape
 from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
@@ -29,7 +37,7 @@ from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 if TYPE_CHECKING:
     from inference.at_work import AtWork
-    from inference.engine import Counters, Voice
+    from inference.engine import Counters, Engine, Voice
     from inference.engine.extract import Extractor
     from inference.engine.parts import Parts
 
@@ -57,7 +65,7 @@ class InferenceService:
             (lambda: model) if isinstance(model, LocatedModel) else model
         )
         self._config = config or ServiceConfig()
-        self._thread = DeviceThread("engine", self._config.queue_limit, self._step)
+        self._thread = DeviceThread("engine", self._config.queue_limit, self._step, self._judged)
         self._extracting = DeviceThread("extract", self._config.queue_limit)
         self._finding = threading.Lock()
         self._model: LocatedModel | None = None
@@ -84,7 +92,7 @@ class InferenceService:
         voice, prompt_cache = await self._voice(at_work, ref)
         clock.lap("prompt")
         listener = Listener()
-        with self._cancelled_if_left(at_work, listener):
+        with self._cancelled_if_left(listener):
             patience_s = self._config.queue_timeout_s - clock.total_s
             job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
             mode = await self._wait_for(job)
@@ -98,7 +106,7 @@ class InferenceService:
             prompt_cache=prompt_cache,
             mode=mode,
             timings=clock.laps | {"ttfa": clock.total_s},
-            chunks=Chunks(first, listener, lambda: self._forget(at_work, listener)),
+            chunks=Chunks(first, listener, lambda: self._forget(listener)),
         )
 
     def located(self) -> LocatedModel:
@@ -110,8 +118,8 @@ class InferenceService:
 
     def describe(self) -> Description:
         """What the model is, without loading it; see `located`."""
-        model, at_work = self.located(), self._at_work
-        setup = None if at_work is None else at_work.engine.setup
+        model, engine = self.located(), self._engine
+        setup = None if engine is None else engine.setup
         return Description(
             model=model.ref,
             source=model.source,
@@ -122,7 +130,7 @@ class InferenceService:
         )
 
     def status(self) -> Status:
-        engine = self._at_work and self._at_work.engine
+        engine = self._engine
         return Status(
             state=self._state,
             queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
@@ -134,7 +142,8 @@ class InferenceService:
 
     def counters(self) -> "Counters | None":
         """What the engine has done; None until it is loaded."""
-        return None if self._at_work is None else self._at_work.engine.counters
+        engine = self._engine
+        return None if engine is None else engine.counters
 
     def warm(self) -> None:
         """Start loading the model, if nothing else does; returns at once."""
@@ -151,6 +160,11 @@ class InferenceService:
         deadline_s = time.monotonic() + timeout_s
         extracted = self._extracting.close(timeout_s)
         return self._thread.close(max(0.0, deadline_s - time.monotonic())) and extracted
+
+    @property
+    def _engine(self) -> "Engine | None":
+        at_work = self._at_work
+        return None if at_work is None else at_work.engine
 
     async def _ready(self) -> "AtWork":
         """The engine at work, loaded if it must be."""
@@ -189,11 +203,15 @@ class InferenceService:
             self._thread.retry_after_s,
         )
 
-    def _forget(self, at_work: "AtWork", listener: Listener) -> None:
-        self._thread.tell(lambda: at_work.cancel(listener))
+    def _forget(self, listener: Listener) -> None:
+        self._thread.tell(lambda: self._cancel(listener))
+
+    def _cancel(self, listener: Listener) -> None:
+        if self._at_work is not None:
+            self._at_work.cancel(listener)
 
     @contextlib.contextmanager
-    def _cancelled_if_left(self, at_work: "AtWork", listener: Listener) -> Iterator[None]:
+    def _cancelled_if_left(self, listener: Listener) -> Iterator[None]:
         """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
         left = True
         try:
@@ -201,7 +219,7 @@ class InferenceService:
             left = False
         finally:
             if left:
-                self._forget(at_work, listener)
+                self._forget(listener)
 
     def _step(self) -> bool:
         """The device thread's work between jobs. An engine that breaks is loaded again."""
@@ -213,20 +231,28 @@ class InferenceService:
             more = at_work.step()
         return more
 
-    def _broken(self, error: BaseException) -> None:
+    def _judged(self, error: BaseException) -> BaseException:
+        """What a caller is told of what a job raised: what is no refusal has broken the engine."""
+        refusal = isinstance(error, InferenceError | ValueError | TypeError)
+        return error if refusal else self._broken(error)
+
+    def _broken(self, error: BaseException) -> SpeechFailed:
+        """Nothing may hold the engine any more: the next one needs its memory."""
         log.error("The engine failed while speaking.", exc_info=error)
         at_work, self._at_work = self._at_work, None
         self._state, self._error = "failed", f"{type(error).__name__}: {error}"
-        if at_work is not None:
-            at_work.fail(error)
+        traceback.clear_frames(error.__traceback__)
+        return SpeechFailed(self._error) if at_work is None else at_work.fail(error)
 
     def _loaded(self) -> "AtWork":
         """The engine at work. A load that failed is tried again by the next request."""
         if self._at_work is None:
+            if self._state == "failed":
+                gc.collect()  # what is left of another engine: two may not fit on the device
             self._state, self._error = "warming", None
             try:
                 self._at_work = self._load()
-            except InferenceError as error:
+            except (InferenceError, ValueError, TypeError) as error:
                 self._error = str(error)
                 raise
             finally:
@@ -237,8 +263,8 @@ class InferenceService:
         model, config = self.located(), self._config
         try:
             with reading_ahead(model.path):
-                from inference.at_work import AtWork
-                from inference.engine import Engine, EngineConfig
+                from inference.at_work import AtWork, load
+                from inference.engine import EngineConfig
         except (ImportError, OSError) as error:
             raise not_installed(error) from error
         options = EngineConfig(
@@ -249,8 +275,7 @@ class InferenceService:
             queue_limit=sys.maxsize,  # AtWork bounds it
         )
         parts, self._parts = self._parts, None
-        engine = Engine.of(parts, options) if parts else Engine.load(model.path, options)
-        engine.capture(streams=1 + self._thread.queued)  # the rest follows when nobody waits
+        engine = load(model.path, parts, options, streams=1 + self._thread.queued)
         return AtWork(engine, config.prompt_cache_bytes, config.queue_limit)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +10,15 @@ from typing import Any
 
 import pytest
 from conftest import Enrol, ServiceFactory
-from speaking import enrolled, run, say
+from speaking import collect, enrolled, run, say
 
+from inference import errors
 from inference.engine import Engine
+from inference.results import ServiceConfig
 from inference.service import InferenceService
+from inference.voice_files import VoiceFiles
+from inference.weights import LocatedModel
+from registry.files import DataDir, PromptRef
 
 CALLERS = 16
 
@@ -113,4 +119,152 @@ def test_a_new_voice_is_prepared_once_for_all_who_want_it(
             assert all(len(pcm) for pcm in await burst)
         assert prepare.calls == 1
 
+    run(go())
+
+
+# An engine that breaks
+
+
+def breaks(*_: Any, **__: Any) -> Any:
+    raise ArithmeticError("the device is lost")
+
+
+async def break_engine(
+    service: InferenceService, ref: PromptRef, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One caller meets a failure in the engine's function `name`."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, name, breaks)
+        with pytest.raises(errors.SpeechFailed, match="the device is lost"):
+            await say(service, ref, "Hi.")
+
+
+class Slow(VoiceFiles):
+    """Prompt files that wait, when they are read, until they may be."""
+
+    def __init__(self, data: DataDir) -> None:
+        super().__init__(data)
+        self.entered, self.open = threading.Event(), threading.Event()
+        self.open.set()
+
+    def prompt(self, ref: PromptRef) -> bytes:
+        self.entered.set()
+        assert self.open.wait(60)
+        return super().prompt(ref)
+
+
+def test_who_reads_a_prompt_while_the_engine_breaks_is_told(
+    data: DataDir, located: LocatedModel, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Slow(data)
+    service = InferenceService(files, located, ServiceConfig(device="cpu", threads=1))
+
+    async def go() -> None:
+        ref, other = await enrolled(service, enrol()), await enrolled(service, enrol(1))
+        await say(service, ref, "Hi.")
+        files.entered.clear()
+        files.open.clear()
+        late = asyncio.create_task(say(service, other, "Hi."))
+        await asyncio.to_thread(files.entered.wait, 60)
+        await break_engine(service, ref, monkeypatch, "step")
+        files.open.set()
+        with pytest.raises(errors.SpeechFailed, match="the device is lost"):
+            await late
+        assert len(await say(service, other, "Hi."))
+
+    run(go())
+    assert service.close(60)
+
+
+@pytest.mark.parametrize("name", ["submit", "prepare"])
+def test_an_engine_that_breaks_in_a_job_is_loaded_again(
+    service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    service = service_factory(prompt_cache_bytes=0)
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        await say(service, ref, "Hi.")
+        running = await service.speak(ref, "Somebody who talks on and on. " * 4, {})
+        await break_engine(service, ref, monkeypatch, name)
+        assert service.status().state == "failed"
+        assert service.status().error == "ArithmeticError: the device is lost"
+        with pytest.raises(errors.SpeechFailed, match="the device is lost"):
+            await collect(running)
+        assert len(await say(service, ref, "Hi.")) and service.status().state == "warm"
+
+    run(go())
+
+
+def test_a_reload_that_fails_says_why(
+    service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_factory()
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        await say(service, ref, "Hi.")
+        await break_engine(service, ref, monkeypatch, "step")
+        with monkeypatch.context() as broken:
+            broken.setattr(Engine, "capture", full)
+            with pytest.raises(errors.ModelUnavailable, match="CUDA out of memory"):
+                await say(service, ref, "Hi.")
+        assert service.status().state == "failed"
+        assert "CUDA out of memory" in (service.status().error or "")
+        assert len(await say(service, ref, "Hi."))
+
+    run(go())
+
+
+@pytest.mark.parametrize("name", ["step", "submit"])
+def test_an_engine_that_broke_is_gone_before_the_next_is_made(
+    service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whoever listened to it may still be there."""
+    service, made, left = service_factory(), list[weakref.ref[Engine]](), list[int]()
+    make = Engine.load
+
+    def load(*arguments: Any) -> Engine:
+        left.append(sum(engine() is not None for engine in made))
+        engine = make(*arguments)
+        made.append(weakref.ref(engine))
+        return engine
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        await say(service, ref, "Hi.")
+        running = await service.speak(ref, "Somebody who talks on and on. " * 4, {})
+        await break_engine(service, ref, monkeypatch, name)
+        assert len(await say(service, ref, "Hi."))
+        await running.chunks.aclose()
+
+    monkeypatch.setattr(Engine, "load", load)
+    run(go())
+    assert left == [0, 0]
+
+
+def test_a_graph_that_is_not_captured_costs_no_engine(
+    service_factory: ServiceFactory,
+    enrol: Enrol,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service = service_factory()
+
+    def captures(engine: Engine, streams: int | None = None) -> Iterator[object]:
+        if streams is None:
+            raise RuntimeError("CUDA out of memory")
+        yield from ()
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        await say(service, ref, "Hi.")
+        await until(lambda: "No more CUDA graphs" in caplog.text)
+        before = count(service, "finished")
+        assert len(await say(service, ref, "Hi.")) and count(service, "finished") == before + 1
+
+    monkeypatch.setattr(Engine, "captures", captures)
     run(go())
