@@ -93,7 +93,8 @@ class InferenceService:
         clock.lap("prompt")
         listener = Listener()
         with self._cancelled_if_left(listener):
-            patience_s = self._config.queue_timeout_s - clock.total_s
+            waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
+            patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
             job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
             mode = await self._wait_for(job)
             clock.lap("queue")

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from conftest import Enrol, ServiceFactory
 from speaking import collect, enrolled, run, say
 
 from inference import errors
-from inference.engine import Engine
+from inference.engine import Engine, Request
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.voice_files import VoiceFiles
@@ -268,3 +269,23 @@ def test_a_graph_that_is_not_captured_costs_no_engine(
 
     monkeypatch.setattr(Engine, "captures", captures)
     run(go())
+
+
+def test_who_waited_long_for_the_model_may_still_wait_for_a_slot(
+    service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = run(enrolled(service_factory(), enrol()))
+    service, asked = service_factory(queue_timeout_s=50.0), list[float]()
+    clock, submit = time.perf_counter, Engine.submit
+
+    def noted(engine: Engine, request: Request) -> None:
+        asked.append(request.patience_s)
+        submit(engine, request)
+
+    def capture(*_: Any) -> None:
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + 100)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    monkeypatch.setattr(Engine, "capture", capture)
+    assert len(run(say(service, ref, "Hi.")))
+    assert 0 < asked[0] <= 50
