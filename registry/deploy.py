@@ -6,12 +6,13 @@ database on the container's disk and in snapshots on the Volume; speech comes fr
 
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import modal
 
-from registry.deployment import STATE, WEIGHTS, deployment
+from registry.deployment import BACKUP, STATE, WEIGHTS, deployment
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,6 +34,8 @@ PACKAGES = (
 )
 REQUESTS = 100  # at once; what waits for the GPU is in there
 LOCAL = Path("/tmp/voices")  # of one container, gone with it
+NIGHTLY = "17 3 * * *"  # UTC
+BACKUPS = 7  # that are kept
 FAILURES = (modal.exception.Error, RuntimeError, OSError)  # of calls to Modal
 
 image = (
@@ -43,6 +46,7 @@ image = (
 )
 state = modal.Volume.from_name(plan.state_volume, create_if_missing=True, version=1)
 weights = modal.Volume.from_name(plan.weights_volume, create_if_missing=True, version=1)
+backups = modal.Volume.from_name(plan.backup_volume, create_if_missing=True, version=1)
 claims = modal.Dict.from_name(plan.claims_dict, create_if_missing=True)
 app = modal.App(plan.registry_app, image=image, include_source=False)
 
@@ -82,6 +86,50 @@ def doctor(read_data: bool = False, repair: bool = False) -> list[str]:
     findings = open_store().examine(read_data=read_data, repair=repair)
     said = [f"{finding.severity:<10} {finding.what}" for finding in findings]
     sys.stdout.write("\n".join(said or ["All is sound."]) + "\n")
+    return said
+
+
+@app.function(
+    cpu=0.5,
+    memory=2048,
+    timeout=3600,
+    max_containers=1,
+    schedule=modal.Cron(NIGHTLY),
+    volumes={STATE: state, BACKUP: backups},
+)
+def back_up() -> str:
+    """Every night; or now, by `modal run -m registry.deploy::back_up`."""
+    from registry.backup import save_backup
+
+    target = Path(BACKUP) / f"voices-{datetime.now(UTC):%Y-%m-%d}.tar"
+    manifest = save_backup(open_store(), target)
+    for path in sorted(target.parent.glob("voices-*.tar"))[:-BACKUPS]:
+        path.unlink()
+    backups.commit()
+    missing = f", {len(manifest.missing)} files missing" if manifest.missing else ""
+    said = f"{target.name}: {manifest.voices} voices, {manifest.size / 1e6:.1f} MB{missing}"
+    sys.stdout.write(f"{said}\n")
+    return said
+
+
+@app.function(
+    cpu=1.0,
+    memory=2048,
+    timeout=3600,
+    max_containers=1,
+    volumes={STATE: state, BACKUP: backups.with_mount_options(read_only=True)},
+)
+def restore(name: str) -> str:
+    """Make the voices those of a backup: `modal run -m registry.deploy::restore --name FILE`."""
+    from registry.files import DataDir
+    from registry.restore import unpack_backup
+
+    unpacked = DataDir(LOCAL / "unpacked")
+    with open(Path(BACKUP) / Path(name).name, "rb") as file:
+        manifest = unpack_backup(file, unpacked.root)
+    open_store().restore(unpacked)
+    said = f"The voices are those of {name}: {manifest.voices}."
+    sys.stdout.write(f"{said}\n")
     return said
 
 

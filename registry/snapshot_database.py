@@ -89,14 +89,25 @@ class SnapshotDatabase(Database):
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction on a copy, which readers see once it is published. StorageUnavailable."""
+        with self._draft() as draft, _writing(draft) as session:
+            yield session
+
+    def replace(self, source: Path) -> None:
+        """Publish another database in place of this one. Snapshots before it stay for a while."""
+        with self._draft() as draft:
+            shutil.copyfile(source, draft)
+            self._prepare(draft)
+
+    @contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A copy of the newest state to change; published on leaving, or forgotten."""
         with self._queued(), self._turn:
             number, base = self._claimed(), self._base
             draft = self._local / "draft.db"
             shutil.copyfile(self._file(base), draft)
             published = False
             try:
-                with _writing(draft) as session:
-                    yield session
+                yield draft
                 snapshot = Snapshot(number, digest_of(draft))
                 self._publish(draft, snapshot)
                 published = True

@@ -117,14 +117,16 @@ class Shelf:
 
         `known` if there is none above it. DatabaseLost if one that counts is damaged or gone.
         """
-        for _ in range(2):  # another may be settled between the first look at it and at its outcome
+        before = None
+        while True:
             self._mount.reload()
-            if (found := self._highest(known.number)) is not None:
-                return found
-            following = self._ledger.following(known.number)
+            found = self._highest(known.number) or known
+            following = self._ledger.following(found.number)
             if self._ledger.outcome(following) is None:
-                return known
-        raise DatabaseLost(f"Snapshot {following} is gone from the Volume. Restore a backup.")
+                return found
+            if found == before:  # settled before this reload, which did not show it
+                raise DatabaseLost(f"Snapshot {following} is gone. Restore a backup.")
+            before = found
 
     def _highest(self, above: int) -> Snapshot | None:
         with self._mount.gate:

@@ -13,7 +13,7 @@ from registry.audio import ReferenceClip
 from registry.database import migrate
 from registry.doctor import Finding, examine_files
 from registry.errors import StorageUnavailable, VoiceNotFound
-from registry.files import DataDir, PromptSource, make_folder
+from registry.files import DataDir, PromptSource, make_folder, write_once
 from registry.queries import StoredVoice
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount
@@ -120,6 +120,18 @@ class VolumeStore(VoiceStore):
                 self._mount.commit()
             self._mount.dirty = False
             return written
+
+    def restore(self, unpacked: DataDir) -> None:
+        """Make the voices here those of a backup that was unpacked and checked.
+
+        Files of the voices before stay until `examine` finds that they belong to none.
+        """
+        with self._mount.gate:
+            self._mount.dirty = True
+            for path in unpacked.content_files():
+                write_once(self.data.root / path.relative_to(unpacked.root), path.read_bytes())
+            self._mount.commit()
+        self._db.replace(unpacked.database)
 
     def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
         """What `voices doctor` finds in a local directory."""

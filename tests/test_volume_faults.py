@@ -1,19 +1,24 @@
 """Kill containers that share a Volume at any of their steps: nothing acknowledged is lost or wrong.
 
-Two may overlap, answers get lost, steps are slow, the platform commits at any moment. Four stores
-that are wrong show that the test would notice.
+Two may overlap, answers get lost, steps are slow, the platform commits at any moment. Stores that
+are wrong show that the test would notice.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import pytest
-from volume_faults import World
-from volume_mutants import MUTANTS
+from faults import noise
+from modal_volume import Cloud, Container
+from volume_faults import Site, World
+from volume_mutants import AT_RANDOM, OneName
 
 from registry import files, snapshot_database
-from registry.errors import RegistryError
+from registry.errors import RegistryError, StorageUnavailable
+from registry.store import VoiceEdit
 from registry.volume_store import VolumeStore
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +67,7 @@ def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
     print(survive(World(folder, seed), 100))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", AT_RANDOM)
 def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]) -> None:
     """In one of a few worlds, each of a few rounds."""
     for seed in range(6):
@@ -73,3 +78,29 @@ def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]
         except (AssertionError, RegistryError) as caught:
             return print(f"{mutant.__name__}: world {seed}, {type(caught).__name__}")
     pytest.fail(f"{mutant.__name__} was not caught")
+
+
+def late_commit(cloud: Cloud, kind: type[VolumeStore]) -> str:
+    """What a fresh container says, after one whose claim had expired has committed all the same."""
+    slow, quick = Site.start(cloud, kind), Site.start(cloud, kind)
+    slow.enrol("alice", noise(Random(0)), "before")
+
+    def at(point: str, container: Container) -> None:
+        if point == "commit.before" and container is slow.container:
+            cloud.at = lambda point, container: None
+            quick.store.edit("alice", VoiceEdit(description="acknowledged"), None)
+
+    cloud.at = at
+    with suppress(StorageUnavailable):
+        slow.store.edit("alice", VoiceEdit(description="too late"), None)
+    for site in (slow, quick):
+        site.container.kill()
+    return Site.start(cloud, kind).store.get("alice").row.description
+
+
+def test_a_late_commit_replaces_nothing(folder: Path) -> None:
+    assert late_commit(Cloud(folder), VolumeStore) == "acknowledged"
+
+
+def test_under_one_name_a_late_commit_would(folder: Path) -> None:
+    assert late_commit(Cloud(folder), OneName) == "too late"
