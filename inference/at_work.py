@@ -91,6 +91,14 @@ class AtWork:
             self._tell(output)
         return True
 
+    def close(self, refusal: Overloaded) -> None:
+        """Only what has a slot goes on; whoever waits for one is refused."""
+        engine, self._captures = self._working(), iter(())
+        waiting = [r for r in self._listeners if engine.position(r) is not None]
+        for request in waiting:
+            engine.cancel(request)
+            self._tell(Output.of_error(request, refusal))
+
     def fail(self, error: BaseException) -> SpeechFailed:
         """The engine broke: everyone who listens is told, and whoever still comes."""
         self._reason = f"The engine failed: {type(error).__name__}: {error}"

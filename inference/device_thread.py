@@ -55,6 +55,10 @@ class FailureGoesTo:
         return True
 
 
+def closing() -> Overloaded:
+    return Overloaded("The service is shutting down. Try again later.", 5.0)
+
+
 def _no_work() -> bool:
     return False
 
@@ -83,7 +87,7 @@ class DeviceThread:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.closed = False
         self._busy = False
         self._last_job_s = 1.0
 
@@ -127,22 +131,19 @@ class DeviceThread:
     def close(self, timeout_s: float) -> bool:
         """Refuse new jobs, fail those queued but for the short; True if the rest ended in time."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             waiting, self._jobs = self._jobs, deque()
             self._changed.notify_all()
         for job in waiting:
-            job.fail(self._closing())
+            job.fail(closing())
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _closing(self) -> Overloaded:
-        return Overloaded("The service is shutting down. Try again later.", 5.0)
-
     def _queue(self, jobs: deque[Job], call: Callable[[], T]) -> "Future[T]":
-        if self._closed:
-            raise self._closing()
+        if self.closed:
+            raise closing()
         future: Future[T] = Future()
         jobs.append(Job(call, future))
         self._start()
@@ -167,7 +168,7 @@ class DeviceThread:
     def _step(self) -> bool:
         """Do jobs and some work, or wait for either; False when closed and all is done."""
         jobs = self._next_jobs()
-        if not jobs and self._closed and self._idle:
+        if not jobs and self.closed and self._idle:
             return False
         for job in jobs:
             self._run(job)
@@ -187,7 +188,7 @@ class DeviceThread:
         return jobs
 
     def _wanted(self) -> bool:
-        return bool(self._short or self._jobs or self._closed or not self._idle)
+        return bool(self._short or self._jobs or self.closed or not self._idle)
 
     def _run(self, job: Job) -> None:
         started_s = time.monotonic()

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from inference.device_thread import DeviceThread, FailureGoesTo
+from inference.device_thread import DeviceThread, FailureGoesTo, closing
 from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import (
     InferenceError,
@@ -157,10 +157,12 @@ class InferenceService:
         await self._ready()
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse new requests, fail those queued; True if what runs ended in `timeout_s`."""
-        deadline_s = time.monotonic() + timeout_s
-        extracted = self._extracting.close(timeout_s)
-        return self._thread.close(max(0.0, deadline_s - time.monotonic())) and extracted
+        """Refuse new requests and all that wait; True if what runs ended in `timeout_s`."""
+        deadline_s, threads = time.monotonic() + timeout_s, (self._thread, self._extracting)
+        for thread in threads:
+            thread.close(0.0)
+        ended = [thread.close(max(0.0, deadline_s - time.monotonic())) for thread in threads]
+        return all(ended)
 
     @property
     def _engine(self) -> "Engine | None":
@@ -229,6 +231,8 @@ class InferenceService:
             return False
         more = False
         with FailureGoesTo(self._broken):
+            if self._thread.closed:
+                at_work.close(closing())
             more = at_work.step()
         return more
 

@@ -289,3 +289,56 @@ def test_who_waited_long_for_the_model_may_still_wait_for_a_slot(
     monkeypatch.setattr(Engine, "capture", capture)
     assert len(run(say(service, ref, "Hi.")))
     assert 0 < asked[0] <= 50
+
+
+# The end
+
+
+def test_closing_refuses_who_waits_for_a_slot_and_lets_the_speaker_end(
+    service_factory: ServiceFactory, enrol: Enrol
+) -> None:
+    service = service_factory(slots=1)
+    long = "Somebody who talks on and on. " * 4
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        running = await service.speak(ref, long, {"mode": "xvec"})
+        burst = [asyncio.create_task(say(service, ref, long, mode="xvec")) for _ in range(3)]
+        await until(lambda: service.status().queued == 3)
+        assert await asyncio.to_thread(service.close, 60)
+        for refused in burst:
+            with pytest.raises(errors.Overloaded, match="shutting down"):
+                await refused
+        assert len(await collect(running)) == (len(long) + 1) * 1920
+        with pytest.raises(errors.Overloaded, match="shutting down"):
+            await say(service, ref, "Hi.")
+        assert count(service, "finished") == 1
+
+    run(go())
+
+
+def test_closing_still_hears_who_leaves_and_captures_no_more(
+    data: DataDir, located: LocatedModel, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ServiceConfig(device="cpu", threads=1, slots=1)
+    service, captured = InferenceService(data, located, config), list[bool]()
+
+    def captures(engine: Engine, streams: int | None = None) -> Iterator[object]:
+        while streams is None:
+            captured.append(service._thread.closed)
+            yield engine
+
+    async def go() -> None:
+        ref = await enrolled(service, enrol())
+        running = await service.speak(ref, "Somebody who talks on and on. " * 4, {"mode": "xvec"})
+        with held(monkeypatch, "step") as step:
+            await asyncio.to_thread(step.entered.wait, 60)
+            await running.chunks.aclose()
+            assert not service.close(0.0)
+            step.open.set()
+            assert await asyncio.to_thread(service.close, 60)
+        assert (count(service, "cancelled"), count(service, "finished")) == (1, 0)
+        assert not any(captured)
+
+    monkeypatch.setattr(Engine, "captures", captures)
+    run(go())
