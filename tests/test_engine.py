@@ -219,6 +219,24 @@ def test_patience_ends_in_the_queue_and_not_in_a_slot(checkpoint: Path) -> None:
     assert engine.counters.refused == 1 and is_empty(engine)
 
 
+@pytest.mark.parametrize("patience_s", [0, -5, float("nan")])
+def test_who_finds_a_slot_free_needs_no_patience(engine: Engine, patience_s: float) -> None:
+    asked = [ask(make_voice(engine), "x" * 20, patience_s=patience_s) for _ in range(8)]
+    assert all(heard.finished for heard in hear(engine, asked)) and is_empty(engine)
+
+
+def test_a_burst_is_prefilled_over_several_steps_and_loses_nobody(checkpoint: Path) -> None:
+    engine = load(checkpoint, slots=4, prefill_positions=40)
+    voice = make_voice(engine, frames=20)  # 30 positions each
+    asked = [ask(voice, "x" * 20, patience_s=0) for _ in range(5)]
+    for request in asked:
+        engine.submit(request)
+    running = [(engine.step(), engine.running)[1] for _ in range(2)]
+    assert running == [2, 4] and engine.counters.refused == 0
+    refused = [output.request for output in engine.run() if output.error]
+    assert refused == asked[4:] and engine.counters.finished == 4
+
+
 def test_a_short_request_may_pass_one_that_does_not_fit(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=4, positions=448)
     voice = make_voice(engine)

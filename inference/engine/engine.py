@@ -5,7 +5,7 @@ walks through a request's life.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -69,7 +69,7 @@ class Engine:
         )
         self._vocoder = Vocoder(decoder, self._state.frames, shape.codes)
         self._intake = Intake(shape, self._composer, text, setup.limits)
-        self._queue = Queue(setup.queue_limit)
+        self._queue = Queue(setup.queue_limit, setup.prefill_positions)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
         self._rows = CacheRows(setup.limits.rows)
         self._streams: list[Stream] = []
@@ -182,22 +182,12 @@ class Engine:
         return max(1.0, round(rounds * self._mean_s, 1))
 
     def _admit(self) -> None:
-        """At most `prefill_positions` a step, so that running streams never wait long."""
-        self._ends += [self._too_late(waiting) for waiting in self._queue.expired()]
-        admitted: list[Waiting] = []
-        while self._has_room(admitted) and (waiting := self._queue.take(self._fits(admitted))):
-            admitted.append(waiting)
+        """Let in who waits; those whose prompts are of like length are prefilled together."""
+        admitted, late = self._queue.admit(len(self._free), self._rows.free)
         admitted.sort(key=_grain)
         for _, alike in groupby(admitted, key=_grain):
             self._begin(list(alike))
-
-    def _has_room(self, admitted: list[Waiting]) -> bool:
-        prefilled = sum(len(waiting.layout.prefill) for waiting in admitted)
-        return len(admitted) < len(self._free) and prefilled < self.setup.prefill_positions
-
-    def _fits(self, admitted: list[Waiting]) -> Callable[[Waiting], bool]:
-        free = self._rows.free - sum(self._rows.whole(waiting.positions) for waiting in admitted)
-        return lambda waiting: waiting.positions <= free
+        self._ends += [self._too_late(waiting) for waiting in late]
 
     def _begin(self, admitted: list[Waiting]) -> None:
         """Give each a slot and cache rows, and prefill them together."""
@@ -219,7 +209,7 @@ class Engine:
             request=request,
             slot=slot,
             rows=rows,
-            prompt=len(waiting.layout.prefill),
+            prompt=waiting.prompt,
             budget=waiting.budget,
             submitted_s=waiting.submitted_s,
             admitted_s=time.perf_counter(),
@@ -317,7 +307,7 @@ class Engine:
 
 
 def _grain(waiting: Waiting) -> int:
-    return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)
+    return -(-waiting.prompt // PREFILL_GRAIN)
 
 
 def _loaded(folder: Path, config: EngineConfig) -> Engine:
