@@ -124,7 +124,9 @@ def test_callers_on_many_threads_are_served_together(voices: Any, enrol: Enrol) 
     alone = [pcm_of(say(voices, ref)) for ref in refs]
     with ThreadPoolExecutor(4) as callers:
         together = list(callers.map(lambda i: pcm_of(say(voices, refs[i % 2])), range(4)))
-    assert together == alone * 2
+    for one, other in zip(together, alone * 2, strict=True):
+        one_by_one = np.frombuffer(other, np.int16).astype(int)
+        assert np.abs(np.frombuffer(one, np.int16) - one_by_one).max() <= 1  # batches round apart
 
 
 def test_pcm_crosses_exactly_as_the_registry_encodes_it() -> None:
