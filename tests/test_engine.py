@@ -155,6 +155,33 @@ def test_what_no_cache_can_hold_is_refused_at_once(checkpoint: Path) -> None:
     assert hear_one(engine, ask(make_voice(engine, frames=20), "Hi.")).finished
 
 
+@pytest.mark.parametrize(
+    ("limits", "frames", "text"),
+    [
+        ({"positions": 140}, 0, "x" * 12),  # 9 + 122 + 1 positions
+        ({"positions": 140}, 10, "x" * 9),
+        ({"request_positions": 700, "positions": 4096}, 560, "x" * 11),
+        ({"request_positions": 140}, 0, "x" * 12),
+    ],
+)
+def test_what_is_accepted_fits_whatever_the_limits(
+    checkpoint: Path, limits: dict[str, int], frames: int, text: str
+) -> None:
+    engine = load(checkpoint, slots=2, **limits)
+    engine.submit(ask(make_voice(engine, frames=frames), text))
+    assert [len(engine.step()), engine.queued] == [1, 0]
+    assert [output.finished for output in engine.run()][-1] and is_empty(engine)
+
+
+@pytest.mark.parametrize("limit", [64, 100, 256, 704, 1000, 2816])
+def test_no_prompt_is_padded_beyond_its_table(checkpoint: Path, limit: int) -> None:
+    engine = load(checkpoint, slots=1, request_positions=limit)
+    longest = min(1024, engine.setup.limits.positions)
+    assert limit <= engine.setup.limits.positions < limit + 64
+    assert engine._prefill._sizes[-1] == longest
+    engine._prefill._run((1, longest))  # as it is captured
+
+
 @pytest.mark.parametrize("language", ["klingon", "en", "", "engl ish"])
 def test_an_unknown_language_is_refused_with_the_known_ones(engine: Engine, language: str) -> None:
     with pytest.raises(errors.LanguageUnsupported, match=r"chinese, english, french"):
