@@ -197,6 +197,9 @@ def test_languages_are_those_of_the_located_model(engine: Engine, located: Locat
     [
         {"seed": -1},
         {"seed": 2**31},
+        {"seed": 1.5},
+        {"seed": None},
+        {"top_k": 1.5},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"top_k": 0},

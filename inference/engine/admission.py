@@ -6,24 +6,25 @@ from dataclasses import dataclass
 from itertools import islice
 
 from inference.engine.cache_rows import whole
-from inference.engine.layout import Layout
+from inference.engine.layout import Script
 from inference.engine.request import Request
+from inference.engine.state import Choice
 
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
 
 
 @dataclass(eq=False)
 class Waiting:
+    """A request that was found good. It holds nothing on the device but its voice."""
+
     request: Request
-    layout: Layout
+    script: Script
+    choice: Choice
+    prompt: int  # positions to prefill
+    ahead: int  # positions read while it speaks
     budget: int  # frames
     submitted_s: float
     overtaken: int = 0
-
-    @property
-    def prompt(self) -> int:
-        """Positions to prefill."""
-        return len(self.layout.prefill)
 
     @property
     def positions(self) -> int:

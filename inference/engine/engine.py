@@ -22,14 +22,13 @@ from inference.engine.device import Lane, Mark, on_device
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
-from inference.engine.layout import Composer
+from inference.engine.layout import Composer, Layout
 from inference.engine.loading import load_weights, move
-from inference.engine.params import GREEDY_BELOW, SamplingParams
 from inference.engine.parts import Parts, loading
 from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
-from inference.engine.state import Choice, State
+from inference.engine.state import State
 from inference.engine.stream import Stream
 from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
@@ -127,8 +126,7 @@ class Engine:
 
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
-        with self._lane.on():
-            waiting = self._intake.waiting(request)
+        waiting = self._intake.waiting(request)
         if self._queue.is_full:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
@@ -137,7 +135,7 @@ class Engine:
         self._queue.push(waiting)
 
     def cancel(self, request: Request) -> None:
-        """Forget a request: it has no more Outputs, and its slot is free at once."""
+        """Forget a request: it has no more Outputs, and its slot is free for the next step."""
         stream = next((s for s in self._streams if s.request is request), None)
         if stream is not None:
             self._release(stream)
@@ -191,18 +189,19 @@ class Engine:
 
     def _begin(self, admitted: list[Waiting]) -> None:
         """Give each a slot and cache rows, and prefill them together."""
-        streams = [self._seat(waiting) for waiting in admitted]
-        prompts = [waiting.layout.prefill for waiting in admitted]
         with self._lane.on():
+            layouts = [self._composer.compose(waiting.script) for waiting in admitted]
+            pairs = zip(admitted, layouts, strict=True)
+            streams = [self._seat(waiting, layout) for waiting, layout in pairs]
+            prompts = [layout.prefill for layout in layouts]
             self._prefill([stream.slot for stream in streams], prompts)
         self._streams += streams
         self.counters.prefills += 1
         self.counters.prefilled += sum(len(prompt) for prompt in prompts)
 
-    def _seat(self, waiting: Waiting) -> Stream:
+    def _seat(self, waiting: Waiting, layout: Layout) -> Stream:
         request, slot, rows = waiting.request, self._free.pop(), self._rows.take(waiting.positions)
-        with self._lane.on():
-            self._state.begin(slot, waiting.layout, rows, self._choice(request.sampling))
+        self._state.begin(slot, layout, rows, waiting.choice)
         icl = request.voice.mode(request.mode) == "icl"
         self._vocoder.begin(slot, request.voice.past if icl else None)
         return Stream(
@@ -213,18 +212,6 @@ class Engine:
             budget=waiting.budget,
             submitted_s=waiting.submitted_s,
             admitted_s=time.perf_counter(),
-        )
-
-    def _choice(self, asked: SamplingParams) -> Choice:
-        """What is asked, else as the model came."""
-        model = self.shape.sampling
-        temperature = model.temperature if asked.temperature is None else asked.temperature
-        return Choice(
-            seed=asked.seed,
-            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-            top_k=asked.top_k or model.top_k,
-            top_p=asked.top_p or model.top_p,
-            penalty=asked.repetition_penalty or model.repetition_penalty,
         )
 
     def _make_frames(self) -> Mark:
@@ -282,8 +269,6 @@ class Engine:
         self.counters.chunks += bool(len(pcm))
         if stream.error is not None:
             self.counters.failed += 1
-            with self._lane.on():
-                self._generator.wipe(stream.rows)
             self._release(stream)
         elif stream.finished:
             self.counters.finished += 1
@@ -292,6 +277,8 @@ class Engine:
         return [Output(stream.request, pcm, codes, timings, stream.finished, stream.error)]
 
     def _release(self, stream: Stream) -> None:
+        with self._lane.on():
+            self._generator.wipe(stream.rows)
         self._streams.remove(stream)
         self._free.append(stream.slot)
         self._rows.give_back(stream.rows)

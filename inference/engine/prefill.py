@@ -49,6 +49,7 @@ class Prefill:
             return
         rows, longest = self._shape(len(slots), max(lengths))
         spare = rows - len(slots)
+        self._prompts[:rows, :longest] = 0  # what was not finite there would spoil who attends
         for row, prompt in enumerate(prompts):
             self._prompts[row, : len(prompt)] = prompt
         self._fill(self._slots[:rows], [*slots, *[self._scratch] * spare])
