@@ -28,9 +28,9 @@ class Generator:
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
         self._talker = Stack(shape.talker, weights.talker.stack, limits.positions)
-        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups + 1)
+        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups)
         self._cache = Cache.empty(shape.talker, limits.rows, like)
-        batch, length = limits.slots, shape.groups + 1
+        batch, length = limits.slots, shape.groups
         self._codes_cache = Cache.empty(shape.predictor, batch * length, like)
         self._codes_table = identity_table(batch, length, device)
         self._batch = torch.arange(batch, dtype=torch.int32, device=device)
