@@ -85,8 +85,8 @@ class Extractor:
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
         """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
 
-        ExtractionFailed if the clip or what comes out of it is not finite, or too short to encode;
-        Overloaded if the device has no memory left for it.
+        ExtractionFailed if the clip or what comes out of it is not finite, too short to encode, or
+        if the encoders break; Overloaded if the device has no memory left for it.
         """
         _check(samples)
         try:
@@ -96,6 +96,8 @@ class Extractor:
         except torch.OutOfMemoryError as error:
             reason = "The device has too little memory left to encode a clip. Try again later."
             raise Overloaded(reason, RETRY_S) from error
+        except RuntimeError as error:
+            raise ExtractionFailed(f"The encoders failed: {error}") from error
         if not np.isfinite(embedding).all():
             raise ExtractionFailed("The clip's speaker embedding is not finite.")
         return Features(self._checked(codes), embedding, transcript)
