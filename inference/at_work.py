@@ -18,6 +18,8 @@ from inference.speaking import Listener, Wish
 from inference.voices import PromptCache
 from registry.files import PromptRef
 
+RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
+
 log = logging.getLogger(__name__)
 
 
@@ -52,9 +54,14 @@ class AtWork:
         """The voice on the device, and in memory for the next request, which may be waiting."""
         if (kept := self.voices.find(ref)) is not None:
             return kept
-        voice = self._working().prepare(
-            features.ref_spk_embedding, features.ref_code, features.source.transcript
-        )
+        try:
+            voice = self._working().prepare(
+                features.ref_spk_embedding, features.ref_code, features.source.transcript
+            )
+        except torch.OutOfMemoryError as error:
+            self.voices.clear()
+            reason = "The device has too little memory left for another voice. Try again later."
+            raise Overloaded(reason, RETRY_S) from error
         self.voices.keep(ref, voice)
         return voice
 

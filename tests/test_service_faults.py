@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from conftest import Enrol, ServiceFactory
 from speaking import collect, enrolled, run, say
 
@@ -193,6 +194,30 @@ def test_an_engine_that_breaks_in_a_job_is_loaded_again(
         with pytest.raises(errors.SpeechFailed, match="the device is lost"):
             await collect(running)
         assert len(await say(service, ref, "Hi.")) and service.status().state == "warm"
+
+    run(go())
+
+
+def test_a_full_device_refuses_a_new_voice_and_nobody_else(
+    service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service_factory()
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    async def go() -> None:
+        known, new = await enrolled(service, enrol()), await enrolled(service, enrol(1))
+        running = await service.speak(known, "Somebody who talks on and on. " * 4, {})
+        with monkeypatch.context() as small:
+            small.setattr(Engine, "prepare", full)
+            with pytest.raises(errors.Overloaded, match="memory"):
+                await say(service, new, "Hi.")
+        assert len(await collect(running)) and service.status().state == "warm"
+        again = await service.speak(known, "Hi.", {})
+        assert again.prompt_cache == "file"  # what could be let go of was
+        await again.chunks.aclose()
+        assert len(await say(service, new, "Hi."))
 
     run(go())
 
