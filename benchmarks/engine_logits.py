@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from inference.engine.codec import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.generator import Generator
-from inference.engine.layout import Composer, Layout
+from inference.engine.layout import Composer, Layout, Script
 from inference.engine.ops import TorchOps
 from inference.engine.shapes import ModelShape
 from inference.engine.state import Choice, Limits, State
@@ -104,7 +104,7 @@ def _layout(shape: ModelShape, text: PlainText, composer: Composer, row: int) ->
     codes = torch.randint(shape.codes, size, generator=generator).to(device)
     speaker = (torch.randn(shape.talker.width, generator=generator) / 10).to(device)
     reference = composer.reference(codes, text.ids(TRANSCRIPT[:REFERENCE]))
-    return composer.compose(speaker, reference, text.ids(TEXT), None, text_first=False)
+    return composer.compose(Script(speaker, reference, text.ids(TEXT)))
 
 
 def sound_db(shape: ModelShape, codes: Tensor, setup: Setup) -> float:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
@@ -140,6 +139,8 @@ def is_token(value: object) -> bool:
 
 def keep(login: Login) -> Path:
     """Written whole or not at all, and for its owner alone; says where."""
+    import tempfile
+
     path = config_file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from cli.input import json_option
 from cli.output import print_json, say
 
 if TYPE_CHECKING:
+    import httpx
     from fastapi import FastAPI
 
     from cli.client import Registry
@@ -127,14 +128,22 @@ def model_spec(settings: "Settings", store: "VoiceStore") -> str:
 
 @contextmanager
 def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]:
-    """The whole app on a Unix socket in a folder of our own, for as long as one command runs."""
+    """The whole app, for as long as one command runs."""
+    from cli.client import Registry
+
+    settings = settings or load_settings()
+    with serving_privately(make_app(settings, open_store(settings))) as http:
+        yield Registry(http)
+
+
+@contextmanager
+def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
+    """The app on a Unix socket in a folder of our own, and a client that talks to it."""
     import httpx
     import uvicorn
 
-    from cli.client import TIMEOUT, Registry
+    from cli.client import TIMEOUT
 
-    settings = settings or load_settings()
-    app = make_app(settings, open_store(settings))
     with tempfile.TemporaryDirectory(prefix="voices-") as folder:
         path = f"{folder}/registry.sock"
         listener = socket.socket(socket.AF_UNIX)
@@ -152,7 +161,7 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
             with httpx.Client(
                 transport=transport, base_url="http://voices", timeout=TIMEOUT
             ) as http:
-                yield Registry(http)
+                yield http
         finally:
             server.should_exit = True
             thread.join()

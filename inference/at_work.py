@@ -3,28 +3,65 @@
 Belongs to the device thread, but for `voices`, which any thread may ask.
 """
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
-from inference.engine import Engine, Output, Request, Voice
-from inference.errors import SpeechFailed
+import torch
+
+from inference.engine import Engine, EngineConfig, Output, Request, Voice
+from inference.engine.parts import Parts, loading
+from inference.errors import Overloaded, SpeechFailed
 from inference.prompt import PromptFeatures
 from inference.speaking import Listener, Wish
 from inference.voices import PromptCache
 from registry.files import PromptRef
 
+RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
+
+log = logging.getLogger(__name__)
+
+
+def load(folder: Path, parts: Parts | None, config: EngineConfig, streams: int) -> Engine:
+    """An engine that is ready for so many streams; ModelUnavailable says why it is not."""
+    with loading(f"The model in {folder}"):
+        torch.cuda.empty_cache()  # of an engine before; nothing where CUDA was not used
+        engine = Engine.of(parts, config) if parts else Engine.load(folder, config)
+        engine.capture(streams)  # the rest follows when nobody waits
+        return engine
+
 
 class AtWork:
-    def __init__(self, engine: Engine, cache_bytes: int) -> None:
-        self.engine = engine
+    """Works until `fail`; then it holds nothing, and refuses with the reason."""
+
+    def __init__(self, engine: Engine, cache_bytes: int, queue_limit: int) -> None:
+        """`queue_limit` bounds who waits for a slot; whoever can have one is not counted."""
+        self.engine: Engine | None = engine
+        self._queue_limit = queue_limit
+        self._reason = ""
         self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
         self._listeners: dict[Request, Listener] = {}
-        self._captures = engine.captures()
+        self._captures: Iterator[object] = engine.captures()
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        engine = self.engine
+        return engine.setup.limits.slots - engine.running if engine else 0
 
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
-        """The voice on the device, and in memory for the next request."""
-        voice = self.engine.prepare(
-            features.ref_spk_embedding, features.ref_code, features.source.transcript
-        )
+        """The voice on the device, and in memory for the next request, which may be waiting."""
+        if (kept := self.voices.find(ref)) is not None:
+            return kept
+        try:
+            voice = self._working().prepare(
+                features.ref_spk_embedding, features.ref_code, features.source.transcript
+            )
+        except torch.OutOfMemoryError as error:
+            self.voices.clear()
+            reason = "The device has too little memory left for another voice. Try again later."
+            raise Overloaded(reason, RETRY_S) from error
         self.voices.keep(ref, voice)
         return voice
 
@@ -32,10 +69,15 @@ class AtWork:
         self, voice: Voice, wish: Wish, patience_s: float, listener: Listener
     ) -> Literal["icl", "xvec"]:
         """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
+        engine = self._working()
+        waiting = engine.queued - self.free
+        if waiting >= self._queue_limit:
+            reason = f"{waiting} requests are waiting already. Try again later."
+            raise Overloaded(reason, engine.retry_after_s)
         request = Request(
             voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
         )
-        self.engine.submit(request)
+        engine.submit(request)
         self._listeners[request] = listener
         return voice.mode(wish.mode)
 
@@ -43,24 +85,49 @@ class AtWork:
         """Nobody listens any more. Harmless if the speech is over, or never began."""
         for request, other in self._listeners.items():
             if other is listener:
-                self.engine.cancel(request)
+                self._working().cancel(request)
                 del self._listeners[request]
                 return
 
     def step(self) -> bool:
         """One step of the engine, or a CUDA graph for later ones; False if nothing is left."""
-        if not self.engine.busy:
-            return next(self._captures, None) is not None
-        for output in self.engine.step():
+        engine = self._working()
+        if not engine.busy:
+            return self._capture()
+        for output in engine.step():
             self._tell(output)
         return True
 
-    def fail(self, error: BaseException) -> None:
-        """The engine broke: everyone who listens is told."""
+    def close(self, refusal: Overloaded) -> None:
+        """Only what has a slot goes on; whoever waits for one is refused."""
+        engine, self._captures = self._working(), iter(())
+        waiting = [r for r in self._listeners if engine.position(r) is not None]
+        for request in waiting:
+            engine.cancel(request)
+            self._tell(Output.of_error(request, refusal))
+
+    def fail(self, error: BaseException) -> SpeechFailed:
+        """The engine broke: everyone who listens is told, and whoever still comes."""
+        self._reason = f"The engine failed: {type(error).__name__}: {error}"
         listeners, self._listeners = self._listeners, {}
         for request, listener in listeners.items():
-            reason = SpeechFailed(f"The engine failed: {type(error).__name__}: {error}")
-            listener.put(Output.of_error(request, reason))
+            listener.put(Output.of_error(request, SpeechFailed(self._reason)))
+        self.engine, self._captures, self.voices = None, iter(()), PromptCache(0)
+        return SpeechFailed(self._reason)
+
+    def _working(self) -> Engine:
+        if self.engine is None:
+            raise SpeechFailed(self._reason)
+        return self.engine
+
+    def _capture(self) -> bool:
+        """Without a graph the engine is only slower."""
+        try:
+            return next(self._captures, None) is not None
+        except RuntimeError as error:
+            log.warning("No more CUDA graphs are captured.", exc_info=error)
+            self._captures = iter(())
+            return False
 
     def _tell(self, output: Output) -> None:
         if output.finished or output.error is not None:

@@ -1,6 +1,7 @@
-"""One thread that owns the device, and the bounded queue before it. Knows nothing about speech.
+"""One thread that owns the device, and the queues before it. Knows nothing about speech.
 
-Between jobs it does `work`, over and over while there is some: that is where an engine steps.
+It does `work` over and over while there is some: that is where an engine steps. Before each time
+it runs all the short jobs that wait, and one of the others.
 """
 
 import threading
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,10 +24,10 @@ class Job:
     call: Callable[[], Any]
     future: "Future[Any]"
 
-    def run(self) -> None:
-        """Do the work, unless its caller has left; whatever it raises goes to the caller."""
+    def run(self, judge: Callable[[BaseException], BaseException]) -> None:
+        """Do the work, unless its caller has left, who gets what `judge` makes of a failure."""
         if self.future.set_running_or_notify_cancel():
-            with FailureGoesTo(self.future.set_exception):
+            with FailureGoesTo(lambda error: self.future.set_exception(judge(error))):
                 self.future.set_result(self.call())
 
     def fail(self, error: Exception) -> None:
@@ -53,28 +55,46 @@ class FailureGoesTo:
         return True
 
 
+def closing() -> Overloaded:
+    return Overloaded("The service is shutting down. Try again later.", 5.0)
+
+
 def _no_work() -> bool:
     return False
 
 
-class DeviceThread:
-    """Runs jobs one after another, in order of arrival. Safe to use from any thread."""
+def _as_it_is(error: BaseException) -> BaseException:
+    return error
 
-    def __init__(self, name: str, queue_limit: int, work: Callable[[], bool] = _no_work) -> None:
-        """`work` does a little and says whether there is more; it must not raise."""
-        self._name, self._queue_limit, self._work = name, queue_limit, work
+
+class DeviceThread:
+    """Runs jobs of a kind one after another, in order of arrival. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        name: str,
+        queue_limit: int,
+        work: Callable[[], bool] = _no_work,
+        judge: Callable[[BaseException], BaseException] = _as_it_is,
+    ) -> None:
+        """`work` does a little and says whether there is more; it must not raise.
+
+        `judge` is asked on the thread what a caller is told of an error that the job has raised.
+        """
+        self._name, self._queue_limit, self._work, self._judge = name, queue_limit, work, judge
         self._idle = True
+        self._short: deque[Job] = deque()
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self.closed = False
         self._busy = False
         self._last_job_s = 1.0
 
     @property
     def queued(self) -> int:
         with self._changed:
-            return self._waiting()
+            return self._waiting() + len(self._short)
 
     @property
     def running(self) -> int:
@@ -86,41 +106,49 @@ class DeviceThread:
         with self._changed:
             return max(1.0, round((self._waiting() + 1) * self._last_job_s, 1))
 
-    def submit(self, call: Callable[[], T]) -> "Future[T]":
-        """Queue `call`; cancelling the future before it starts takes it out. Overloaded if full."""
-        future: Future[T] = Future()
+    def submit(self, call: Callable[[], T], room: int = 0) -> "Future[T]":
+        """Queue `call`; cancelling the future before it starts takes it out.
+
+        Overloaded if the queue is full; `room` more fit in while those who wait have a place to go.
+        """
         with self._changed:
-            if self._closed:
-                raise self._closing()
-            if self._waiting() >= self._queue_limit:
-                reason = f"{self._queue_limit} requests are waiting already. Try again later."
+            if self._waiting() >= self._queue_limit + room:
+                reason = f"{self._waiting()} requests are waiting already. Try again later."
                 raise Overloaded(reason, self.retry_after_s)
-            self._jobs.append(Job(call, future))
-            self._start()
-            self._changed.notify()
-        return future
+            return self._queue(self._jobs, call)
+
+    def soon(self, call: Callable[[], T]) -> "Future[T]":
+        """Run a short `call` before the next piece of work; refused only when closed."""
+        with self._changed:
+            return self._queue(self._short, call)
 
     def tell(self, call: Callable[[], object]) -> None:
         """Run a short `call` before all that is queued; never refused. Nothing waits for it."""
         with self._changed:
-            self._jobs.appendleft(Job(call, Future()))
+            self._short.appendleft(Job(call, Future()))
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse new jobs, fail the queued ones; True if what runs ended in time."""
+        """Refuse new jobs, fail those queued but for the short; True if the rest ended in time."""
         with self._changed:
-            self._closed = True
+            self.closed = True
             waiting, self._jobs = self._jobs, deque()
             self._changed.notify_all()
         for job in waiting:
-            job.fail(self._closing())
+            job.fail(closing())
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _closing(self) -> Overloaded:
-        return Overloaded("The service is shutting down. Try again later.", 5.0)
+    def _queue(self, jobs: deque[Job], call: Callable[[], T]) -> "Future[T]":
+        if self.closed:
+            raise closing()
+        future: Future[T] = Future()
+        jobs.append(Job(call, future))
+        self._start()
+        self._changed.notify()
+        return future
 
     def _waiting(self) -> int:
         """Jobs in the queue whose callers are still there; the others are dropped."""
@@ -138,23 +166,31 @@ class DeviceThread:
             pass
 
     def _step(self) -> bool:
-        """Do a job, or some work, or wait for either; False when closed and all is done."""
-        job = self._next_job()
-        if job is not None:
-            self._run(job)
-        elif self._closed and self._idle:
+        """Do jobs and some work, or wait for either; False when closed and all is done."""
+        jobs = self._next_jobs()
+        if not jobs and self.closed and self._idle:
             return False
+        for job in jobs:
+            self._run(job)
+        self._busy = False
         self._idle = not self._work()
         return True
 
-    def _next_job(self) -> Job | None:
+    def _next_jobs(self) -> list[Job]:
+        """All short ones, and one of the others."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed or not self._idle)
-            self._busy = bool(self._jobs)
-            return self._jobs.popleft() if self._jobs else None
+            self._changed.wait_for(self._wanted)
+            jobs = [*self._short, *islice(self._jobs, 1)]
+            self._short.clear()
+            if self._jobs:
+                self._jobs.popleft()
+            self._busy = bool(jobs)
+        return jobs
+
+    def _wanted(self) -> bool:
+        return bool(self._short or self._jobs or self.closed or not self._idle)
 
     def _run(self, job: Job) -> None:
         started_s = time.monotonic()
-        job.run()
+        job.run(self._judge)
         self._last_job_s = time.monotonic() - started_s
-        self._busy = False

@@ -11,7 +11,8 @@ InferenceError
 ├── SpeechUnfinished      speech-unfinished     the frame budget ended before the speech did
 ├── SpeechFailed          speech-failed         the model broke, or its sound is not finite
 ├── ModelUnavailable      model-unavailable     not downloaded, not installed, or not loadable
-└── ModelCannotClone      model-cannot-clone    a checkpoint for preset or designed voices
+├── ModelCannotClone      model-cannot-clone    a checkpoint for preset or designed voices
+└── StorageFailed         storage-unavailable   a Volume can't be read or written now
 """
 
 from typing import ClassVar
@@ -74,3 +75,7 @@ class ModelUnavailable(InferenceError):
 
 class ModelCannotClone(InferenceError):
     code = "model-cannot-clone"
+
+
+class StorageFailed(InferenceError):
+    code = "storage-unavailable"

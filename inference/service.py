@@ -7,35 +7,39 @@ Knows nothing of names, SQL or HTTP.
 
 import asyncio
 import contextlib
+import gc
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from inference.clips import read_conditioned
-from inference.device_thread import DeviceThread, FailureGoesTo
+from inference.device_thread import DeviceThread, FailureGoesTo, closing
 from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import (
     InferenceError,
     ModelUnavailable,
     Overloaded,
-    PromptCorrupt,
     PromptMissing,
+    SpeechFailed,
 )
-from inference.prompt import FILE_LIMIT_BYTES, PromptFeatures, PromptShape
+from inference.prompt import PromptFeatures, PromptShape
 from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
 from inference.speaking import Chunks, Clock, Listener, Wish
+from inference.voice_files import VoiceFiles
 from inference.weights import LocatedModel, not_installed
-from registry.files import DataDir, PromptRef, PromptSource, sha256_of, write_atomically
+from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 if TYPE_CHECKING:
     from inference.at_work import AtWork
-    from inference.engine import Counters, Voice
+    from inference.engine import Counters, Engine, Voice
     from inference.engine.extract import Extractor
+    from inference.engine.parts import Parts
 
 T = TypeVar("T")
 
@@ -47,20 +51,25 @@ class InferenceService:
 
     def __init__(
         self,
-        data: DataDir,
+        data: DataDir | VoiceFiles,
         model: LocatedModel | Callable[[], LocatedModel],
         config: ServiceConfig | None = None,
+        parts: "Parts | None" = None,
     ) -> None:
-        """`model` may be a function that finds it: called at first use, until it succeeds."""
-        self._data = data
+        """`model` may be a function that finds it: called at first use, until it succeeds.
+
+        With `parts` of it in host memory, only the way to the device is left for the first load.
+        """
+        self._files = data if isinstance(data, VoiceFiles) else VoiceFiles(data)
         self._find: Callable[[], LocatedModel] = (
             (lambda: model) if isinstance(model, LocatedModel) else model
         )
         self._config = config or ServiceConfig()
-        self._thread = DeviceThread("engine", self._config.queue_limit, self._step)
+        self._thread = DeviceThread("engine", self._config.queue_limit, self._step, self._judged)
         self._extracting = DeviceThread("extract", self._config.queue_limit)
         self._finding = threading.Lock()
         self._model: LocatedModel | None = None
+        self._parts = parts
         self._at_work: AtWork | None = None
         self._extractor: Extractor | None = None
         self._prompt_shape: PromptShape | None = None
@@ -83,9 +92,10 @@ class InferenceService:
         voice, prompt_cache = await self._voice(at_work, ref)
         clock.lap("prompt")
         listener = Listener()
-        with self._cancelled_if_left(at_work, listener):
-            patience_s = self._config.queue_timeout_s - clock.total_s
-            job = self._thread.submit(lambda: at_work.begin(voice, wish, patience_s, listener))
+        with self._cancelled_if_left(listener):
+            waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
+            patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
+            job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
             mode = await self._wait_for(job)
             clock.lap("queue")
             first = await listener.get()
@@ -97,7 +107,7 @@ class InferenceService:
             prompt_cache=prompt_cache,
             mode=mode,
             timings=clock.laps | {"ttfa": clock.total_s},
-            chunks=Chunks(first, listener, lambda: self._forget(at_work, listener)),
+            chunks=Chunks(first, listener, lambda: self._forget(listener)),
         )
 
     def located(self) -> LocatedModel:
@@ -109,8 +119,8 @@ class InferenceService:
 
     def describe(self) -> Description:
         """What the model is, without loading it; see `located`."""
-        model, at_work = self.located(), self._at_work
-        setup = None if at_work is None else at_work.engine.setup
+        model, engine = self.located(), self._engine
+        setup = None if engine is None else engine.setup
         return Description(
             model=model.ref,
             source=model.source,
@@ -121,7 +131,7 @@ class InferenceService:
         )
 
     def status(self) -> Status:
-        engine = self._at_work and self._at_work.engine
+        engine = self._engine
         return Status(
             state=self._state,
             queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
@@ -133,7 +143,8 @@ class InferenceService:
 
     def counters(self) -> "Counters | None":
         """What the engine has done; None until it is loaded."""
-        return None if self._at_work is None else self._at_work.engine.counters
+        engine = self._engine
+        return None if engine is None else engine.counters
 
     def warm(self) -> None:
         """Start loading the model, if nothing else does; returns at once."""
@@ -141,11 +152,22 @@ class InferenceService:
             with contextlib.suppress(Overloaded):  # then the requests before this one will load it
                 self._thread.submit(self._loaded)
 
+    async def ready(self) -> None:
+        """Returns when the model is loaded; raises why it is not."""
+        await self._ready()
+
     def close(self, timeout_s: float) -> bool:
-        """Refuse new requests, fail those queued; True if what runs ended in `timeout_s`."""
-        deadline_s = time.monotonic() + timeout_s
-        extracted = self._extracting.close(timeout_s)
-        return self._thread.close(max(0.0, deadline_s - time.monotonic())) and extracted
+        """Refuse new requests and all that wait; True if what runs ended in `timeout_s`."""
+        deadline_s, threads = time.monotonic() + timeout_s, (self._thread, self._extracting)
+        for thread in threads:
+            thread.close(0.0)
+        ended = [thread.close(max(0.0, deadline_s - time.monotonic())) for thread in threads]
+        return all(ended)
+
+    @property
+    def _engine(self) -> "Engine | None":
+        at_work = self._at_work
+        return None if at_work is None else at_work.engine
 
     async def _ready(self) -> "AtWork":
         """The engine at work, loaded if it must be."""
@@ -160,7 +182,7 @@ class InferenceService:
         if (kept := at_work.voices.find(ref)) is not None:
             return kept, "memory"
         features = await asyncio.to_thread(self._read, ref)
-        job = self._thread.submit(lambda: at_work.prepare(ref, features))
+        job = self._thread.submit(lambda: at_work.prepare(ref, features), at_work.free)
         return await self._wait_for(job), "file"
 
     async def _wait_for(self, job: "Future[T]") -> T:
@@ -184,11 +206,15 @@ class InferenceService:
             self._thread.retry_after_s,
         )
 
-    def _forget(self, at_work: "AtWork", listener: Listener) -> None:
-        self._thread.tell(lambda: at_work.cancel(listener))
+    def _forget(self, listener: Listener) -> None:
+        self._thread.tell(lambda: self._cancel(listener))
+
+    def _cancel(self, listener: Listener) -> None:
+        if self._at_work is not None:
+            self._at_work.cancel(listener)
 
     @contextlib.contextmanager
-    def _cancelled_if_left(self, at_work: "AtWork", listener: Listener) -> Iterator[None]:
+    def _cancelled_if_left(self, listener: Listener) -> Iterator[None]:
         """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
         left = True
         try:
@@ -196,7 +222,7 @@ class InferenceService:
             left = False
         finally:
             if left:
-                self._forget(at_work, listener)
+                self._forget(listener)
 
     def _step(self) -> bool:
         """The device thread's work between jobs. An engine that breaks is loaded again."""
@@ -205,23 +231,33 @@ class InferenceService:
             return False
         more = False
         with FailureGoesTo(self._broken):
+            if self._thread.closed:
+                at_work.close(closing())
             more = at_work.step()
         return more
 
-    def _broken(self, error: BaseException) -> None:
+    def _judged(self, error: BaseException) -> BaseException:
+        """What a caller is told of what a job raised: what is no refusal has broken the engine."""
+        refusal = isinstance(error, InferenceError | ValueError | TypeError)
+        return error if refusal else self._broken(error)
+
+    def _broken(self, error: BaseException) -> SpeechFailed:
+        """Nothing may hold the engine any more: the next one needs its memory."""
         log.error("The engine failed while speaking.", exc_info=error)
         at_work, self._at_work = self._at_work, None
         self._state, self._error = "failed", f"{type(error).__name__}: {error}"
-        if at_work is not None:
-            at_work.fail(error)
+        traceback.clear_frames(error.__traceback__)
+        return SpeechFailed(self._error) if at_work is None else at_work.fail(error)
 
     def _loaded(self) -> "AtWork":
         """The engine at work. A load that failed is tried again by the next request."""
         if self._at_work is None:
+            if self._state == "failed":
+                gc.collect()  # what is left of another engine: two may not fit on the device
             self._state, self._error = "warming", None
             try:
                 self._at_work = self._load()
-            except InferenceError as error:
+            except (InferenceError, ValueError, TypeError) as error:
                 self._error = str(error)
                 raise
             finally:
@@ -232,32 +268,30 @@ class InferenceService:
         model, config = self.located(), self._config
         try:
             with reading_ahead(model.path):
-                from inference.at_work import AtWork
-                from inference.engine import Engine, EngineConfig
+                from inference.at_work import AtWork, load
+                from inference.engine import EngineConfig
         except (ImportError, OSError) as error:
             raise not_installed(error) from error
-        engine = Engine.load(
-            model.path,
-            EngineConfig(
-                device=config.device,
-                dtype=config.dtype,
-                threads=config.threads,
-                slots=config.slots,
-                queue_limit=config.queue_limit,
-            ),
+        options = EngineConfig(
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            slots=config.slots,
+            queue_limit=sys.maxsize,  # AtWork bounds it
         )
-        engine.capture(streams=1 + self._thread.queued)  # the rest follows when nobody waits
-        return AtWork(engine, config.prompt_cache_bytes)
+        parts, self._parts = self._parts, None
+        engine = load(model.path, parts, options, streams=1 + self._thread.queued)
+        return AtWork(engine, config.prompt_cache_bytes, config.queue_limit)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
         extractor, model = self._ready_extractor(), self.located()
-        samples = read_conditioned(self._data.conditioned(source))
+        samples = self._files.clip(source)
         found = extractor.extract(samples, source.transcript or None)
         codes, embedding = found.ref_code, found.ref_spk_embedding
         features = PromptFeatures(source, model.ref, codes, embedding)
         data = features.save(self._shape())
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
-        write_atomically(self._data.prompt(ref), data)
+        self._files.keep(ref, data)
         return ExtractedPrompt(
             ref.fingerprint, ref.sha256, features.frames, features.modes, features.model
         )
@@ -287,14 +321,7 @@ class InferenceService:
     def _read(self, ref: PromptRef) -> PromptFeatures:
         """The prompt file, read once; PromptMissing or PromptCorrupt."""
         model = self.located()
-        try:
-            with open(self._data.prompt(ref), "rb") as file:
-                data = file.read(FILE_LIMIT_BYTES)
-        except FileNotFoundError as error:
-            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.") from error
-        except OSError as error:
-            raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
-        features = PromptFeatures.load(data, ref, self._shape())
+        features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape())
         if features.model != model.ref:
             raise PromptMissing(
                 f"The prompt features of {ref.voice_id} are for {features.model.id},"

@@ -49,6 +49,11 @@ class PromptCache(Generic[P]):
             while self.nbytes > self._limit_bytes:
                 self._drop(next(iter(self._kept)))
 
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+            self.nbytes = 0
+
     def _drop(self, ref: PromptRef) -> None:
         if (dropped := self._kept.pop(ref, None)) is not None:
             self.nbytes -= dropped.nbytes

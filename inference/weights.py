@@ -136,15 +136,36 @@ def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS
     """
     wanted = parse(spec, models)
     if wanted.kind == "hub":
-        _check_can_clone(_read_json(_fetch(wanted, ["config.json"]) / "config.json"), wanted.name)
-        path = _fetch(wanted, FETCHED)
-        if missing := _missing(path):  # the hub's client keeps silent about a network that is gone
-            raise ModelUnavailable(
-                f"The download of {wanted} is not complete: {', '.join(missing)} missing."
-                " Check the network and run it again; it goes on where it stopped."
-            )
-        _verify(path, _pinned_hashes(wanted, models))
+        _download(wanted, models)
     return locate(spec, data, models)
+
+
+def download_into(root: Path, spec: str, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
+    """`download` into a folder of its own under `root`, which needs no cache to be read.
+
+    What was fetched before is kept, so it goes on where it stopped. `demo` is made there.
+    """
+    wanted = parse(spec, models)
+    if wanted.kind != "hub":
+        return locate(spec, DataDir(root), models)
+    folder = root / f"{wanted.name.replace('/', '--')}--{wanted.revision}"
+    _download(wanted, models, folder)
+    return _located(wanted, folder, ModelRef(wanted.name, wanted.revision or ""))
+
+
+def _download(
+    wanted: ModelSpec, models: Mapping[str, KnownModel], folder: Path | None = None
+) -> None:
+    """Config first, then the rest, then the hashes; None for the folder is the hub's cache."""
+    path = _fetch(wanted, ["config.json"], folder)
+    _check_can_clone(_read_json(path / "config.json"), wanted.name)
+    path = _fetch(wanted, FETCHED, folder)
+    if missing := _missing(path):  # the hub's client keeps silent about a network that is gone
+        raise ModelUnavailable(
+            f"The download of {wanted} is not complete: {', '.join(missing)} missing."
+            " Check the network and run it again; it goes on where it stopped."
+        )
+    _verify(path, _pinned_hashes(wanted, models))
 
 
 def is_downloaded(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> bool:
@@ -277,13 +298,13 @@ def _in_hub_cache(wanted: ModelSpec, complete: bool = True) -> Path | None:
     return None if complete and _missing(folder) else folder
 
 
-def _fetch(wanted: ModelSpec, names: Sequence[str]) -> Path:
+def _fetch(wanted: ModelSpec, names: Sequence[str], into: Path | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = snapshot_download(
-            wanted.name, revision=wanted.revision, allow_patterns=list(names)
+            wanted.name, revision=wanted.revision, allow_patterns=list(names), local_dir=into
         )
     except (OSError, ValueError, _root_of(HfHubHTTPError)) as error:
         raise ModelUnavailable(f"The download of {wanted} failed: {error}") from error

@@ -1,0 +1,3 @@
+"""The service: names to voices."""
+
+VERSION = "0.1.0"

@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
-from registry import problems
+from registry import VERSION, problems
 from registry.enrol import Enroller
 from registry.inference_client import Inference
 from registry.requests import MIB, BodyLimit, HeadAsGet
@@ -35,7 +34,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
 
     app = FastAPI(
         title="Voice registry",
-        version=version("voice-registry"),
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,

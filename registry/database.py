@@ -26,6 +26,9 @@ class Database:
     """One engine; `read()` and `write()` are the only ways to a session."""
 
     def __init__(self, path: Path) -> None:
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
         self._reading = sqlite_engine(path)
         self._writing = self._reading.execution_options(begin="BEGIN IMMEDIATE")
 
@@ -43,6 +46,12 @@ class Database:
 
     def close(self) -> None:
         self._reading.dispose()
+
+    def reopen(self, path: Path) -> None:
+        """Another file from here on; sessions that are open end with the one they have."""
+        before = self._reading
+        self._open(path)
+        before.dispose()
 
 
 def is_damage(error: Exception) -> bool:

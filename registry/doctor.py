@@ -7,7 +7,7 @@ or damaged can't be repaired: it is reported, for a backup to mend.
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,16 +65,33 @@ def _database_faults(data: DataDir) -> list[str]:
 
 
 def _examine_files(data: DataDir, read_data: bool, repair: bool) -> list[Finding]:
-    """Files are read between two transactions, so that nobody waits for gigabytes to be hashed."""
     database = Database(data.database)
     try:
-        with database.read() as session:
-            named = list(_named_files(data, session))
-        sound = {(path, sha) for path, sha in named if _is_sound(path, sha, read_data)}
-        with database.write() if repair else database.read() as session:
-            return list(_Examination(data, session, sound, read_data, repair).findings())
+        return examine_files(data, database, nullcontext(), read_data, repair)
     finally:
         database.close()
+
+
+def examine_files(
+    data: DataDir,
+    database: Database,
+    files: AbstractContextManager[object],
+    read_data: bool,
+    repair: bool,
+) -> list[Finding]:
+    """All but the database itself, which is open. Files are only touched within `files`.
+
+    They are read between two transactions, so that nobody waits for gigabytes to be hashed.
+    """
+    with database.read() as session:
+        named = list(_named_files(data, session))
+    sound = set()
+    for path, sha256 in named:
+        with files:
+            if _is_sound(path, sha256, read_data):
+                sound.add((path, sha256))
+    with database.write() if repair else database.read() as session, files:
+        return list(_Examination(data, session, sound, read_data, repair).findings())
 
 
 def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:

@@ -7,9 +7,11 @@ RegistryError
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
 ├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
-├── StorageUnavailable                   503         nothing was stored: try again
+├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
+├── StreamBroken 500                     a speech that ended before it should
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
-└── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
+├── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
+└── BackupRefused                        never in an answer, so it has no code of its own
 """
 
 from collections.abc import Sequence
@@ -174,6 +176,26 @@ class Overloaded(RegistryError):
         return {"Retry-After": str(self.retry_after_s)}
 
 
+class GpuCold(Overloaded):
+    """The GPU did not answer in time. It is being started; this request is over."""
+
+    code, title = "gpu-cold", "The GPU is starting"
+
+
+class InferenceUnreachable(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-unreachable"
+    title = "The model can't be reached"
+
+
+class StreamBroken(SpeechFailed):
+    """The sound stopped before its end. It is never asked for again: some of it was heard."""
+
+    code, title = "stream-broken", "The speech broke off"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(self.code, detail)
+
+
 class PromptBroken(RegistryError):
     """A prompt file is missing or damaged; a client sees it only if rebuilding did not help."""
 
@@ -186,6 +208,12 @@ class SchemaTooNew(RegistryError):
 
 class DatabaseLost(RegistryError):
     code, title = "database-lost", "The database is gone, but its files are here"
+
+
+class BackupRefused(RegistryError):
+    """A backup that can't be made or restored, and why."""
+
+    title = "The backup can't be used"
 
 
 class SettingInvalid(RegistryError):

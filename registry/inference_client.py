@@ -6,6 +6,7 @@ error is recognised by its `code`, so that the same mapping serves another proce
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any, Protocol
@@ -23,12 +24,15 @@ from registry.errors import (
     PromptBroken,
     RegistryError,
     SpeechFailed,
+    StorageUnavailable,
     TextTooLong,
 )
 from registry.files import ModelRef, PromptRef, PromptSource
 
 Samples = NDArray[np.float32]
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
+# How long whoever asks would wait for a GPU that has to start; None leaves it to the server.
+patience_s: ContextVar[float | None] = ContextVar("patience_s", default=None)
 
 
 @dataclass(frozen=True)
@@ -212,16 +216,18 @@ def registry_errors() -> Iterator[None]:
         code = getattr(error, "code", None)
         if code is None or isinstance(error, RegistryError):
             raise
-        raise _by_code(code, str(error), getattr(error, "retry_after_s", 5)) from error
+        raise error_of(code, str(error), getattr(error, "retry_after_s", 5)) from error
 
 
-def _by_code(code: str, detail: str, retry_after_s: float) -> RegistryError:
+def error_of(code: str, detail: str, retry_after_s: float) -> RegistryError:
+    """The registry's error for what inference calls `code`."""
     plain = {
         "prompt-missing": PromptBroken,
         "prompt-corrupt": PromptBroken,
         "text-too-long": TextTooLong,
         "language-unsupported": LanguageUnsupported,
         "mode-unavailable": ModeUnavailable,
+        "storage-unavailable": StorageUnavailable,
     }
     if code in plain:
         return plain[code](detail)

@@ -1,12 +1,13 @@
 """How a request is taken in: how much body, of which type, and for as long as someone waits."""
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from email.message import Message as Headers
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers as RawHeaders
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import ContentTypeUnsupported
+from registry.inference_client import patience_s
 from registry.problems import ClientGone
 
 JSON_LIMIT = 64 * 1024
@@ -21,6 +23,23 @@ FORM_OVERHEAD = 128 * 1024
 MIB = 1024 * 1024
 
 T = TypeVar("T")
+
+
+async def _patience(
+    prefer: Annotated[
+        str | None,
+        Header(
+            description="`wait=N`: answer within N seconds if a GPU has to start (RFC 7240).",
+            examples=["wait=30"],
+        ),
+    ] = None,
+) -> None:
+    """Whatever else a Prefer header says is not understood, and so ignored."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})\s*(?:$|[,;])", prefer or "", re.IGNORECASE)
+    patience_s.set(float(found[1]) if found else None)
+
+
+PATIENCE = Depends(_patience)  # of a route that may need a GPU
 
 
 class BodyLimit:

@@ -1,9 +1,10 @@
 """From a voice and a text to audio. It knows nothing about HTTP, and opens a clip only to heal."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from anyio import to_thread
 
@@ -40,7 +41,7 @@ class Speaker:
         self._store = store
         self._inference = inference
         self._enroller = enroller
-        self._healing: dict[str, asyncio.Lock] = {}
+        self._healing = WeakValueDictionary[str, asyncio.Lock]()
 
     async def speak(self, reference: str, text: str, params: SpeakParams) -> Spoken:
         """Returns once the first chunk exists. A broken prompt is rebuilt once from its clip."""
@@ -62,24 +63,14 @@ class Speaker:
 
     async def _heal_and_speak(self, voice: StoredVoice, text: str, params: SpeakParams) -> Spoken:
         """Under the voice's lock: of many callers that meet the damage, the first one heals it."""
-        with self._lock_of(voice.row.id) as lock:
-            async with lock:
-                voice = await to_thread.run_sync(self._store.get, voice.row.id)
-                try:
-                    return await self._from_prompt(voice, text, params, rebuilt=True)
-                except PromptBroken:
-                    voice = await self._enroller.rebuild(voice)
+        lock = self._healing.setdefault(voice.row.id, asyncio.Lock())  # gone with its last holder
+        async with lock:
+            voice = await to_thread.run_sync(self._store.get, voice.row.id)
+            try:
+                return await self._from_prompt(voice, text, params, rebuilt=True)
+            except PromptBroken:
+                voice = await self._enroller.rebuild(voice)
         return await self._from_prompt(voice, text, params, rebuilt=True)
-
-    @contextmanager
-    def _lock_of(self, voice_id: str) -> Iterator[asyncio.Lock]:
-        """One lock a voice, kept only while someone uses it."""
-        lock = self._healing.setdefault(voice_id, asyncio.Lock())
-        try:
-            yield lock
-        finally:
-            if not lock.locked():
-                self._healing.pop(voice_id, None)
 
 
 def with_defaults(params: SpeakParams, voice: StoredVoice) -> SpeakParams:

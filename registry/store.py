@@ -4,8 +4,9 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 """
 
 import shutil
+import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class VoiceStore:
     def clip(self, voice: StoredVoice) -> bytes:
         """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
         sha256 = voice.enrolment.clip_sha256
-        content = self._read(self.data.clip(sha256))
+        content = self.read_file(self.data.clip(sha256))
         if sha256_of(content) != sha256:
             raise ClipDamaged(
                 f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
@@ -107,7 +108,7 @@ class VoiceStore:
                 f"{voice.row.name!r} has no prompt features for the model in use yet; "
                 "speak with it or rebuild it first."
             )
-        content = self._read(self.data.prompt(ref))
+        content = self.read_file(self.data.prompt(ref))
         if sha256_of(content) != ref.sha256:
             raise PromptNotReady(
                 f"The prompt file of {voice.row.name!r} is missing or damaged; "
@@ -115,10 +116,18 @@ class VoiceStore:
             )
         return content
 
-    def _read(self, path: Path) -> bytes:
+    def read_file(self, path: Path) -> bytes:
         """Nothing if there is no such file."""
         with self._files:
             return path.read_bytes() if path.exists() else b""
+
+    def copy_database(self, target: Path) -> None:
+        """All rows as of one moment, in a new file."""
+        with self._db.read() as session, closing(sqlite3.connect(target)) as copy:
+            source = session.connection().connection.driver_connection
+            assert isinstance(source, sqlite3.Connection)
+            source.backup(copy)
+            copy.execute("VACUUM")  # nothing of what was deleted
 
     # Writing
 

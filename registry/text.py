@@ -4,6 +4,7 @@ import unicodedata
 
 from registry.errors import TextInvalid, TextTooLong
 
+LETTERS_PER_S, WIDE_PER_S = 14.0, 4.5  # of calm speech; wide: Chinese, Japanese, Korean
 _KEPT_CONTROLS = "\n\t"
 _BIDI_CONTROLS = dict.fromkeys(
     [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -43,3 +44,22 @@ def _refuse_controls(text: str, what: str) -> None:
                 f"{what} holds U+{ord(character):04X} at position {position}, "
                 "a control character or half of a surrogate pair."
             )
+
+
+def refuse_long(text: str, limit_s: float) -> None:
+    """TextTooLong if, made no faster than it is spoken, the speech would not be done in time."""
+    speech_s = spoken_s(text)
+    if speech_s > limit_s:
+        most = int(len(text) * limit_s / speech_s)
+        raise TextTooLong(
+            f"The text is about {speech_s:.0f} s of speech, and one request may take"
+            f" {limit_s:g} s here. Split it into parts of at most {most:,} characters.",
+            limit=most,
+            unit="characters",
+        )
+
+
+def spoken_s(text: str) -> float:
+    """How long the text takes to say, at a calm pace."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return wide / WIDE_PER_S + (len(text) - wide) / LETTERS_PER_S

@@ -3,53 +3,136 @@
 Files are written once and committed before anyone is told their names; rows are in snapshots.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from registry.audio import ReferenceClip
-from registry.database import Database, migrate
-from registry.files import DataDir, PromptSource, make_folder
-from registry.snapshots import Claims, Mount, SnapshotDatabase
+from registry.database import migrate
+from registry.doctor import Finding, examine_files
+from registry.errors import StorageUnavailable, VoiceNotFound
+from registry.files import DataDir, PromptSource, make_folder, write_once
+from registry.queries import StoredVoice
+from registry.snapshot_database import SnapshotDatabase
+from registry.snapshots import Claims, Mount
 from registry.store import VoiceStore
 
 
 @dataclass(frozen=True)
 class VolumeDir(DataDir):
-    """Files on the Volume, the live database on the container's own disk."""
+    """Files on the Volume, one database file on the container's own disk."""
 
-    local: Path
+    file: Path
 
     @property
     def database(self) -> Path:
-        return self.local / "registry.db"
+        return self.file
 
     @property
     def backups(self) -> Path:
-        return self.local / "backups"
+        return self.file.parent / "backups"
 
     def create(self) -> None:
-        """Only the local folder: writers make theirs on the Volume, which is never full."""
-        make_folder(self.local)
+        """Writers make their folders; a Volume is never full, and needs no ballast."""
+        make_folder(self.file.parent)
+
+
+@dataclass(frozen=True)
+class SharedVolume:
+    """A modal.Volume, or what acts like one; `failures` are what its calls may raise."""
+
+    volume: Any
+    failures: tuple[type[Exception], ...]
+
+    def commit(self) -> None:
+        with said(self.failures):
+            self.volume.commit()
+
+    def reload(self) -> None:
+        with said(self.failures):
+            self.volume.reload()
+
+
+@dataclass(frozen=True)
+class SharedDict:
+    """A modal.Dict, or what acts like one. `lineage` is the Volume's own id: claims on another
+    Volume, that once had its name, are not claims on this one."""
+
+    entries: Any
+    lineage: str
+    failures: tuple[type[Exception], ...]
+
+    def put(self, key: str, value: str, *, skip_if_exists: bool) -> bool:
+        with said(self.failures):
+            name = f"{self.lineage} {key}"
+            return bool(self.entries.put(name, value, skip_if_exists=skip_if_exists))
+
+    def get(self, key: str) -> Any:
+        with said(self.failures):
+            return self.entries.get(f"{self.lineage} {key}")
+
+
+@contextmanager
+def said(failures: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except failures as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StorageUnavailable(f"The storage failed. Try again later. ({reason})") from error
 
 
 class VolumeStore(VoiceStore):
+    database: type[SnapshotDatabase] = SnapshotDatabase
+    _db: SnapshotDatabase
+
     def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
         """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
-        self._mount, self._claims, self._files = mount, claims, mount.gate
-        super().__init__(VolumeDir(mount.path, local))
+        self._mount, self._claims, self._local, self._files = mount, claims, local, mount.gate
+        super().__init__(VolumeDir(mount.path, local / "registry.db"))
 
-    def _open(self) -> Database:
-        database = SnapshotDatabase(
-            self.data.database, self._mount, self._claims, lambda: migrate(self.data)
-        )
+    def _open(self) -> SnapshotDatabase:
+        database = self.database(self._local, self._mount, self._claims, self._migrate)
         if database.number == 0:  # the first start: from here on, no snapshot means a loss
             with database.write():
                 pass
         return database
 
+    def _migrate(self, path: Path) -> None:
+        migrate(VolumeDir(self._mount.path, path))
+
+    def get(self, reference: str) -> StoredVoice:
+        """Looks once more if another container may have written it a moment ago."""
+        try:
+            return super().get(reference)
+        except VoiceNotFound:
+            if not self._db.look_around():
+                raise
+        return super().get(reference)
+
     def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> bool:
+        """Every container can read the files once this returns."""
         with self._mount.gate:
+            known, self._mount.dirty = self._mount.dirty, True
             written = super().keep_clip(source, upload, clip)
-            if written:
+            if known or written:
                 self._mount.commit()
+            self._mount.dirty = False
             return written
+
+    def restore(self, unpacked: DataDir) -> None:
+        """Make the voices here those of a backup that was unpacked and checked.
+
+        Files of the voices before stay until `examine` finds that they belong to none.
+        """
+        with self._mount.gate:
+            self._mount.dirty = True
+            for path in unpacked.content_files():
+                write_once(self.data.root / path.relative_to(unpacked.root), path.read_bytes())
+            self._mount.commit()
+        self._db.replace(unpacked.database)
+
+    def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
+        """What `voices doctor` finds in a local directory."""
+        return examine_files(self.data, self._db, self._files, read_data, repair)

@@ -8,21 +8,20 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["VOICES_CONFIG_HOME"] = "/nonexistent"  # nobody's login is used by a test
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
+from dresses import client_of, dressed
 from fakes import FakeInference
 from numpy.typing import NDArray
-from serving import serving
 
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import LocatedModel, locate
-from registry.app import create_app
 from registry.files import DataDir, PromptSource
-from registry.settings import Settings
 from registry.store import VoiceStore
 
 ROOT = Path(__file__).parent.parent
@@ -115,21 +114,32 @@ def service_factory(data: DataDir, located: LocatedModel) -> Iterator[ServiceFac
 
 
 @pytest.fixture
-def store(data: DataDir) -> Iterator[VoiceStore]:
-    store = VoiceStore(data)
+def dress() -> str:
+    """How the app of this test is served; a module may ask for each of dresses.DRESSES."""
+    return "server"
+
+
+@pytest.fixture
+def store_and_fake(dress: str, tmp_path: Path) -> tuple[VoiceStore, FakeInference]:
+    return dressed(dress, tmp_path / "data")
+
+
+@pytest.fixture
+def store(store_and_fake: tuple[VoiceStore, FakeInference]) -> Iterator[VoiceStore]:
+    store, _ = store_and_fake
     yield store
     store.close()
 
 
 @pytest.fixture
-def fake(data: DataDir) -> FakeInference:
-    return FakeInference(data)
+def fake(store_and_fake: tuple[VoiceStore, FakeInference]) -> FakeInference:
+    return store_and_fake[1]
 
 
 @pytest.fixture
-def client(data: DataDir, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
+def client(dress: str, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
     """A server over HTTP with the real app and database, and a stand-in for the model."""
-    with serving(create_app(store, fake, Settings(home=data.root))) as client:
+    with client_of(dress, store, fake) as client:
         yield client
 
 

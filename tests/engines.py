@@ -19,6 +19,12 @@ def load(folder: Path, **config: Any) -> Engine:
     return Engine.load(folder, EngineConfig(device="cpu", threads=1, **config))
 
 
+def pad_as_on_cuda(engine: Engine) -> Engine:
+    """Let it round batches and prompts up to the sizes that have graphs on CUDA."""
+    engine._lane.pads = engine._vocoder.lane.pads = True
+    return engine
+
+
 def make_voice(engine: Engine, seed: int = 0, frames: int = 0) -> Voice:
     """A random voice of the tiny checkpoint; with frames it has a reference of so many."""
     generator = np.random.default_rng(seed)

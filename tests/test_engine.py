@@ -155,6 +155,33 @@ def test_what_no_cache_can_hold_is_refused_at_once(checkpoint: Path) -> None:
     assert hear_one(engine, ask(make_voice(engine, frames=20), "Hi.")).finished
 
 
+@pytest.mark.parametrize(
+    ("limits", "frames", "text"),
+    [
+        ({"positions": 140}, 0, "x" * 12),  # 9 + 122 + 1 positions
+        ({"positions": 140}, 10, "x" * 9),
+        ({"request_positions": 700, "positions": 4096}, 560, "x" * 11),
+        ({"request_positions": 140}, 0, "x" * 12),
+    ],
+)
+def test_what_is_accepted_fits_whatever_the_limits(
+    checkpoint: Path, limits: dict[str, int], frames: int, text: str
+) -> None:
+    engine = load(checkpoint, slots=2, **limits)
+    engine.submit(ask(make_voice(engine, frames=frames), text))
+    assert [len(engine.step()), engine.queued] == [1, 0]
+    assert [output.finished for output in engine.run()][-1] and is_empty(engine)
+
+
+@pytest.mark.parametrize("limit", [64, 100, 256, 704, 1000, 2816])
+def test_no_prompt_is_padded_beyond_its_table(checkpoint: Path, limit: int) -> None:
+    engine = load(checkpoint, slots=1, request_positions=limit)
+    longest = min(1024, engine.setup.limits.positions)
+    assert limit <= engine.setup.limits.positions < limit + 64
+    assert engine._prefill._sizes[-1] == longest
+    engine._prefill._run((1, longest))  # as it is captured
+
+
 @pytest.mark.parametrize("language", ["klingon", "en", "", "engl ish"])
 def test_an_unknown_language_is_refused_with_the_known_ones(engine: Engine, language: str) -> None:
     with pytest.raises(errors.LanguageUnsupported, match=r"chinese, english, french"):
@@ -170,6 +197,9 @@ def test_languages_are_those_of_the_located_model(engine: Engine, located: Locat
     [
         {"seed": -1},
         {"seed": 2**31},
+        {"seed": 1.5},
+        {"seed": None},
+        {"top_k": 1.5},
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"top_k": 0},
@@ -217,6 +247,24 @@ def test_patience_ends_in_the_queue_and_not_in_a_slot(checkpoint: Path) -> None:
     heard = hear(engine, [patient, late])
     assert heard[0].finished and isinstance(heard[1].error, errors.Overloaded)
     assert engine.counters.refused == 1 and is_empty(engine)
+
+
+@pytest.mark.parametrize("patience_s", [0, -5, float("nan")])
+def test_who_finds_a_slot_free_needs_no_patience(engine: Engine, patience_s: float) -> None:
+    asked = [ask(make_voice(engine), "x" * 20, patience_s=patience_s) for _ in range(8)]
+    assert all(heard.finished for heard in hear(engine, asked)) and is_empty(engine)
+
+
+def test_a_burst_is_prefilled_over_several_steps_and_loses_nobody(checkpoint: Path) -> None:
+    engine = load(checkpoint, slots=4, prefill_positions=40)
+    voice = make_voice(engine, frames=20)  # 30 positions each
+    asked = [ask(voice, "x" * 20, patience_s=0) for _ in range(5)]
+    for request in asked:
+        engine.submit(request)
+    running = [(engine.step(), engine.running)[1] for _ in range(2)]
+    assert running == [2, 4] and engine.counters.refused == 0
+    refused = [output.request for output in engine.run() if output.error]
+    assert refused == asked[4:] and engine.counters.finished == 4
 
 
 def test_a_short_request_may_pass_one_that_does_not_fit(checkpoint: Path) -> None:

@@ -37,7 +37,7 @@ def shown() -> set[str]:
 
 def without_the_rest(line: str) -> str:
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.wordchars += "@…$"
+    lexer.wordchars += "@…$:"
     words = []
     for word in lexer:
         if word in ("|", "&", ")"):
@@ -55,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "cli" / "data", tmp_path / "cli" / "data")
     for name in ("ref.wav", "ref.mp3"):
         shutil.copy(ROOT / "cli" / "data" / "alice.wav", tmp_path / name)
+    (tmp_path / "voices-2026-11-23.tar").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -72,13 +73,17 @@ def test_every_command_that_is_shown_parses(command: str) -> None:
 
 def parse(group: click.Group, words: list[str]) -> None:
     context = click.Context(group)
-    command = group.get_command(context, words[0])
+    _, rest, _ = group.make_parser(context).parse_args(list(words))
+    if not rest:
+        assert group.invoke_without_command
+        group.make_context(group.name, words).close()
+        return
+    command = group.get_command(context, rest[0])
     assert command is not None
     if isinstance(command, click.Group):
-        parse(command, words[1:])
+        parse(command, rest[1:])
     else:
-        with command.make_context(words[0], words[1:], parent=context):
-            pass
+        command.make_context(rest[0], rest[1:], parent=context).close()
 
 
 def sessions() -> Iterator[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from speaking import run_python
 
 from inference.engine.extract import Extractor, Features
 from inference.engine.shapes import read_shape
-from inference.errors import ExtractionFailed, ModelUnavailable
+from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,20 @@ def test_a_clip_too_short_to_encode_is_refused(
 ) -> None:
     with pytest.raises(ExtractionFailed, match=r"can't encode.* less than one frame of 0\.08 s"):
         extractor.extract(np.zeros(samples, np.float32), transcript)
+
+
+class Full(torch.nn.Linear):
+    """A module on a device without free memory."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_full_device_is_not_called_a_bad_clip(checkpoint: Path) -> None:
+    found = load(checkpoint)
+    full = Extractor(Full(1, 1), found._codec, found._mel, read_shape(checkpoint))
+    with pytest.raises(Overloaded, match="memory"):
+        full.extract(make_clip(0, 1.0), None)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference.engine.layout import Composer, Layout
+from inference.engine.layout import Composer, Layout, Script
 from inference.engine.loading import load_weights
 from inference.engine.shapes import read_shape
 from inference.engine.text import PlainText
@@ -40,7 +40,10 @@ class Maker:
         if frames:
             found = self.composer.reference(codes_of(frames), self.text.ids(TRANSCRIPT))
         ids = self.text.ids(text)
-        return self.composer.compose(speaker(), found, ids, language, text_first=text_first)
+        script = Script(speaker(), found, ids, language, text_first)
+        layout = self.composer.compose(script)
+        assert self.composer.lengths(script) == (len(layout.prefill), len(layout.ahead))
+        return layout
 
     def theirs(self, text: str, frames: int, language: str | None, text_first: bool) -> Intercepted:
         reference = torch.tensor([self.text.reference(TRANSCRIPT)]) if frames else None

@@ -340,7 +340,7 @@ def test_a_damaged_file_is_said(voices: Voices, config: Path, content: bytes) ->
     refused = voices("list", code=1).stderr
     assert refused.startswith("Error: ") and f"{config}" in refused
     assert "`voices logout` removes it." in refused
-    assert "No voices yet" in voices("--local", "list").stderr
+    assert "--local says so" in voices("--local", "where").stderr
 
 
 @pytest.mark.parametrize(

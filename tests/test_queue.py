@@ -256,6 +256,27 @@ def test_what_is_told_comes_before_the_queue() -> None:
     assert first.result(60) and order == ["told", "queued"] and thread.close(60)
 
 
+def test_short_jobs_run_together_and_others_one_between_two_pieces_of_work() -> None:
+    order: list[str] = []
+    gate = threading.Event()
+
+    def work() -> bool:
+        order.append("work")
+        return False
+
+    thread = DeviceThread("test", queue_limit=2, work=work)
+    thread.submit(lambda: gate.wait(60))
+    while not thread.running:
+        pass
+    jobs: list[Future[None]] = [thread.submit(lambda: order.append("long")) for _ in range(2)]
+    jobs += [thread.soon(lambda: order.append("short")) for _ in range(3)]
+    with pytest.raises(errors.Overloaded, match="2 requests are waiting"):
+        thread.submit(lambda: None)
+    gate.set()
+    assert [job.exception(60) for job in jobs] == [None] * 5 and thread.close(60)
+    assert order[:7] == ["work", *["short"] * 3, "long", "work", "long"]
+
+
 def all_errors() -> list[errors.InferenceError]:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     plain = [
@@ -269,5 +290,5 @@ def test_errors_survive_pickling_and_have_a_code_each() -> None:
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == "A sentence."
         assert vars(copy) == vars(error)
-    assert len({error.code for error in all_errors()}) == len(all_errors()) == 12
+    assert len({error.code for error in all_errors()}) == len(all_errors()) == 13
     assert all(error.code in (errors.__doc__ or "") for error in all_errors()[1:])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 from api import add, problem
+from dresses import DRESSES
 from fakes import FakeInference, Pace, tone_hz
-from serving import serving
 
-from registry.app import create_app
-from registry.files import DataDir, ModelRef
-from registry.settings import Settings
+from registry.files import ModelRef
 from registry.store import VoiceStore
+
+pytestmark = pytest.mark.parametrize("dress", DRESSES)
 
 
 def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:
@@ -32,10 +32,10 @@ def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
 def test_a_broken_prompt_is_rebuilt_once_and_said(
-    client: httpx.Client, data: DataDir, fake: FakeInference, damage: str
+    client: httpx.Client, store: VoiceStore, fake: FakeInference, damage: str
 ) -> None:
     voice = add(client, "alice").json()
-    path = next(data.prompts(voice["id"]).iterdir())
+    path = next(store.data.prompts(voice["id"]).iterdir())
     sound = path.read_bytes()
     broken = {"truncated": sound[:-9], "flipped": bytes([sound[0] ^ 1]) + sound[1:]}
     path.unlink() if damage == "missing" else path.write_bytes(broken[damage])
@@ -49,10 +49,10 @@ def test_a_broken_prompt_is_rebuilt_once_and_said(
 
 
 def test_many_callers_of_a_broken_prompt_rebuild_it_once(
-    client: httpx.Client, data: DataDir, fake: FakeInference
+    client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:
     voice = add(client, "alice").json()
-    next(data.prompts(voice["id"]).iterdir()).unlink()
+    next(store.data.prompts(voice["id"]).iterdir()).unlink()
     replies: list[httpx.Response] = []
 
     def speak() -> None:
@@ -101,17 +101,17 @@ def test_formats(client: httpx.Client, kind: str, media_type: str, start: bytes)
     assert float(reply.headers["x-audio-seconds"]) == 0.25
 
 
-def test_a_caller_who_leaves_the_queue_never_starts(data: DataDir, store: VoiceStore) -> None:
-    fake = FakeInference(data)
-    with serving(create_app(store, fake, Settings(home=data.root))) as client:
-        add(client, "alice")
-        fake.pace = Pace()
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/speak", json={"voice": "alice", "text": "gone"}, timeout=0.3)
-        while client.get("/healthz").status_code != 200:
-            pass
-        fake.pace = None
-        assert client.post("/speak", json={"voice": "alice", "text": "here"}).status_code == 200
+def test_a_caller_who_leaves_the_queue_never_starts(
+    client: httpx.Client, fake: FakeInference
+) -> None:
+    add(client, "alice")
+    fake.pace = Pace()
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/speak", json={"voice": "alice", "text": "gone"}, timeout=0.3)
+    while client.get("/healthz").status_code != 200:
+        pass
+    fake.pace = None
+    assert client.post("/speak", json={"voice": "alice", "text": "here"}).status_code == 200
     assert fake.started == ["here"]
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import struct
+import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from registry.encode import FLAC_HEADER_BYTES
 from registry.errors import SpeechFailed
 from registry.files import PromptRef
 from registry.inference_client import LocalInference, SpeakParams
+from registry.routes import speak
 from registry.routes.speak import AudioStream
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3}
@@ -197,6 +199,28 @@ def test_leaving_while_much_is_unread_closes_the_chunks(
         assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     assert fake.chunks[0].ended.wait(PATIENCE_S)
     assert fake.chunks[0].was_closed_early
+
+
+def test_a_caller_who_takes_nothing_is_cut_off(
+    alice: httpx.Client, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speak, "STALLED_S", 0.2)
+    with asked(alice, STREAM | {"text": "x" * 5000}) as connection:
+        assert fake_chunks_ended(fake)
+        assert fake.chunks[0].was_closed_early
+        assert not read_all(connection).endswith(b"0\r\n\r\n")  # no end of a chunked body
+
+
+def fake_chunks_ended(fake: FakeInference) -> bool:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not fake.chunks and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return fake.chunks[0].ended.wait(PATIENCE_S)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    with connection.makefile("rb") as file:
+        return file.read()
 
 
 def test_a_speech_that_is_heard_to_its_end_is_not_cancelled(

@@ -3,9 +3,12 @@
 import httpx
 import pytest
 from api import CLIP, add, problem
+from dresses import DRESSES
 from fakes import FakeInference
 
-from registry.files import DataDir
+from registry.store import VoiceStore
+
+pytestmark = pytest.mark.parametrize("dress", DRESSES)
 
 
 def test_a_voice_is_enrolled_and_read_by_name_and_id(client: httpx.Client) -> None:
@@ -123,9 +126,9 @@ def test_the_clip_comes_back_as_it_was_sent(client: httpx.Client) -> None:
     assert clip.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_damaged_clip_is_never_given_out(client: httpx.Client, data: DataDir) -> None:
+def test_a_damaged_clip_is_never_given_out(client: httpx.Client, store: VoiceStore) -> None:
     sha256 = add(client, "alice").json()["clip"]["sha256"]
-    data.clip(sha256).write_bytes(b"something else")
+    store.data.clip(sha256).write_bytes(b"something else")
     assert problem(client.get("/voices/alice/clip")) == (500, "reference-corrupt")
     assert problem(client.post("/voices/alice/rebuild")) == (500, "reference-corrupt")
 

@@ -424,3 +424,38 @@ def test_a_revision_that_the_hub_does_not_have_is_one_sentence(hub: Hub, data: D
 def test_a_hub_that_is_gone_leaves_one_sentence(hub: Hub, data: DataDir) -> None:
     hub.files = {name: c for name, c in hub.files.items() if name == "config.json"}
     assert "is not complete: generation_config.json, merges.txt" in fetch(hub, data)
+
+
+BRING = """
+import sys; from pathlib import Path; from inference import errors, model_folder
+root, spec, commits = Path(sys.argv[1]), sys.argv[2], []
+try:
+    model_folder.bring(root, spec, lambda: commits.append((root / "model.json").exists()))
+    found = model_folder.marked(root, spec)
+    print(found.path.relative_to(root), commits)
+except errors.InferenceError as error:
+    print(error.code, commits)
+"""
+
+
+def test_a_download_for_a_deployment_goes_on_where_it_stopped_and_is_marked_last(
+    hub: Hub, tmp_path: Path
+) -> None:
+    def bring() -> str:
+        environ = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        root = str(tmp_path / "weights")
+        done = run_python(BRING, root, f"{HUB_MODEL}@{COMMIT}", **environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    hub.files["model.safetensors"] = bytes(24 << 20)  # the client writes pieces of 10 MiB
+    hub.cut["model.safetensors"] = 15 << 20
+    assert bring() == "model-unavailable [False]"
+    hub.cut.clear()
+    hub.starts.clear()
+    folder = f"{HUB_MODEL.replace('/', '--')}--{COMMIT}"
+    assert bring() == f"{folder} [False, True]"
+    [(name, start)] = hub.starts
+    assert name == "model.safetensors" and start >= 10 << 20
+    found = tmp_path / "weights" / folder
+    assert (found / name).stat().st_size == 24 << 20 and not (found / name).is_symlink()

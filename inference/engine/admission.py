@@ -2,20 +2,26 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from inference.engine.layout import Layout
+from inference.engine.cache_rows import whole
+from inference.engine.layout import Script
 from inference.engine.request import Request
+from inference.engine.state import Choice
 
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
 
 
 @dataclass(eq=False)
 class Waiting:
+    """A request that was found good. It holds nothing on the device but its voice."""
+
     request: Request
-    layout: Layout
+    script: Script
+    choice: Choice
+    prompt: int  # positions to prefill
+    ahead: int  # positions read while it speaks
     budget: int  # frames
     submitted_s: float
     overtaken: int = 0
@@ -23,7 +29,7 @@ class Waiting:
     @property
     def positions(self) -> int:
         """Cache rows it may come to use: the prompt, its frames, and the one past the budget."""
-        return len(self.layout.prefill) + self.budget + 1
+        return self.prompt + self.budget + 1
 
     @property
     def late(self) -> bool:
@@ -33,8 +39,9 @@ class Waiting:
 class Queue:
     """First come, first served, but what fits passes what does not, a bounded number of times."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, prefill_positions: int) -> None:
+        """`prefill_positions`: of those who get in together, so that running streams go on soon."""
+        self._limit, self._prefill_positions = limit, prefill_positions
         self._waiting: deque[Waiting] = deque()
 
     def __len__(self) -> int:
@@ -48,10 +55,25 @@ class Queue:
         """The queue must not be full."""
         self._waiting.append(waiting)
 
-    def take(self, fits: Callable[[Waiting], bool]) -> Waiting | None:
-        """The next that `fits`; None if nobody does, or if the first was passed too often."""
+    def admit(self, slots: int, rows: int) -> tuple[list[Waiting], list[Waiting]]:
+        """Who gets in, with so many slots and cache rows free, and whose patience is over.
+
+        Nobody's is while there is only too much to prefill: the next step lets in more.
+        """
+        admitted: list[Waiting] = []
+        prefilled = 0
+        while len(admitted) < slots and (waiting := self._take(rows)):
+            admitted.append(waiting)
+            rows -= whole(waiting.positions)
+            prefilled += waiting.prompt
+            if prefilled >= self._prefill_positions:
+                return admitted, []
+        return admitted, self._take_late()
+
+    def _take(self, rows: int) -> Waiting | None:
+        """The next that fits; None if nobody does, or if the first was passed too often."""
         for index, waiting in enumerate(self._waiting):
-            if fits(waiting):
+            if waiting.positions <= rows:
                 for passed in islice(self._waiting, index):
                     passed.overtaken += 1
                 del self._waiting[index]
@@ -60,6 +82,12 @@ class Queue:
                 return None
         return None
 
+    def _take_late(self) -> list[Waiting]:
+        late = [waiting for waiting in self._waiting if waiting.late]
+        for waiting in late:
+            self._waiting.remove(waiting)
+        return late
+
     def remove(self, request: Request) -> bool:
         """True if it was waiting."""
         for index, waiting in enumerate(self._waiting):
@@ -67,13 +95,6 @@ class Queue:
                 del self._waiting[index]
                 return True
         return False
-
-    def expired(self) -> list[Waiting]:
-        """Take out those whose patience is over."""
-        late = [waiting for waiting in self._waiting if waiting.late]
-        for waiting in late:
-            self._waiting.remove(waiting)
-        return late
 
     def position(self, request: Request) -> int | None:
         """How many wait before it."""

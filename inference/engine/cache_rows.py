@@ -3,6 +3,11 @@
 PAGE = 64
 
 
+def whole(count: int) -> int:
+    """The rows of the pages that `count` rows take."""
+    return -(-count // PAGE) * PAGE
+
+
 class CacheRows:
     """`rows` cache rows in pages of 64. Row 0 is nobody's: what padding writes goes there."""
 
@@ -13,13 +18,9 @@ class CacheRows:
     def free(self) -> int:
         return len(self._free) * PAGE
 
-    def whole(self, count: int) -> int:
-        """The rows of the pages that `count` rows take."""
-        return -(-count // PAGE) * PAGE
-
     def take(self, count: int) -> list[int]:
         """At least `count` rows; `count` must be at most `free`."""
-        pages = [self._free.pop() for _ in range(-(-count // PAGE))]
+        pages = [self._free.pop() for _ in range(whole(count) // PAGE)]
         return [1 + page * PAGE + row for page in pages for row in range(PAGE)]
 
     def give_back(self, rows: list[int]) -> None:

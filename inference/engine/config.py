@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.engine.cache_rows import whole
 from inference.engine.ops import TorchOps
 from inference.engine.params import MAX_FRAMES
 from inference.engine.state import Limits
@@ -24,7 +25,7 @@ class EngineConfig:
     dtype: str | None = None  # float32 on a cpu, bfloat16 where a GPU computes it, else float16
     slots: int | None = None  # requests that speak at once: 32, on a cpu 8
     positions: int | None = None  # of all prompts and frames together: 1,024 a slot
-    request_positions: int = 2816  # of one
+    request_positions: int = 2816  # of one; both are rounded up to pages of 64
     text_ahead: int = 512  # tokens of one that are read while it speaks
     prefill_positions: int = 512  # between two frames
     queue_limit: int = 64
@@ -66,8 +67,8 @@ class Setup:
             sizes=(*(size for size in SIZES if size < slots), slots),
             limits=Limits(
                 slots=slots,
-                rows=config.positions or max(slots * 1024, config.request_positions),
-                positions=config.request_positions,
+                rows=whole(config.positions or max(slots * 1024, config.request_positions)),
+                positions=whole(config.request_positions),
                 frames=MAX_FRAMES + 1,
                 text=config.text_ahead,
             ),

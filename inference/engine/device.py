@@ -33,11 +33,12 @@ class Mark:
 
 
 class Lane:
-    """A CUDA stream, or on a CPU nothing: `with lane:` issues work to it."""
+    """A CUDA stream, or on a CPU nothing: `with lane.on():` issues work to it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = _stream(device)
+        self.pads = self.stream is not None  # work is rounded up to sizes that have graphs
         self.pool = None if self.stream is None else torch.cuda.graph_pool_handle()
 
     def on(self) -> AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ walks through a request's life.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -22,23 +22,22 @@ from inference.engine.device import Lane, Mark, on_device
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
-from inference.engine.layout import Composer
-from inference.engine.loading import load_weights
-from inference.engine.params import GREEDY_BELOW, SamplingParams
+from inference.engine.layout import Composer, Layout
+from inference.engine.loading import load_weights, move
+from inference.engine.parts import Parts, loading
 from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
-from inference.engine.state import Choice, State
+from inference.engine.state import State
 from inference.engine.stream import Stream
 from inference.engine.text import PlainText
 from inference.engine.tokenizer import load_tokenizer
 from inference.engine.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.weights import Weights
-from inference.errors import ModelUnavailable, Overloaded
+from inference.errors import Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOK_S = 0.0002  # between two looks at it
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
 CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
@@ -69,7 +68,7 @@ class Engine:
         )
         self._vocoder = Vocoder(decoder, self._state.frames, shape.codes)
         self._intake = Intake(shape, self._composer, text, setup.limits)
-        self._queue = Queue(setup.queue_limit)
+        self._queue = Queue(setup.queue_limit, setup.prefill_positions)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
         self._rows = CacheRows(setup.limits.rows)
         self._streams: list[Stream] = []
@@ -80,13 +79,14 @@ class Engine:
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
-        try:
+        with loading(f"The model in {folder}"):
             return _loaded(folder, config or EngineConfig())
-        except ModelUnavailable:
-            raise
-        except LOAD_ERRORS as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ModelUnavailable(f"The model in {folder} did not load. {reason}") from error
+
+    @classmethod
+    def of(cls, parts: Parts, config: EngineConfig) -> "Engine":
+        """The same from a checkpoint that was read before: only the way to the device is left."""
+        with loading("The model"):
+            return _placed(parts, config)
 
     @property
     def busy(self) -> bool:
@@ -126,8 +126,7 @@ class Engine:
 
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
-        with self._lane.on():
-            waiting = self._intake.waiting(request)
+        waiting = self._intake.waiting(request)
         if self._queue.is_full:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
@@ -136,7 +135,7 @@ class Engine:
         self._queue.push(waiting)
 
     def cancel(self, request: Request) -> None:
-        """Forget a request: it has no more Outputs, and its slot is free at once."""
+        """Forget a request: it has no more Outputs, and its slot is free for the next step."""
         stream = next((s for s in self._streams if s.request is request), None)
         if stream is not None:
             self._release(stream)
@@ -181,59 +180,38 @@ class Engine:
         return max(1.0, round(rounds * self._mean_s, 1))
 
     def _admit(self) -> None:
-        """At most `prefill_positions` a step, so that running streams never wait long."""
-        self._ends += [self._too_late(waiting) for waiting in self._queue.expired()]
-        admitted: list[Waiting] = []
-        while self._has_room(admitted) and (waiting := self._queue.take(self._fits(admitted))):
-            admitted.append(waiting)
+        """Let in who waits; those whose prompts are of like length are prefilled together."""
+        admitted, late = self._queue.admit(len(self._free), self._rows.free)
         admitted.sort(key=_grain)
         for _, alike in groupby(admitted, key=_grain):
             self._begin(list(alike))
-
-    def _has_room(self, admitted: list[Waiting]) -> bool:
-        prefilled = sum(len(waiting.layout.prefill) for waiting in admitted)
-        return len(admitted) < len(self._free) and prefilled < self.setup.prefill_positions
-
-    def _fits(self, admitted: list[Waiting]) -> Callable[[Waiting], bool]:
-        free = self._rows.free - sum(self._rows.whole(waiting.positions) for waiting in admitted)
-        return lambda waiting: waiting.positions <= free
+        self._ends += [self._too_late(waiting) for waiting in late]
 
     def _begin(self, admitted: list[Waiting]) -> None:
         """Give each a slot and cache rows, and prefill them together."""
-        streams = [self._seat(waiting) for waiting in admitted]
-        prompts = [waiting.layout.prefill for waiting in admitted]
         with self._lane.on():
+            layouts = [self._composer.compose(waiting.script) for waiting in admitted]
+            pairs = zip(admitted, layouts, strict=True)
+            streams = [self._seat(waiting, layout) for waiting, layout in pairs]
+            prompts = [layout.prefill for layout in layouts]
             self._prefill([stream.slot for stream in streams], prompts)
         self._streams += streams
         self.counters.prefills += 1
         self.counters.prefilled += sum(len(prompt) for prompt in prompts)
 
-    def _seat(self, waiting: Waiting) -> Stream:
+    def _seat(self, waiting: Waiting, layout: Layout) -> Stream:
         request, slot, rows = waiting.request, self._free.pop(), self._rows.take(waiting.positions)
-        with self._lane.on():
-            self._state.begin(slot, waiting.layout, rows, self._choice(request.sampling))
+        self._state.begin(slot, layout, rows, waiting.choice)
         icl = request.voice.mode(request.mode) == "icl"
         self._vocoder.begin(slot, request.voice.past if icl else None)
         return Stream(
             request=request,
             slot=slot,
             rows=rows,
-            prompt=len(waiting.layout.prefill),
+            prompt=waiting.prompt,
             budget=waiting.budget,
             submitted_s=waiting.submitted_s,
             admitted_s=time.perf_counter(),
-        )
-
-    def _choice(self, asked: SamplingParams) -> Choice:
-        """What is asked, else as the model came."""
-        model = self.shape.sampling
-        temperature = model.temperature if asked.temperature is None else asked.temperature
-        return Choice(
-            seed=asked.seed,
-            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-            top_k=asked.top_k or model.top_k,
-            top_p=asked.top_p or model.top_p,
-            penalty=asked.repetition_penalty or model.repetition_penalty,
         )
 
     def _make_frames(self) -> Mark:
@@ -291,8 +269,6 @@ class Engine:
         self.counters.chunks += bool(len(pcm))
         if stream.error is not None:
             self.counters.failed += 1
-            with self._lane.on():
-                self._generator.wipe(stream.rows)
             self._release(stream)
         elif stream.finished:
             self.counters.finished += 1
@@ -301,6 +277,8 @@ class Engine:
         return [Output(stream.request, pcm, codes, timings, stream.finished, stream.error)]
 
     def _release(self, stream: Stream) -> None:
+        with self._lane.on():
+            self._generator.wipe(stream.rows)
         self._streams.remove(stream)
         self._free.append(stream.slot)
         self._rows.give_back(stream.rows)
@@ -316,15 +294,29 @@ class Engine:
 
 
 def _grain(waiting: Waiting) -> int:
-    return -(-len(waiting.layout.prefill) // PREFILL_GRAIN)
+    return -(-waiting.prompt // PREFILL_GRAIN)
 
 
 def _loaded(folder: Path, config: EngineConfig) -> Engine:
     """Read the weights while the kernels compile."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    _set_threads(config)
     shape, (device, dtype) = read_shape(folder), place(config)
     with ThreadPoolExecutor(1) as reader:
         weights = reader.submit(load_weights, folder, shape, dtype, device)
         setup, text = Setup.of(config), load_tokenizer(folder)
     return Engine(shape, weights.result(), text, setup)
+
+
+def _placed(parts: Parts, config: EngineConfig) -> Engine:
+    """Move the weights while the kernels compile."""
+    _set_threads(config)
+    with ThreadPoolExecutor(1) as mover:
+        weights = mover.submit(move, parts.weights, place(config)[0])
+        setup = Setup.of(config)
+    assert parts.weights.talker.head.dtype == setup.dtype
+    return Engine(parts.shape, weights.result(), parts.text, setup)
+
+
+def _set_threads(config: EngineConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)

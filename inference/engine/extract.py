@@ -19,7 +19,7 @@ from inference.engine.qwen import import_qwen_tts
 from inference.engine.shapes import FRAME_SAMPLES, SAMPLE_RATE, ModelShape
 from inference.engine.tensor_file import TensorFile
 from inference.engine.transfer import Piece, transfer
-from inference.errors import ExtractionFailed, ModelUnavailable
+from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 MEL = {  # as in qwen_tts' extract_speaker_embedding
     "n_fft": 1024,
@@ -30,6 +30,7 @@ MEL = {  # as in qwen_tts' extract_speaker_embedding
     "fmin": 0,
     "fmax": 12_000,
 }
+RETRY_S = 10.0  # after which memory may be free again: the length of a speech
 BUILD_ERRORS = (
     ImportError,
     OSError,
@@ -84,15 +85,19 @@ class Extractor:
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
         """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
 
-        ExtractionFailed if the clip or what comes out of it is not finite, or too short to encode.
+        ExtractionFailed if the clip or what comes out of it is not finite, too short to encode, or
+        if the encoders break; Overloaded if the device has no memory left for it.
         """
         _check(samples)
         try:
             with torch.inference_mode(), _exact_float32():
                 codes = None if transcript is None else self._codes(samples)
                 embedding = self._embedding(samples)
+        except torch.OutOfMemoryError as error:
+            reason = "The device has too little memory left to encode a clip. Try again later."
+            raise Overloaded(reason, RETRY_S) from error
         except RuntimeError as error:
-            raise ExtractionFailed(f"The model can't encode this clip: {error}") from error
+            raise ExtractionFailed(f"The encoders failed: {error}") from error
         if not np.isfinite(embedding).all():
             raise ExtractionFailed("The clip's speaker embedding is not finite.")
         return Features(self._checked(codes), embedding, transcript)

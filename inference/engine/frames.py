@@ -57,7 +57,7 @@ class Frames:
         """One more frame of each stream; the mark is set when their codes are in the State."""
         for stream in streams:
             stream.made += 1
-        if self._lane.stream is None:
+        if not self._lane.pads:
             self._span = max(stream.prompt + stream.made for stream in streams)
         with self._lane.on():
             self._seat([stream.slot for stream in streams])
@@ -77,7 +77,7 @@ class Frames:
 
     def _batch_of(self, count: int) -> int:
         """The batch that is run for so many streams: on a CPU no more than they are."""
-        return count if self._lane.stream is None else least(self._sizes, count)
+        return least(self._sizes, count) if self._lane.pads else count
 
     def _seat(self, slots: list[int]) -> None:
         """Write the batch's slots where the graphs read them; the rest are scratch."""

@@ -28,9 +28,9 @@ class Generator:
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
         self._talker = Stack(shape.talker, weights.talker.stack, limits.positions)
-        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups + 1)
-        self._cache = Cache.empty(shape.talker, limits.rows + 1, like)
-        batch, length = limits.slots, shape.groups + 1
+        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups)
+        self._cache = Cache.empty(shape.talker, limits.rows, like)
+        batch, length = limits.slots, shape.groups
         self._codes_cache = Cache.empty(shape.predictor, batch * length, like)
         self._codes_table = identity_table(batch, length, device)
         self._batch = torch.arange(batch, dtype=torch.int32, device=device)
@@ -55,8 +55,8 @@ class Generator:
         return ends
 
     def wipe(self, rows: Sequence[int]) -> None:
-        """Zero cache rows, and row 0: what is not finite there would outlive its mask."""
-        index = on_device([0, *rows], torch.int64, self._state.x.device)
+        """Zero cache rows: what is not finite there would outlive its mask."""
+        index = on_device(rows, torch.int64, self._state.x.device)
         for part in (self._cache.keys, self._cache.values):
             part[:, index] = 0
 

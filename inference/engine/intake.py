@@ -1,4 +1,4 @@
-"""From a request to what waits for a slot: checked, tokenised, laid out."""
+"""From a request to what waits for a slot: checked, tokenised, measured."""
 
 import time
 
@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.engine.admission import Waiting
-from inference.engine.layout import Composer
-from inference.engine.params import MAX_FRAMES, frame_budget
+from inference.engine.layout import Composer, Script
+from inference.engine.params import GREEDY_BELOW, MAX_FRAMES, SamplingParams, frame_budget
 from inference.engine.request import Request
 from inference.engine.shapes import ModelShape
-from inference.engine.state import Limits
+from inference.engine.state import Choice, Limits
 from inference.engine.text import PlainText
 from inference.errors import LanguageUnsupported, SpeechFailed, TextTooLong
 
@@ -35,29 +35,46 @@ class Intake:
             raise ValueError(f"The codes {low} to {high} are not within 0 to {shape.codes - 1}.")
 
     def waiting(self, request: Request) -> Waiting:
-        """The request laid out. Raises what Engine.submit does, but for Overloaded."""
+        """What the request comes to. Raises what Engine.submit does, but for Overloaded."""
+        script = self._script(request)
+        budget = frame_budget(len(script.ids))
+        prompt, ahead = self._composer.lengths(script)
+        # Transcript that outlasts its codes is read while frames are made.
+        budget = min(MAX_FRAMES, budget + max(0, ahead - len(script.ids) - 1))
+        choice = self._choice(request.sampling)
+        now = time.perf_counter()
+        waiting = Waiting(request, script, choice, prompt, ahead, budget, now)
+        self._check_size(waiting)
+        return waiting
+
+    def _script(self, request: Request) -> Script:
         voice, ids = request.voice, self._text.ids(request.text)
         reference = voice.reference if voice.mode(request.mode) == "icl" else None
         language = self._language(request.language)
         if not ids:
             raise SpeechFailed("There is no text to speak.")
-        budget = frame_budget(len(ids))
-        layout = self._composer.compose(
-            voice.speaker, reference, ids, language, text_first=request.text_first
+        return Script(voice.speaker, reference, ids, language, request.text_first)
+
+    def _choice(self, asked: SamplingParams) -> Choice:
+        """What is asked, else as the model came."""
+        model = self._shape.sampling
+        temperature = model.temperature if asked.temperature is None else asked.temperature
+        return Choice(
+            seed=asked.seed,
+            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
+            top_k=asked.top_k or model.top_k,
+            top_p=asked.top_p or model.top_p,
+            penalty=asked.repetition_penalty or model.repetition_penalty,
         )
-        # Transcript that outlasts its codes is read while frames are made.
-        overhang = max(0, len(layout.ahead) - len(ids) - 1)
-        waiting = Waiting(request, layout, min(MAX_FRAMES, budget + overhang), time.perf_counter())
-        self._check_size(waiting)
-        return waiting
 
     def _check_size(self, waiting: Waiting) -> None:
-        limits, ahead = self._limits, len(waiting.layout.ahead)
+        limits = self._limits
         most = min(limits.positions, limits.rows)
-        if waiting.positions > most or ahead > limits.text:
+        if waiting.positions > most or waiting.ahead > limits.text:
             raise TextTooLong(
-                f"The reference and the text take {waiting.positions} positions, {ahead} of them"
-                f" text read while speaking; one request has {most} and {limits.text}."
+                f"The reference and the text take {waiting.positions} positions,"
+                f" {waiting.ahead} of them text read while speaking;"
+                f" one request has {most} and {limits.text}."
                 " Shorten the text, or enrol a shorter clip."
             )
 

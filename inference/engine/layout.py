@@ -32,6 +32,17 @@ class Reference:
     text: Tensor  # (R, D)
 
 
+@dataclass(frozen=True)
+class Script:
+    """One request as ids, before it is embeddings: a few bytes, where a Layout has megabytes."""
+
+    speaker: Tensor  # (D,)
+    reference: Reference | None  # speak in context, if there is one
+    ids: Sequence[int]  # of the text
+    language: str | None = None
+    text_first: bool = False  # qwen_tts' non_streaming_mode: all text before the first code
+
+
 class Composer:
     """Makes layouts with a model's embeddings."""
 
@@ -64,33 +75,35 @@ class Composer:
         frames = frames + self._talker.rest[group, codes[:, 1:]].float().sum(1)
         return Reference(torch.cat([self._codec_bos, frames]), self.text(ids))
 
-    def compose(
-        self,
-        speaker: Tensor,
-        reference: Reference | None,
-        ids: Sequence[int],
-        language: str | None,
-        *,
-        text_first: bool,
-    ) -> Layout:
-        """Speak the text `ids` with speaker (D,); in context if there is a reference.
-
-        text_first is qwen_tts' non_streaming_mode: all text is prefilled before the first code.
-        """
-        header = self._header(speaker, language)
-        target = torch.cat([self.text(ids), self._eos[None]])
+    def compose(self, script: Script) -> Layout:
+        header, reference = self._header(script.speaker, script.language), script.reference
+        target = torch.cat([self.text(script.ids), self._eos[None]])
         if reference is not None:
             target = torch.cat([reference.text, target])
         codes = self._codec_bos if reference is None else reference.codes
-        body, ahead = (self._text_first if text_first else self._side_by_side)(target, codes)
+        lay = self._text_first if script.text_first else self._side_by_side
+        body, ahead = lay(target, codes)
         return Layout(torch.cat([header, body]), ahead)
+
+    def lengths(self, script: Script) -> tuple[int, int]:
+        """Of what `compose` makes: positions to prefill, positions ahead."""
+        reference, tags = script.reference, self._tags_of(script.language)
+        header = len(self._role) + len(tags) + 2  # the speaker and codec_pad
+        text, codes = len(script.ids) + 1, 1
+        if reference is not None:
+            text, codes = text + len(reference.text), len(reference.codes)
+        if script.text_first:
+            return header + text + codes, 0
+        return header + codes, max(0, text - codes)
 
     def _header(self, speaker: Tensor, language: str | None) -> Tensor:
         """(H, D): the role, then tags, speaker and codec_pad over tts_pad … tts_bos."""
-        tags = self._no_tags if language is None else self._tags[language]
-        codec = torch.cat([tags, speaker.float()[None], self._codec_pad])
+        codec = torch.cat([self._tags_of(language), speaker.float()[None], self._codec_pad])
         text = torch.cat([self.pad.expand(len(codec) - 1, -1), self._bos[None]])
         return torch.cat([self._role, text + codec])
+
+    def _tags_of(self, language: str | None) -> Tensor:
+        return self._no_tags if language is None else self._tags[language]
 
     def _side_by_side(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Text over codes, position by position; what is left of the text comes later."""

@@ -1,6 +1,6 @@
 """What frames and sound are made of, in plain torch: the operations that are worth a kernel.
 
-This is the reference and what runs on a CPU; `kernels` has the same operations as CUDA kernels.
+This is the reference and what runs on a CPU; `cuda_ops` has the same operations as CUDA kernels.
 The residual stream, norms, rope and softmax are float32 in every dtype; GEMM inputs have the
 weights' dtype. Shapes: B rows, D residual width, H query heads of width W, G key/value heads, S
 slots, V vocabulary.
@@ -80,8 +80,9 @@ class TorchOps:
         turn = rope[places]  # (B, N, 2, W/2)
         keys, values = cache
         written = table.gather(1, places.long())
-        keys[written] = rotate(rms_norm(k, norms[1], heads.epsilon), turn).to(keys.dtype)
-        values[written] = v
+        nobody = (written == 0)[..., None, None]  # a mask holds back numbers, but not NaN
+        k = rotate(rms_norm(k, norms[1], heads.epsilon), turn).to(keys.dtype)
+        keys[written], values[written] = k.masked_fill(nobody, 0), v.masked_fill(nobody, 0)
         seen = table[:, : where.span]
         mask = torch.arange(where.span, device=q.device) <= places[..., None]  # (B, N, span)
         out = F.scaled_dot_product_attention(

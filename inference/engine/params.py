@@ -28,11 +28,19 @@ class SamplingParams:
     repetition_penalty: float | None = None  # of codebook 0
 
     def __post_init__(self) -> None:
+        _check_whole("seed", self.seed)
+        if self.top_k is not None:
+            _check_whole("top_k", self.top_k)
         _check("seed", self.seed, 0, 2**31 - 1)
         _check("temperature", self.temperature, 0, 2)
         _check("top_k", self.top_k, 1, 100_000)
         _check("top_p", self.top_p, 0.001, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.1, 10)
+
+
+def _check_whole(name: str, value: int) -> None:
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is a whole number, not {value!r}.")
 
 
 def _check(name: str, value: float | None, low: float, high: float) -> None:

@@ -23,7 +23,9 @@ class Prefill:
     def __init__(self, generator: Generator, state: State, lane: Lane) -> None:
         self._generator, self._scratch, self._lane = generator, state.scratch, lane
         device = state.x.device
-        self._prompts = torch.zeros(ROWS[-1], LENGTHS[-1], state.x.shape[1], device=device)
+        longest = min(LENGTHS[-1], state.table.shape[1])  # no prompt is padded beyond its table
+        self._sizes = (*(length for length in LENGTHS if length < longest), longest)
+        self._prompts = torch.zeros(ROWS[-1], longest, state.x.shape[1], device=device)
         self._slots = torch.full((ROWS[-1],), self._scratch, dtype=torch.int32, device=device)
         self._lengths = torch.ones_like(self._slots)
         padding = [(self._slots, self._scratch), (self._lengths, 1)]
@@ -31,7 +33,7 @@ class Prefill:
 
     def captures(self, prompts: int, longest: int) -> Iterator[tuple[int, int]]:
         """Capture what up to `prompts` at once of up to `longest` positions need, one a turn."""
-        sizes = product(falling(LENGTHS, longest), falling(ROWS, prompts))
+        sizes = product(falling(self._sizes, longest), falling(ROWS, prompts))
         return self._replays.captures((rows, length) for length, rows in sizes)
 
     def __call__(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
@@ -42,11 +44,12 @@ class Prefill:
 
     def _few(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
         lengths = [len(prompt) for prompt in prompts]
-        if max(lengths) > LENGTHS[-1]:
+        if max(lengths) > self._sizes[-1]:
             self._one_by_one(slots, prompts)
             return
         rows, longest = self._shape(len(slots), max(lengths))
         spare = rows - len(slots)
+        self._prompts[:rows, :longest] = 0  # what was not finite there would spoil who attends
         for row, prompt in enumerate(prompts):
             self._prompts[row, : len(prompt)] = prompt
         self._fill(self._slots[:rows], [*slots, *[self._scratch] * spare])
@@ -55,9 +58,9 @@ class Prefill:
 
     def _shape(self, rows: int, length: int) -> tuple[int, int]:
         """On a CPU no more than there is."""
-        if self._lane.stream is None:
+        if not self._lane.pads:
             return rows, length
-        return least(ROWS, rows), least(LENGTHS, length)
+        return least(ROWS, rows), least(self._sizes, length)
 
     def _fill(self, line: Tensor, values: Sequence[int]) -> None:
         line.copy_(on_device(values, line.dtype, line.device))

@@ -48,11 +48,12 @@ class Request:
     mode: Mode = "auto"  # icl where the voice has a reference
     sampling: SamplingParams = field(default_factory=SamplingParams)
     text_first: bool = False  # prefill the whole text: qwen_tts' non_streaming_mode
-    patience_s: float = float("inf")  # how long it may wait for a slot
+    patience_s: float = float("inf")  # how long it may wait for a slot; below 0 is 0
 
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "icl", "xvec"):
             raise ValueError(f"mode is auto, icl or xvec, not {self.mode!r}.")
+        object.__setattr__(self, "patience_s", max(0.0, self.patience_s))
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,18 @@ from inference.engine.weights import StackWeights
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer; which rows belong to whom is a Where's business."""
+    """Keys and values of every layer; which rows belong to whom is a Where's business.
 
-    keys: Tensor  # (layers, rows, G, W)
+    Row 0 is nobody's: what padding writes goes there, and nothing of it is ever seen.
+    """
+
+    keys: Tensor  # (layers, rows + 1, G, W)
     values: Tensor
 
     @classmethod
     def empty(cls, shape: StackShape, rows: int, like: Tensor) -> "Cache":
         """Zeros in the dtype and on the device of `like`."""
-        size = (shape.layers, rows, shape.kv_heads, shape.head_width)
+        size = (shape.layers, rows + 1, shape.kv_heads, shape.head_width)
         return cls(like.new_zeros(size), like.new_zeros(size))
 
 
@@ -53,5 +56,5 @@ class Stack:
 
 def identity_table(sequences: int, positions: int, device: torch.device) -> Tensor:
     """(sequences, positions) int32: every sequence has rows of its own, one after another."""
-    rows = torch.arange(sequences * positions, dtype=torch.int32, device=device)
+    rows = torch.arange(1, sequences * positions + 1, dtype=torch.int32, device=device)
     return rows.view(sequences, positions)

@@ -64,7 +64,7 @@ class Vocoder:
     def decode(self, slots: Sequence[int], starts: Sequence[int], count: int, after: Mark) -> Sound:
         """`count` frames of at most 16 slots, from their `starts`, once `after` is done."""
         rows = len(slots)
-        batch = rows if self.lane.stream is None else least(BATCHES, rows)
+        batch = least(BATCHES, rows) if self.lane.pads else rows
         with self.lane.on():
             self.lane.after(after)
             self._fill(self._slots, slots, self._scratch)

@@ -3,6 +3,7 @@
 Every refusal comes before the first byte. A stream that breaks has its connection cut.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -11,19 +12,21 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from registry.encode import encoder, media_type
 from registry.errors import RegistryError
 from registry.inference_client import SpeakParams
 from registry.models import Mode, PlainText
 from registry.problems import ClientGone, log
-from registry.requests import CheckedRoute, while_connected
+from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
 from registry.text import clean_text
 
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
+
+STALLED_S = 60.0
 
 EXAMPLE: dict[str, JsonValue] = {
     "voice": "alice",
@@ -64,7 +67,13 @@ class SpeakRequest(BaseModel):
         return SpeakParams(**self.model_dump(exclude={"voice", "text", "format", "stream"}))
 
 
-@router.post("/speak", summary="Speak with a voice", response_class=Response, responses=AUDIO)
+@router.post(
+    "/speak",
+    summary="Speak with a voice",
+    response_class=Response,
+    responses=AUDIO,
+    dependencies=[PATIENCE],
+)
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
     """`X-Prompt-Cache` says where the prompt features came from: memory, file, or rebuilt."""
     text = clean_text(body.text, services.settings.max_text)
@@ -88,7 +97,10 @@ async def _answer(services: Services, body: SpeakRequest, text: str, streams: bo
 
 
 class AudioStream(StreamingResponse):
-    """Goes on for as long as someone listens. What breaks is cut off: it must not look whole."""
+    """Goes on for as long as someone listens. What breaks is cut off: it must not look whole.
+
+    So is a connection that takes nothing for STALLED_S: what was spoken meanwhile is kept for it.
+    """
 
     def __init__(
         self,
@@ -103,11 +115,18 @@ class AudioStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
         async with aclosing(self._rest):
             try:
-                await while_connected(request, self.stream_response(send))
+                await while_connected(request, self.stream_response(send_in_time))
             except ClientGone:
                 return
+            except TimeoutError:
+                log.warning("%s was cut off: its caller took nothing.", request.url.path)
             except RegistryError as error:
                 log.warning("%s %s broke off: %s", request.method, request.url.path, error.detail)
 

@@ -19,7 +19,7 @@ from registry.models import (
 )
 from registry.names import check_name
 from registry.queries import StoredVoice
-from registry.requests import CheckedRoute, while_connected
+from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import ServicesDep
 from registry.store import VoiceEdit
 
@@ -67,6 +67,7 @@ class VoicePatch(BaseModel):
     "",
     status_code=HTTPStatus.CREATED,
     summary="Enrol a voice",
+    dependencies=[PATIENCE],
     form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 65536},
 )
 async def create(
@@ -147,7 +148,11 @@ def prompt(voice: str, services: ServicesDep) -> Response:
     return _file(services.store.prompt(found), "application/octet-stream")
 
 
-@router.post("/{voice}/rebuild", summary="Compute the prompt features anew from the clip")
+@router.post(
+    "/{voice}/rebuild",
+    summary="Compute the prompt features anew from the clip",
+    dependencies=[PATIENCE],
+)
 async def rebuild(
     voice: str, request: Request, response: Response, services: ServicesDep
 ) -> VoiceShape:

@@ -1,0 +1,144 @@
+"""The App with the GPU: `modal deploy -m inference.deploy`, and what brings its model there.
+
+The wheels of torch 2.11 bring CUDA 13.0 with them. A host needs NVIDIA's driver 580 or newer, and
+nothing else of CUDA. Knows voices by their ids; the registry's App finds it by name.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from inference import model_folder, snapshot
+from inference.remote import Item, Remote
+from inference.results import ServiceConfig
+from inference.voice_files import VolumeFiles
+from registry.deployment import STATE, WEIGHTS, deployment
+from registry.files import DataDir
+
+plan = deployment(os.environ)
+
+PACKAGES = (
+    "accelerate==1.12.0",
+    "huggingface-hub==0.36.2",
+    "librosa==0.11.0",
+    "numpy==2.4.6",
+    "safetensors==0.8.0",
+    "soundfile==0.14.0",
+    "tokenizers==0.22.2",
+    "transformers==4.57.3",
+)
+WAITING = 32  # speeches that wait for a slot; more are refused
+AT_ONCE = 32  # calls that need no slot
+GRACE_S = 20.0  # at the end, for what runs; Modal gives 30
+SNAPSHOT = plan.snapshot != "off"
+VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
+
+
+def with_our_files(image: modal.Image, **environ: str) -> modal.Image:
+    """The last layers: what changes most often, and only what runs here."""
+    code = ~modal.FilePatternMatcher("**/*.py", "**/*.cu")
+    shared = ~modal.FilePatternMatcher("__init__.py", "deployment.py", "files.py")
+    image = image.env(plan.environ() | environ)
+    return image.add_local_python_source("inference", ignore=code).add_local_python_source(
+        "registry", ignore=shared
+    )
+
+
+packages = (
+    modal.Image.debian_slim("3.12")
+    .uv_pip_install("torch==2.11.0")
+    .uv_pip_install(*PACKAGES)
+    .uv_pip_install("qwen-tts==0.1.1", extra_options="--no-deps")  # half of them are for a demo
+)
+offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+state = modal.Volume.from_name(plan.state_volume, create_if_missing=True, version=1)
+weights = modal.Volume.from_name(plan.weights_volume, create_if_missing=True, version=1)
+app = modal.App(plan.inference_app, include_source=False)
+
+
+@app.cls(
+    image=with_our_files(packages, **offline),
+    gpu=plan.gpu,
+    cpu=2.0,
+    memory=8192,
+    region=plan.region,
+    min_containers=plan.min_containers,
+    max_containers=1,
+    scaledown_window=plan.scaledown_s,
+    timeout=300,
+    startup_timeout=600,
+    retries=0,
+    enable_memory_snapshot=SNAPSHOT,
+    experimental_options={"enable_gpu_snapshot": True} if plan.snapshot == "gpu" else None,
+    volumes={WEIGHTS: weights.with_mount_options(read_only=True), STATE: state},
+)
+@modal.concurrent(max_inputs=plan.slots + WAITING + AT_ONCE)
+class Voices:
+    """`inference.remote.Remote` on a GPU."""
+
+    @modal.enter(snap=SNAPSHOT)
+    def read(self) -> None:
+        """Before `start`, and before a snapshot, where much must not be: `inference.snapshot`."""
+        _, dtype = place()
+        self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype)
+
+    @modal.enter(snap=False)
+    def start(self) -> None:
+        device, dtype = place()
+        files = VolumeFiles(DataDir(Path(STATE)), state, VOLUME_FAILURES)
+        config = ServiceConfig(device, dtype, slots=plan.slots, queue_limit=WAITING)
+        service = snapshot.service(self.kept, Path(WEIGHTS), plan.model, files, config)
+        self.kept = None
+        self.remote = Remote(service, plan.speak_limit_s)
+        self.remote.ready()
+
+    @modal.exit()
+    def stop(self) -> None:
+        self.remote.close(GRACE_S)
+
+    @modal.method()
+    def extract_prompt(self, source: dict[str, Any]) -> Item:
+        return self.remote.extract_prompt(source)
+
+    @modal.method()
+    def speak(
+        self, call: str, ref: dict[str, Any], text: str, params: dict[str, Any]
+    ) -> Iterator[Item]:
+        yield from self.remote.speak(call, ref, text, params)
+
+    @modal.method()
+    def forget(self, call: str) -> None:
+        self.remote.forget(call)
+
+    @modal.method()
+    def describe(self) -> Item:
+        return self.remote.describe()
+
+    @modal.method()
+    def status(self) -> Item:
+        return self.remote.status()
+
+
+@app.function(
+    image=with_our_files(packages),
+    cpu=2.0,
+    memory=4096,
+    timeout=3600,
+    retries=0,
+    max_containers=1,
+    volumes={WEIGHTS: weights},
+)
+def download_model() -> dict[str, Any]:
+    """Bring the model to its Volume; the progress is in the log."""
+    return asdict(model_folder.bring(Path(WEIGHTS), plan.model, weights.commit))
+
+
+def place() -> tuple[str, str]:
+    """Device and dtype, as the plan says; to ask the GPU would spoil the snapshot."""
+    if modal.is_local():
+        return "cpu", "float32"
+    return "cuda", "float16" if plan.gpu == "T4" else "bfloat16"

@@ -1,0 +1,64 @@
+"""What a memory snapshot of the GPU's container keeps: imported modules, and the model's parts.
+
+It is taken before there is a GPU: nothing here asks for one, or opens a connection. No voice is
+read, for the snapshot outlives voices. Every container starts with the same of it, so that whatever
+must differ between them is drawn from the system later, as the seeds of speech are.
+"""
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inference.errors import ModelUnavailable
+from inference.model_folder import marked
+from inference.read_ahead import reading_ahead
+from inference.results import ServiceConfig
+from inference.service import InferenceService
+from inference.voice_files import VoiceFiles
+from inference.weights import LocatedModel
+
+if TYPE_CHECKING:
+    from inference.engine.parts import Parts
+
+MODULES = ("inference.at_work", "inference.engine.extract")  # and through them all that is heavy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    model: LocatedModel
+    parts: "Parts"
+
+
+def read(root: Path, spec: str, dtype: str) -> Kept | None:
+    """The model of the folder `root`, in host memory; None if it is not there, or not yet."""
+    with reading_ahead(root):
+        for name in MODULES:
+            import_module(name)
+        import_module("inference.engine.qwen").import_qwen_tts()
+    from inference.engine.parts import Parts
+
+    try:
+        model = marked(root, spec)
+        return Kept(model, Parts.read(model.path, dtype))
+    except ModelUnavailable as error:
+        log.warning("The snapshot is without a model: %s", error)
+        return None
+
+
+def service(
+    kept: Kept | None, root: Path, spec: str, files: VoiceFiles, config: ServiceConfig
+) -> InferenceService:
+    """A service that starts with what was kept, unless the folder holds something else by now."""
+    parts = kept.parts if kept and kept.model == _there(root, spec) else None
+    return InferenceService(files, lambda: marked(root, spec), config, parts)
+
+
+def _there(root: Path, spec: str) -> LocatedModel | None:
+    try:
+        return marked(root, spec)
+    except ModelUnavailable:
+        return None

@@ -1,0 +1,217 @@
+"""Backups: one tar of the rows and the files they name. restore.py has the way back.
+
+Rows first, then files: files are written once, so those that a copy of the rows names are there
+afterwards. Conditioned clips are left out, for they are made anew from the clips. It knows nothing
+of HTTP or the command line; docs/storage.md has the format.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from sqlmodel import Session, col, func, select
+
+from registry.database import Database, schema_revision
+from registry.errors import BackupRefused
+from registry.files import TMP_PREFIX, DataDir, PromptRef, sha256_of, sync_folder
+from registry.models import Features, Voice, VoiceVersion, utc_now
+from registry.store import VoiceStore
+
+FORMAT, VERSION = "voices-backup", 1
+DATABASE, MANIFEST = "registry.db", "manifest.json"
+MIB = 2**20
+LAYOUT = (  # all the names that a member may have, and its most bytes
+    (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # what a tar of the plain kind holds
+    (re.compile(r"clips/[0-9a-f]{64}"), 20 * MIB),
+    (re.compile(r"prompts/voice_[0-9a-f]{32}/[0-9a-f]{64}\.safetensors"), MIB),
+    (re.compile(r"manifest\.json"), 256 * MIB),
+)
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Entry(BaseModel):
+    sha256: Sha256
+    bytes: int
+
+
+class Manifest(BaseModel):
+    """What a backup holds. It is the last member, so a backup that was cut off has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_revision: str
+    created_at: str
+    voices: int
+    deleted: int  # voices that are marked so; their rows and files are in the backup too
+    files: dict[str, Entry]
+    missing: list[str]  # what rows name, but was missing or damaged where the backup was made
+
+    @property
+    def lost(self) -> list[str]:
+        """Of what is missing, that which nothing else can be made into."""
+        return [name for name in self.missing if name.startswith("clips/")]
+
+    @property
+    def size(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+
+class _Sealed(BaseModel):
+    format: Literal["voices-backup"]
+    version: int
+    sha256: Sha256
+    manifest: dict[str, Any]
+
+
+def read_manifest(content: bytes) -> Manifest:
+    try:
+        sealed = _Sealed.model_validate_json(content)
+        if sealed.version != VERSION:
+            raise BackupRefused(
+                f"The backup is of format {sealed.version}; this program reads format {VERSION}."
+            )
+        if sha256_of(_canonical(sealed.manifest)) != sealed.sha256:
+            raise BackupRefused(f"{MANIFEST} in the backup is damaged.")
+        return Manifest.model_validate(sealed.manifest)
+    except ValidationError as error:
+        raise BackupRefused(f"{MANIFEST} in the backup is damaged, or not ours.") from error
+
+
+def _packed(manifest: Manifest) -> bytes:
+    content = manifest.model_dump()
+    seal = sha256_of(_canonical(content))
+    whole = {"format": FORMAT, "version": VERSION, "sha256": seal, "manifest": content}
+    return json.dumps(whole, indent=1).encode()
+
+
+def _canonical(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def most_bytes(name: str) -> int | None:
+    """None for a name that no member may have."""
+    return next((most for pattern, most in LAYOUT if pattern.fullmatch(name)), None)
+
+
+# Making one
+
+
+def save_backup(store: VoiceStore, target: Path) -> Manifest:
+    """Write a backup that is whole or not there, and that only its owner may read.
+
+    Replaces a file of that name. OSError if it can't be written, BackupRefused.
+    """
+    target = target.resolve()
+    part = target.with_name(f"{TMP_PREFIX}{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+            manifest = write_backup(store, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return manifest
+
+
+def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
+    """Stream a backup to `out` while the store may be at work. BackupRefused if its rows are bad.
+
+    A file that is missing or damaged is left out and named in the manifest: one bad clip must not
+    keep all others from being saved.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="voices-") as folder,
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        copy = Path(folder, DATABASE)
+        store.copy_database(copy)
+        refuse_damaged(copy)
+        return _write_members(store, copy, tar)
+
+
+def _write_members(store: VoiceStore, copy: Path, tar: tarfile.TarFile) -> Manifest:
+    missing: list[str] = []
+    with copy.open("rb") as file:
+        files = {DATABASE: _pack(tar, DATABASE, file)}
+    promised = promised_files(copy)
+    for name in sorted(promised):
+        content = store.read_file(store.data.root / name)
+        if sha256_of(content) == promised[name]:
+            files[name] = _pack(tar, name, BytesIO(content))
+        else:
+            missing.append(name)
+    manifest = Manifest(
+        schema_revision=schema_revision(copy) or "",
+        created_at=utc_now(),
+        files=files,
+        missing=missing,
+        **_counts(copy),
+    )
+    _pack(tar, MANIFEST, BytesIO(_packed(manifest)))
+    return manifest
+
+
+def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Entry:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = file.seek(0, os.SEEK_END), 0o600, int(time.time())
+    file.seek(0)
+    tar.addfile(member, file)
+    return Entry(sha256=digest, bytes=member.size)
+
+
+def promised_files(database: Path) -> dict[str, str]:
+    """The files that rows name, deleted voices' too, and the sha256 that each must have."""
+    at = DataDir(Path())
+    with rows_of(database) as session:
+        clips = session.exec(select(VoiceVersion.clip_sha256).distinct())
+        found = {at.clip(str(sha256)).as_posix(): sha256 for sha256 in clips}
+        for row in session.exec(select(Features.voice_id, Features.fingerprint, Features.sha256)):
+            found[at.prompt(PromptRef(*map(str, row))).as_posix()] = row[2]
+    return found
+
+
+def _counts(database: Path) -> dict[str, Any]:
+    with rows_of(database) as session:
+        live = func.count(col(Voice.id)).filter(col(Voice.deleted_at).is_(None))
+        voices, both = session.exec(select(live, func.count(col(Voice.id)))).one()
+    return {"voices": voices, "deleted": both - voices}
+
+
+@contextmanager
+def rows_of(path: Path) -> Iterator[Session]:
+    database = Database(path)
+    try:
+        with database.read() as session:
+            yield session
+    finally:
+        database.close()
+
+
+def refuse_damaged(path: Path) -> None:
+    """A database whose pages or references are not sound, or that does things by itself."""
+    wanted = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            faults = [row for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            faults += [*connection.execute("PRAGMA foreign_key_check"), *connection.execute(wanted)]
+    except sqlite3.DatabaseError as error:
+        faults = [(error,)]
+    if faults:
+        said = " ".join(map(str, faults[0]))
+        raise BackupRefused(f"{DATABASE} is damaged: {said}.")

@@ -1,0 +1,141 @@
+"""The App with the API: `modal deploy --strategy recreate -m registry.deploy`.
+
+A small container without a GPU, asked for only while somebody asks. Voices are on a Volume, the
+database on the container's disk and in snapshots on the Volume; speech comes from the other App.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import modal
+
+from registry.deployment import BACKUP, STATE, WEIGHTS, deployment
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from registry.volume_store import VolumeStore
+
+plan = deployment(os.environ)
+
+PACKAGES = (
+    "alembic==1.20.1",
+    "av==18.1.0",
+    "fastapi==0.165.0",
+    "numpy==2.4.6",
+    "python-multipart==0.0.34",
+    "soundfile==0.14.0",
+    "soxr==1.1.0",
+    "sqlmodel==0.0.50",
+    "starlette==1.10.0",
+)
+REQUESTS = 100  # at once; what waits for the GPU is in there
+LOCAL = Path("/tmp/voices")  # of one container, gone with it
+NIGHTLY = "17 3 * * *"  # UTC
+BACKUPS = 7  # that are kept
+FAILURES = (modal.exception.Error, RuntimeError, OSError)  # of calls to Modal
+
+image = (
+    modal.Image.debian_slim("3.12")
+    .uv_pip_install(*PACKAGES)
+    .env(plan.environ())
+    .add_local_python_source("registry", "migrations")
+)
+state = modal.Volume.from_name(plan.state_volume, create_if_missing=True, version=1)
+weights = modal.Volume.from_name(plan.weights_volume, create_if_missing=True, version=1)
+backups = modal.Volume.from_name(plan.backup_volume, create_if_missing=True, version=1)
+claims = modal.Dict.from_name(plan.claims_dict, create_if_missing=True)
+app = modal.App(plan.registry_app, image=image, include_source=False)
+
+
+@app.function(
+    cpu=0.5,
+    memory=2048,
+    region=plan.region,
+    min_containers=0,
+    max_containers=1,
+    scaledown_window=plan.scaledown_s,
+    timeout=300,
+    volumes={STATE: state, WEIGHTS: weights.with_mount_options(read_only=True)},
+)
+@modal.concurrent(max_inputs=REQUESTS)
+@modal.asgi_app(requires_proxy_auth=plan.proxy_auth)
+def api() -> "FastAPI":
+    from registry.app import create_app
+    from registry.modal_inference import ModalClass, ModalInference
+    from registry.settings import Settings
+
+    voices = modal.Cls.from_name(plan.inference_app, "Voices")()
+    inference = ModalInference(
+        ModalClass(voices),
+        Path(WEIGHTS),
+        failures=FAILURES,
+        limit_s=plan.speak_limit_s,
+        slots=plan.slots,
+        refresh=weights.reload,
+    )
+    return create_app(open_store(), inference, Settings(home=Path(STATE)))
+
+
+@app.function(cpu=0.5, memory=2048, timeout=3600, max_containers=1, volumes={STATE: state})
+def doctor(read_data: bool = False, repair: bool = False) -> list[str]:
+    """What `voices doctor` says, of the voices here: `modal run -m registry.deploy::doctor`."""
+    findings = open_store().examine(read_data=read_data, repair=repair)
+    said = [f"{finding.severity:<10} {finding.what}" for finding in findings]
+    sys.stdout.write("\n".join(said or ["All is sound."]) + "\n")
+    return said
+
+
+@app.function(
+    cpu=0.5,
+    memory=2048,
+    timeout=3600,
+    max_containers=1,
+    schedule=modal.Cron(NIGHTLY),
+    volumes={STATE: state, BACKUP: backups},
+)
+def back_up() -> str:
+    """Every night; or now, by `modal run -m registry.deploy::back_up`."""
+    from registry.backup import save_backup
+
+    target = Path(BACKUP) / f"voices-{datetime.now(UTC):%Y-%m-%d}.tar"
+    manifest = save_backup(open_store(), target)
+    for path in sorted(target.parent.glob("voices-*.tar"))[:-BACKUPS]:
+        path.unlink()
+    backups.commit()
+    missing = f", {len(manifest.missing)} files missing" if manifest.missing else ""
+    said = f"{target.name}: {manifest.voices} voices, {manifest.size / 1e6:.1f} MB{missing}"
+    sys.stdout.write(f"{said}\n")
+    return said
+
+
+@app.function(
+    cpu=1.0,
+    memory=2048,
+    timeout=3600,
+    max_containers=1,
+    volumes={STATE: state, BACKUP: backups.with_mount_options(read_only=True)},
+)
+def restore(name: str) -> str:
+    """Make the voices those of a backup: `modal run -m registry.deploy::restore --name FILE`."""
+    from registry.files import DataDir
+    from registry.restore import unpack_backup
+
+    unpacked = DataDir(LOCAL / "unpacked")
+    with open(Path(BACKUP) / Path(name).name, "rb") as file:
+        manifest = unpack_backup(file, unpacked.root)
+    open_store().restore(unpacked)
+    said = f"The voices are those of {name}: {manifest.voices}."
+    sys.stdout.write(f"{said}\n")
+    return said
+
+
+def open_store() -> "VolumeStore":
+    from registry.snapshots import Mount
+    from registry.volume_store import SharedDict, SharedVolume, VolumeStore
+
+    mount = Mount(Path(STATE), SharedVolume(state, FAILURES))
+    return VolumeStore(mount, SharedDict(claims, state.object_id, FAILURES), LOCAL)

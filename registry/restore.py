@@ -1,0 +1,281 @@
+"""From a backup to a data directory: unpacked beside it, checked whole, then swapped in one step.
+
+A backup is not trusted: neither its names and sizes nor its rows. backup.py has the format.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import select
+
+from registry.backup import (
+    DATABASE,
+    MANIFEST,
+    MIB,
+    Entry,
+    Manifest,
+    most_bytes,
+    promised_files,
+    read_manifest,
+    refuse_damaged,
+    rows_of,
+)
+from registry.database import SCHEMA, migrate, schema_revision
+from registry.errors import BackupRefused, SchemaTooNew
+from registry.files import DataDir, make_folder, sync_folder
+from registry.models import Voice, VoiceVersion, utc_now
+from registry.names import is_voice_id
+
+MAX_FILES = 1_000_000
+BLOCK = tarfile.BLOCKSIZE
+PART_BYTES = MIB
+SPARE_BYTES = 16 * MIB  # on the disk, beside what is unpacked
+AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 (Linux); renamex_np (macOS) has the same 2
+
+
+@dataclass(frozen=True)
+class Restored:
+    manifest: Manifest
+    before: Path | None  # where the directory is now that was there before
+
+
+# Reading one
+
+
+def unpack_backup(file: BinaryIO, root: Path) -> Manifest:
+    """Unpack into a new folder, and check all that can be checked; `file` is only read forward.
+
+    The folder is a data directory then, of this program's schema, and on the disk. Raises
+    BackupRefused, which names what is wrong; OSError, of a full disk for example.
+    """
+    unpacked: dict[str, Entry] = {}
+    members = _members(file)
+    for name, size in members:
+        if name == MANIFEST:
+            manifest = read_manifest(b"".join(_parts(file, name, size)))
+            break
+        unpacked[name] = _unpack(file, name, size, root / name)
+    else:
+        raise BackupRefused("The backup ends before its manifest: it was cut off, or is none.")
+    if next(members, None) is not None:
+        raise BackupRefused("Something follows the manifest of the backup.")
+    _refuse_differences(unpacked, manifest.files)
+    _refuse_bad_rows(DataDir(root), manifest)
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        sync_folder(folder)
+    return manifest
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[str, int]]:
+    """Name and size of each; its bytes must be read before the next is asked for.
+
+    Headers are read here one by one, not by a TarFile, so that none can mean more than it says:
+    no links, no devices, no sparse files, no names and sizes from other headers.
+    """
+    seen: set[str] = set()
+    last = "its beginning"
+    while any(block := file.read(BLOCK)):
+        name, size = _header(block, last)
+        if name in seen or len(seen) > MAX_FILES:
+            raise BackupRefused(f"{name} is in the backup twice, or it holds too many files.")
+        yield name, size
+        file.read(-size % BLOCK)
+        seen.add(name)
+        last = name
+
+
+def _header(block: bytes, last: str) -> tuple[str, int]:
+    try:
+        member = tarfile.TarInfo.frombuf(block, "ascii", "surrogateescape")
+    except tarfile.TarError as error:
+        raise BackupRefused(f"The backup is damaged, or is none: after {last}, {error}.") from error
+    if member.type != tarfile.REGTYPE or (most := most_bytes(member.name)) is None:
+        raise BackupRefused(f"{member.name!r} does not belong into a backup of voices.")
+    if not 0 <= member.size <= most:
+        raise BackupRefused(
+            f"{member.name} says that it has {member.size:,} bytes, which it can't."
+        )
+    return member.name, member.size
+
+
+def _parts(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
+    while size:
+        part = file.read(min(size, PART_BYTES))
+        if not part:
+            raise BackupRefused(f"The backup ends within {name}: it was cut off.")
+        size -= len(part)
+        yield part
+
+
+def _unpack(file: BinaryIO, name: str, size: int, target: Path) -> Entry:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with open(target, "xb") as out:
+        for part in _parts(file, name, size):
+            digest.update(part)
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())
+    return Entry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _refuse_differences(unpacked: Mapping[str, Entry], listed: Mapping[str, Entry]) -> None:
+    for name in sorted(unpacked.keys() | listed.keys()):
+        if name not in unpacked:
+            raise BackupRefused(f"{name} is listed in the backup's manifest, but not there.")
+        if name not in listed:
+            raise BackupRefused(f"{name} is in the backup, but not listed in its manifest.")
+        if unpacked[name] != listed[name]:
+            raise BackupRefused(f"{name} in the backup is damaged.")
+
+
+def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
+    """The rows are those of a registry, sound, and name just the files that are here."""
+    refuse_damaged(data.database)
+    if schema_revision(data.database) != manifest.schema_revision:
+        raise BackupRefused(f"{DATABASE} in the backup is of another schema than listed.")
+    try:
+        migrate(data)
+        _refuse_strange_ids(data.database)
+        _refuse_strange_files(data.database, manifest)
+    except SchemaTooNew as error:
+        raise BackupRefused(
+            f"The backup has schema {manifest.schema_revision}, which a newer voice-registry "
+            f"wrote; this one knows schemas up to {SCHEMA}. Install the newer program."
+        ) from error
+    except DatabaseError as error:
+        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {error.orig}.") from error
+
+
+def _refuse_strange_ids(database: Path) -> None:
+    """Folders are named by them."""
+    with rows_of(database) as session:
+        ids = {*session.exec(select(Voice.id)), *session.exec(select(VoiceVersion.voice_id))}
+    for voice_id in ids:
+        if not is_voice_id(str(voice_id)):
+            raise BackupRefused(f"{voice_id!r}, of the backup's rows, is no voice id.")
+
+
+def _refuse_strange_files(database: Path, manifest: Manifest) -> None:
+    promised = promised_files(database)
+    stored = {name: entry.sha256 for name, entry in manifest.files.items() if name != DATABASE}
+    for name in sorted(promised.keys() | stored.keys()):
+        left_out = name in manifest.missing and name not in stored
+        sound = left_out or promised.get(name) == stored.get(name)
+        if not sound or most_bytes(name) is None:
+            raise BackupRefused(f"{name!r}: the backup's rows and files contradict each other.")
+
+
+# Putting one back
+
+
+def holds_voices(home: Path) -> bool:
+    return any(DataDir(home).content_files())
+
+
+def restore_backup(file: BinaryIO, home: Path) -> Restored:
+    """Make `home` what the backup holds, in one step, after all of it was checked.
+
+    A directory that is there stays, under the name in the answer. BackupRefused, OSError.
+    """
+    home = home.resolve()
+    if home.is_mount():
+        raise BackupRefused(f"{home} is a mount and can't be moved: restore to a folder inside it.")
+    make_folder(home.parent)
+    _refuse_small_disk(file, home.parent)
+    with _alone_in(home), _new_folder(_beside(home, "restoring", secrets.token_hex(4))) as new:
+        manifest = unpack_backup(file, new)
+        return Restored(manifest=manifest, before=_swap(new, home))
+
+
+def leftovers(home: Path) -> list[Path]:
+    """What restores that were killed have left: what they had unpacked, or the old directory."""
+    home = home.resolve()
+    return sorted(home.parent.glob(_beside(home, "restoring", "*").name))
+
+
+def _beside(home: Path, what: str, which: str) -> Path:
+    return home.with_name(f"{home.name}.{what}-{which}")
+
+
+def _refuse_small_disk(file: BinaryIO, folder: Path) -> None:
+    """What is unpacked is no larger than the tar; of a pipe nobody knows."""
+    needed, free = os.fstat(file.fileno()).st_size + SPARE_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise BackupRefused(f"The disk has {free:,} bytes free; the backup needs {needed:,}.")
+
+
+@contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Refuses while a program shares the folder's lock (flock)."""
+    if not home.exists():
+        yield
+        return
+    descriptor = os.open(home, os.O_RDONLY)
+    try:
+        _lock(descriptor, home)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, home: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BackupRefused(f"A program is at work in {home}. Stop the server first.") from error
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Removed on leaving, if it is still itself: after a swap, the name is another folder's."""
+    path.mkdir()
+    made = path.stat().st_ino
+    try:
+        yield path
+    finally:
+        if path.exists() and path.stat().st_ino == made:
+            shutil.rmtree(path)
+
+
+def _swap(new: Path, home: Path) -> Path | None:
+    """One rename either way, so at no moment there is nothing, or half of something, at `home`."""
+    before = None
+    if home.exists() and any(home.iterdir()):
+        shutil.copymode(home, new)
+        _exchange(new, home)
+        sync_folder(home.parent)
+        before = _beside(home, "before-restore", utc_now().replace(":", ""))
+        os.rename(new, before)
+    else:
+        os.rename(new, home)
+    sync_folder(home.parent)
+    return before
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Each gets the other's name, in one step of the file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        failed = libc.renamex_np(*names, EXCHANGE)
+    else:
+        failed = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE)
+    if failed:
+        reason = os.strerror(ctypes.get_errno())
+        raise BackupRefused(
+            f"This system can't exchange two folders ({reason}). Move {other} away yourself, then "
+            "restore again."
+        )

@@ -1,0 +1,324 @@
+"""`voices deploy` as a person uses it, against the fake control plane and Modal's real client."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from grpclib import GRPCError, Status
+from modal_apps import WORKSPACE
+from modal_proto import api_pb2 as pb
+from modal_server import ModalServer
+
+from cli.deploy import in_words
+from cli.deploy_plan import CORES, MEMORY_GIB
+from cli.main import cli
+from cli.modal_account import AppState
+from registry.deployment import deployment
+
+ROOT = Path(__file__).parent.parent
+URL = f"https://{WORKSPACE}--voices-registry-api.modal.run"
+REVISION = "fd4b254389122332181a7c3db7f27e918eec64e3"
+MODEL = {"model_id": "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "revision": REVISION}
+Done = subprocess.CompletedProcess[str]
+Voices = Callable[..., Done]
+Typed = Callable[..., Result]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """Of somebody who has no account and no settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MODAL_", "VOICES_"))}
+    own = {"HOME": str(tmp_path), "VOICES_CONFIG_HOME": str(tmp_path), "COLUMNS": "200"}
+    return kept | own | {"MODAL_CONFIG_PATH": os.devnull, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def voices(environ: dict[str, str], tmp_path: Path) -> Voices:
+    """The command as a child, in a folder that has nothing to do with us."""
+
+    def run(*arguments: str, code: int = 0, answer: str = "", **more: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli.main", "deploy", *arguments],
+            env=environ | more,
+            cwd=tmp_path,
+            input=answer,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """The same without a child, for what ends before Modal's client is needed."""
+    for name in [name for name in os.environ if name.startswith("VOICES_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, code: int = 0, **variables: str) -> Result:
+        result = CliRunner(env=variables).invoke(cli, ["deploy", *arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def server() -> Iterator[ModalServer]:
+    with ModalServer() as server:
+        server.answers["download_model"] = lambda: put_model(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def first() -> Iterator[tuple[ModalServer, Done]]:
+    """A server with both Apps and the model, and what the `voices deploy` that did it printed."""
+    with ModalServer() as server:
+        server.answers["download_model"] = lambda: put_model(server)
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("VOICES_")}
+        line = [sys.executable, "-m", "cli.main", "deploy", "--yes"]
+        options = {"cwd": ROOT, "env": environ | server.environ, "text": True}
+        yield server, subprocess.run(line, capture_output=True, **options)
+
+
+@pytest.fixture
+def deployed(first: tuple[ModalServer, Done]) -> ModalServer:
+    return first[0]
+
+
+def put_model(server: ModalServer, name: str = "voices", **fields: str) -> None:
+    """As `download_model` leaves the weights Volume."""
+    found = MODEL | fields
+    found["source"] = f"{found['model_id']}@{found['revision']}"
+    server.volumes[f"{name}-weights"].files["model.json"] = json.dumps(found).encode()
+
+
+def test_a_dry_run_prints_every_part_and_sends_nothing(typed: Typed) -> None:
+    printed = typed("--dry-run").stdout
+    plan = deployment({})
+    for name in (plan.inference_app, plan.registry_app):
+        assert f"App {name} " in printed
+    for name in (plan.state_volume, plan.weights_volume, plan.backup_volume):
+        assert f"Volume {name} " in printed
+    assert f"Dict {plan.claims_dict} " in printed
+    for part in ("T4", "0 to 1 container", "60 idle seconds", "32 speeches", "(read-only)"):
+        assert part in printed
+    assert "a proxy token" in printed
+
+
+def test_a_dry_run_says_the_cost_and_how_it_was_computed(typed: Typed) -> None:
+    said = typed("--dry-run").stderr
+    assert "nothing while nobody speaks; about $0.75 an hour" in said
+    assert "$0.0125 for the 60 s" in said
+    assert "by estimate $0.0027 per minute of speech" in said
+    assert "third-party prices of 2026-08" in said and "not a measurement" in said
+    kept = typed("--dry-run", "--min-containers", "1", "--region", "eu").stderr
+    assert "$18 a day all the time" in kept and "multiplies it by 1.5" in kept
+
+
+def test_options_go_over_variables(typed: Typed) -> None:
+    given = {"VOICES_DEPLOY_GPU": "L4", "VOICES_DEPLOY_NAME": "team"}
+    printed = typed("--gpu", "A10", "--no-proxy-auth", "--dry-run", **given).stdout
+    assert "A10" in printed and "L4" not in printed
+    assert "App team-registry" in printed
+    assert "anyone may enrol and delete voices" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (("--gpu", "T5"), {}, "--gpu 'T5': it must be one of T4"),
+        (("--slots", "many"), {}, "--slots 'many': it must be a whole number"),
+        (("--scaledown", "1"), {}, "--scaledown 1: it must be 2 to 1200"),
+        (("--min-containers", "2"), {}, "--min-containers 2: it must be 0 to 1"),
+        (("--snapshot", "yes"), {}, "--snapshot 'yes': it must be one of cpu"),
+        (("--region", "E U"), {}, "--region 'E U': it must be a region"),
+        (("--name", "My_Voices"), {}, "--name 'My_Voices': it must be lower case"),
+        (("--model", "somebody/unknown"), {}, "somebody/unknown"),
+        (("--model", "/etc"), {}, "--model '/etc': it must be a hub id"),
+        ((), {"VOICES_DEPLOY_GPU": "T5"}, "VOICES_DEPLOY_GPU='T5': it must be one of"),
+        ((), {"VOICES_DEPLOY_GPUS": "T4"}, "VOICES_DEPLOY_GPUS is not a setting"),
+        (("--dry-run", "stop"), {}, "--dry-run are for `voices deploy` alone"),
+        (("stpo",), {}, "No such command 'stpo'"),
+        (("logs", "-f", "--tail", "3"), {}, "--follow begins now"),
+        (("logs", "gpu"), {}, "'gpu' is not one of 'registry', 'inference'"),
+    ],
+)
+def test_what_can_not_be_is_said_before_anything_is_sent(
+    typed: Typed, arguments: tuple[str, ...], variables: dict[str, str], said: str
+) -> None:
+    assert said in typed(*arguments, code=2, **variables).stderr
+
+
+@pytest.mark.parametrize("verb", [(), ("status",)])
+def test_without_an_account_it_says_how_to_log_in(voices: Voices, verb: tuple[str, ...]) -> None:
+    refused = voices(*verb, code=1).stderr
+    assert "Error: Modal lets nobody in from here (Token missing." in refused
+    assert "`modal token new` logs you in." in refused
+
+
+def test_a_refused_account_creates_nothing(voices: Voices, server: ModalServer) -> None:
+    server.refuse_token()
+    refused = voices(code=1, **server.environ).stderr
+    assert "Error: Modal lets nobody in from here (Token validation failed)." in refused
+    assert {call.name for call in server.requests} <= {"ClientHello", "WorkspaceNameLookup"}
+
+
+def test_without_the_client_it_says_what_to_install(voices: Voices, tmp_path: Path) -> None:
+    (tmp_path / "modal.py").write_text("raise ModuleNotFoundError('modal')")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    for verb in ((), ("status",)):
+        refused = voices(*verb, code=1, PYTHONPATH=path).stderr
+        assert refused == (
+            "Error: This needs Modal's client: pip install 'voice-registry[modal]'\n"
+        )
+    voices("--dry-run", PYTHONPATH=path)
+
+
+def test_where_nothing_is_deployed_that_is_said(voices: Voices, server: ModalServer) -> None:
+    told = voices("status", **server.environ).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in told] == ["not deployed"] * 2 + ["no model"]
+    assert "Nothing of voices is deployed." in voices("stop", **server.environ).stderr
+    assert "is not deployed" in voices("warm", code=1, **server.environ).stderr
+    assert not server.sent("VolumeGetOrCreate")[0].object_creation_type
+
+
+def test_one_command_deploys_all_of_it(first: tuple[ModalServer, Done]) -> None:
+    server, done = first
+    assert (done.returncode, done.stdout) == (0, f"{URL}\n"), done.stderr
+    plan = deployment({})
+    volumes = {plan.state_volume, plan.weights_volume, plan.backup_volume}
+    asked = server.sent("VolumeGetOrCreate")[:3]
+    assert {ask.deployment_name for ask in asked} == volumes == server.volumes.keys()
+    assert {ask.version for ask in asked} == {pb.VOLUME_FS_VERSION_V1}
+    assert plan.claims_dict in server.dicts
+    assert server.apps[plan.inference_app].deployed and server.apps[plan.registry_app].deployed
+    assert {f.resources.gpu_config.gpu_type for f in server.functions.values()} == {"", "T4"}
+    assert server.functions["api"].webhook_config.requires_proxy_auth
+    names = [call.name for call in server.requests]
+    assert names.index("FunctionMap") < names.index("AppGetByDeploymentName")  # the model first
+    for said in (
+        f"Workspace {WORKSPACE}: ",
+        f"voices-weights holds {MODEL['model_id']}@{REVISION}.",
+        f"  voices login {URL}\n",
+        "modal workspace proxy-tokens create",
+        "https://modal.com/settings/proxy-auth-tokens",
+        "Cost: nothing while nobody speaks",
+    ):
+        assert said in done.stderr
+
+
+def test_the_gpu_is_as_a_dry_run_says(first: tuple[ModalServer, Done], typed: Typed) -> None:
+    server, printed = first[0], typed("--dry-run").stdout
+    sent = server.functions["Voices.*"]
+    assert (sent.resources.milli_cpu, sent.resources.memory_mb) == (CORES * 1000, MEMORY_GIB * 1024)
+    settings = sent.autoscaler_settings
+    assert (settings.min_containers, settings.max_containers) == (0, 1)
+    assert settings.scaledown_window == 60 and sent.checkpointing_enabled
+    paths = {volume.id: name for name, volume in server.volumes.items()}
+    for mount in sent.volume_mounts:
+        mode = " (read-only)" if mount.read_only else ""
+        assert f"{paths[mount.volume_id]} at {mount.mount_path}{mode}" in printed
+    for name in ("Voices.*", "api"):
+        assert server.commands(server.functions[name].image_id)[0].startswith("FROM python:3.12")
+        assert not server.functions[name].secret_ids
+    for mount in server.functions["api"].volume_mounts:
+        assert f"{paths[mount.volume_id]} at {mount.mount_path}" in printed
+
+
+def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer) -> None:
+    deployed.volumes["voices-state"].files["mine"] = b"kept"
+    downloads = len(deployed.sent("FunctionMap"))
+    done = voices("--no-proxy-auth", "--gpu", "L4", **deployed.environ)
+    assert f"voices-weights holds {MODEL['model_id']}@{REVISION}." in done.stderr
+    assert f"voices login --no-token {URL}" in done.stderr
+    assert not deployed.functions["api"].webhook_config.requires_proxy_auth
+    assert deployed.functions["Voices.*"].resources.gpu_config.gpu_type == "L4"
+    assert deployed.volumes["voices-state"].files["mine"] == b"kept"
+    assert len(deployed.sent("FunctionMap")) == downloads
+
+
+def test_the_model_is_offered_and_may_wait(voices: Voices, server: ModalServer) -> None:
+    done = voices(answer="n\n", **server.environ)
+    assert "holds no model yet, not Qwen/" in done.stderr
+    assert "before `voices deploy model` has done that" in done.stderr
+    assert server.apps["voices-registry"].deployed and not server.sent("FunctionMap")
+    assert f"holds {MODEL['model_id']}@{REVISION}." in voices("model", **server.environ).stderr
+
+
+def test_a_model_that_does_not_come_is_said(voices: Voices, server: ModalServer) -> None:
+    server.answers["download_model"] = lambda: put_model(server, revision="0" * 40)
+    assert "The model did not come" in voices("--yes", code=1, **server.environ).stderr
+    assert "voices-registry" not in server.apps
+
+
+def test_a_step_that_fails_says_what_is_there(voices: Voices, server: ModalServer) -> None:
+    create = server.AppCreate
+
+    def refuse(request: pb.AppCreateRequest) -> object:
+        if request.description == "voices-registry":
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, "There are too many Apps.")
+        return create(request)
+
+    server.AppCreate = refuse  # type: ignore[assignment, method-assign]
+    refused = voices(code=1, answer="n\n", **server.environ)
+    assert "There are too many Apps." in refused.stderr
+    assert refused.stderr.endswith(
+        "Error: voices-registry was not deployed: `modal deploy --strategy recreate -m "
+        "registry.deploy` exited with 1 and says why above. The Volumes are there, and so is "
+        "voices-inference; run `voices deploy` again when that is mended.\n"
+    )
+    assert refused.stdout == ""
+
+
+def test_status_counts_without_starting_anything(voices: Voices, deployed: ModalServer) -> None:
+    deployed.stats["Voices.*"] = pb.FunctionStats(backlog=2, num_total_tasks=1)
+    deployed.requests.clear()
+    told = json.loads(voices("status", "--json", **deployed.environ).stdout)
+    assert told["url"] == URL
+    assert told["model"]["revision"] == REVISION
+    assert told["apps"] == [
+        {"name": "voices-registry", "deployed": True, "containers": 0, "waiting": 0},
+        {"name": "voices-inference", "deployed": True, "containers": 1, "waiting": 2},
+    ]
+    assert in_words(AppState("a", True, 1, 2)) == "deployed, 1 container, 2 waiting"
+    assert in_words(AppState("a", True)) == "deployed, no container, 0 waiting"
+    assert not deployed.sent("FunctionMap")
+
+
+def test_logs_are_those_of_the_app_that_was_asked_for(
+    voices: Voices, deployed: ModalServer
+) -> None:
+    deployed.apps["voices-registry"].logs[:] = ["from the registry"]
+    deployed.apps["voices-inference"].logs[:] = ["from the inference"]
+    assert voices("logs", **deployed.environ).stdout == "from the registry\n"
+    asked = voices("logs", "inference", "--tail", "5", **deployed.environ)
+    assert asked.stdout == "from the inference\n"
+
+
+def test_warm_calls_the_gpu_and_waits(voices: Voices, deployed: ModalServer) -> None:
+    calls: list[str] = []
+    deployed.answers["Voices.status"] = lambda: calls.append("status") or {"error": None}
+    said = voices("warm", **deployed.environ).stderr
+    assert calls == ["status"]
+    assert "about $0.75 an hour until it has been idle for 60 s" in said
+    deployed.answers["Voices.status"] = lambda: {"state": "failed", "error": "It does not fit."}
+    failed = voices("warm", code=1, **deployed.environ).stderr
+    assert "It does not fit. `voices deploy logs inference` says more." in failed
+
+
+def test_stop_asks_and_keeps_the_volumes(voices: Voices, deployed: ModalServer) -> None:
+    asked = voices("stop", code=1, answer="n\n", **deployed.environ)
+    assert "Stop voices-registry and voices-inference?" in asked.stderr
+    assert not deployed.sent("AppStop")
+    assert "so do the voices" in voices("stop", "--yes", **deployed.environ).stderr
+    assert not any(app.deployed for app in deployed.apps.values())
+    assert {"voices-state", "voices-weights", "voices-backup"} == deployed.volumes.keys()

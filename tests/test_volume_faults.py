@@ -1,0 +1,106 @@
+"""Kill containers that share a Volume at any of their steps: nothing acknowledged is lost or wrong.
+
+Two may overlap, answers get lost, steps are slow, the platform commits at any moment. Stores that
+are wrong show that the test would notice.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import pytest
+from faults import noise
+from modal_volume import Cloud, Container
+from volume_faults import Site, World
+from volume_mutants import AT_RANDOM, OneName
+
+from registry import files, snapshot_database
+from registry.errors import RegistryError, StorageUnavailable
+from registry.store import VoiceEdit
+from registry.volume_store import VolumeStore
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="the stand-in sees open files through /proc"
+)
+MEMORY = Path("/dev/shm")  # no disk: what is tested is who commits what, not fsync
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as name:
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim dies sooner than a slow container is done with it."""
+    for name, value in {"EXPIRY_S": 0.1, "PATIENCE_S": 0.6, "LOOK_S": 0.005}.items():
+        monkeypatch.setattr(snapshot_database, name, value)
+
+
+def survive(world: World, kills: int) -> str:
+    """Rounds until so many containers were killed; then the doctor finds nothing it can't mend."""
+    while world.kills < kills:
+        world.round()
+    with world.quietly(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "GRACE_S", -1.0)
+        site = world.check()
+        assert isinstance(site.store, VolumeStore)
+        findings = site.store.examine(read_data=True, repair=True)
+        assert {finding.severity for finding in findings} <= {"repaired"}, findings
+        assert site.store.examine(read_data=True, repair=True) == []
+        world.check()
+    acknowledged = sum(owner.acknowledged for owner in world.owners)
+    refused = sum(owner.refused for owner in world.owners)
+    return f"{world.kills} kills, {acknowledged} acknowledged, {refused} refused, 0 lost"
+
+
+def test_a_hundred_kills_lose_nothing(folder: Path) -> None:
+    print(survive(World(folder, seed=1), 100))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
+    print(survive(World(folder, seed), 100))
+
+
+@pytest.mark.parametrize("mutant", AT_RANDOM)
+def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]) -> None:
+    """In one of a few worlds, each of a few rounds."""
+    for seed in range(6):
+        world = World(folder / str(seed), seed, mutant, overlap=1.0, stalls=0.03, life=(50, 600))
+        try:
+            for _ in range(12):
+                world.round()
+        except (AssertionError, RegistryError) as caught:
+            return print(f"{mutant.__name__}: world {seed}, {type(caught).__name__}")
+    pytest.fail(f"{mutant.__name__} was not caught")
+
+
+def late_commit(cloud: Cloud, kind: type[VolumeStore]) -> str:
+    """What a fresh container says, after one whose claim had expired has committed all the same."""
+    slow, quick = Site.start(cloud, kind), Site.start(cloud, kind)
+    slow.enrol("alice", noise(Random(0)), "before")
+
+    def at(point: str, container: Container) -> None:
+        if point == "commit.before" and container is slow.container:
+            cloud.at = lambda point, container: None
+            quick.store.edit("alice", VoiceEdit(description="acknowledged"), None)
+
+    cloud.at = at
+    with suppress(StorageUnavailable):
+        slow.store.edit("alice", VoiceEdit(description="too late"), None)
+    for site in (slow, quick):
+        site.container.kill()
+    return Site.start(cloud, kind).store.get("alice").row.description
+
+
+def test_a_late_commit_replaces_nothing(folder: Path) -> None:
+    assert late_commit(Cloud(folder), VolumeStore) == "acknowledged"
+
+
+def test_under_one_name_a_late_commit_would(folder: Path) -> None:
+    assert late_commit(Cloud(folder), OneName) == "too late"
