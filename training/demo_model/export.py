@@ -34,8 +34,8 @@ def export(codec: Path, talker: Path, out: Path, gain: float = 1.0) -> int:
     """
     speech = out / "speech_tokenizer"
     speech.mkdir(parents=True, exist_ok=True)
-    codec_shape = CodecShape.read(_shape(codec))
-    talker_shape = TalkerShape(**_shape(talker))
+    codec_shape = CodecShape.read(read_shape(codec))
+    talker_shape = TalkerShape(**read_shape(talker))
     _write_talker(talker, out)
     _write_codec(codec, speech, f"decoder.decoder.{len(codec_shape.wave_rates) + 2}.conv", gain)
     write_json(out / "config.json", main_config(talker_shape, TextTokens.read().ids))
@@ -49,7 +49,7 @@ def export(codec: Path, talker: Path, out: Path, gain: float = 1.0) -> int:
     return size
 
 
-def _shape(weights: Path) -> dict[str, Any]:
+def read_shape(weights: Path) -> dict[str, Any]:
     shape: dict[str, Any] = json.loads((weights.parent / "run.json").read_text("utf-8"))["shape"]
     return shape
 
