@@ -89,8 +89,9 @@ def refuse_terminal() -> None:
 def restore(context: click.Context, file: BinaryIO, force: bool) -> None:
     """Make this machine's voices those of a backup FILE, or - for stdin.
 
-    All of it is checked first, and nothing changes unless it is sound. Stop the server before. What
-    was in the data directory is moved aside, beside it, and stays there until you delete it.
+    All of it is checked first, and nothing changes unless it is sound. Stop the server before: this
+    is refused while a program has the voices open. What was in the data directory is moved aside,
+    beside it, and stays there until you delete it.
 
     \b
     Example:

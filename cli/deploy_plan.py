@@ -53,6 +53,11 @@ OPTIONS = (
         help="Of memory, to start from: cpu, gpu or off.  [default: cpu]",
     ),
     click.option("--slots", metavar="N", help="Speeches that are made at once.  [default: 32]"),
+    click.option(
+        "--hf-secret",
+        metavar="NAME",
+        help="A secret at Modal that holds HF_TOKEN, for the download.  [default: none]",
+    ),
     click.option("--no-proxy-auth", is_flag=True, help="Let anyone in who finds the URL."),
 )
 
@@ -126,7 +131,14 @@ def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield f"Volume {plan.weights_volume}", f"{model_name(plan)} (version 1)"
     yield f"Volume {plan.backup_volume}", "a copy of the newest snapshot every day (version 1)"
     yield f"Dict {plan.claims_dict}", "who writes next"
-    yield "Secrets", "none"
+    yield from secrets(plan)
+
+
+def secrets(plan: "Deployment") -> Iterator[tuple[str, str]]:
+    if plan.hf_secret:
+        yield f"Secret {plan.hf_secret}", "HF_TOKEN, for the download of the model alone"
+    else:
+        yield "Secrets", "none"
 
 
 def usd_per_s(plan: "Deployment") -> float:

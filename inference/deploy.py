@@ -34,6 +34,7 @@ PACKAGES = (
 WAITING = 32  # speeches that wait for a slot; more are refused
 AT_ONCE = 32  # calls that need no slot
 GRACE_S = 20.0  # at the end, for what runs; Modal gives 30
+TOKEN = "HF_TOKEN"  # as huggingface_hub reads it
 SNAPSHOT = plan.snapshot != "off"
 VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
 
@@ -57,6 +58,7 @@ packages = (
 offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 state = modal.Volume.from_name(plan.state_volume, create_if_missing=True, version=1)
 weights = modal.Volume.from_name(plan.weights_volume, create_if_missing=True, version=1)
+tokens = [modal.Secret.from_name(plan.hf_secret, required_keys=[TOKEN])] if plan.hf_secret else []
 app = modal.App(plan.inference_app, include_source=False)
 
 
@@ -130,6 +132,7 @@ class Voices:
     timeout=3600,
     retries=0,
     max_containers=1,
+    secrets=tokens,
     volumes={WEIGHTS: weights},
 )
 def download_model() -> dict[str, Any]:

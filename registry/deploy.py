@@ -33,6 +33,7 @@ PACKAGES = (
     "starlette==1.10.0",
 )
 REQUESTS = 100  # at once; what waits for the GPU is in there
+ANSWER_S = 135.0  # Modal's edge waits 150 s, of which a start of this container takes some
 LOCAL = Path("/tmp/voices")  # of one container, gone with it
 NIGHTLY = "17 3 * * *"  # UTC
 BACKUPS = 7  # that are kept
@@ -77,7 +78,7 @@ def api() -> "FastAPI":
         slots=plan.slots,
         refresh=weights.reload,
     )
-    return create_app(open_store(), inference, Settings(home=Path(STATE)))
+    return create_app(open_store(), inference, Settings(home=Path(STATE), answer_s=ANSWER_S))
 
 
 @app.function(cpu=0.5, memory=2048, timeout=3600, max_containers=1, volumes={STATE: state})

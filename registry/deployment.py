@@ -14,6 +14,7 @@ GPUS = ("T4", "L4", "A10", "A100-40GB", "L40S", "H100")
 SNAPSHOTS = ("cpu", "gpu", "off")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 REGION = re.compile(r"[a-z0-9-]{2,32}")
+SECRET = re.compile(r"(?!hf_)[A-Za-z0-9][\w.-]{0,62}", re.ASCII)
 MODEL = re.compile(r"demo|[\w.-]+/[\w.-]+(@[0-9a-f]{40})?")
 BOUNDS = {  # least and most
     "scaledown_s": (2, 1200),
@@ -38,6 +39,7 @@ class Deployment:
     snapshot: str = "cpu"  # of memory, from which a container starts: cpu, gpu or off
     speak_limit_s: int = 120  # the longest that one request may speak
     proxy_auth: bool = True  # strangers are refused before a container starts
+    hf_secret: str | None = None  # a secret of Modal's with HF_TOKEN, for the download alone
 
     def __post_init__(self) -> None:
         self._must(bool(NAME.fullmatch(self.name)), "name", "lower case letters, digits and -")
@@ -46,6 +48,8 @@ class Deployment:
         self._must(self.snapshot in SNAPSHOTS, "snapshot", f"one of {', '.join(SNAPSHOTS)}")
         regional = self.region is None or bool(REGION.fullmatch(self.region))
         self._must(regional, "region", "a region of Modal's, such as eu or us-east")
+        named = self.hf_secret is None or bool(SECRET.fullmatch(self.hf_secret))
+        self._must(named, "hf_secret", "the name of a secret at Modal, not a token itself")
         for field, (least, most) in BOUNDS.items():
             self._must(least <= getattr(self, field) <= most, field, f"{least} to {most}")
 

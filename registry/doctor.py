@@ -25,6 +25,7 @@ from registry.database import (
     schema_revision,
 )
 from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_of
+from registry.folder_lock import share_folder
 from registry.models import Features, NameVariant, Voice, VoiceVersion
 from registry.names import name_key, variants
 from registry.store import index_name
@@ -42,14 +43,16 @@ def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
     """All that is wrong; with `read_data` every file is read and its sha256 compared.
 
     Nothing is repaired while the database itself is damaged: what its rows no longer tell would
-    look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory.
+    look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory,
+    FolderInUse while a backup is being restored.
     """
     try:
         if schema_revision(data.database) is None:
             lost = any(data.content_files())
             return [Finding("loss", f"registry.db: {NO_DATABASE}")] if lost else []
-        faults = [Finding("loss", f"registry.db: {fault}") for fault in _database_faults(data)]
-        return faults or _examine_files(data, read_data, repair)
+        with share_folder(data.root):
+            faults = [Finding("loss", f"registry.db: {fault}") for fault in _database_faults(data)]
+            return faults or _examine_files(data, read_data, repair)
     except (sqlite3.DatabaseError, DatabaseError) as error:
         if not is_damage(error):
             raise

@@ -10,7 +10,8 @@ RegistryError
 ├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
 ├── StreamBroken 500                     a speech that ended before it should
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
-├── SchemaTooNew · DatabaseLost · SettingInvalid         refused before anything is served
+├── SchemaTooNew · DatabaseLost · SettingInvalid · FolderInUse
+│                                         refused before anything is served
 └── BackupRefused                        never in an answer, so it has no code of its own
 """
 
@@ -208,6 +209,12 @@ class SchemaTooNew(RegistryError):
 
 class DatabaseLost(RegistryError):
     code, title = "database-lost", "The database is gone, but its files are here"
+
+
+class FolderInUse(RegistryError):
+    """A backup is being restored there; or, to a restore: a program is at work there."""
+
+    code, title = "folder-in-use", "The data directory is in use"
 
 
 class BackupRefused(RegistryError):

@@ -4,10 +4,11 @@ Ids and hashes cross this line, never audio or features. Nothing of `inference` 
 error is recognised by its `code`, so that the same mapping serves another process.
 """
 
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
@@ -31,8 +32,23 @@ from registry.files import ModelRef, PromptRef, PromptSource
 
 Samples = NDArray[np.float32]
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
-# How long whoever asks would wait for a GPU that has to start; None leaves it to the server.
-patience_s: ContextVar[float | None] = ContextVar("patience_s", default=None)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long one request would wait for a GPU that has to start, however often it asks it."""
+
+    most_s: float = float("inf")
+    since_s: float = field(default_factory=time.monotonic)
+
+    def at_most(self, seconds: float) -> "Patience":
+        return Patience(min(self.most_s, seconds), self.since_s)
+
+    def left_s(self) -> float:
+        return self.since_s + self.most_s - time.monotonic()
+
+
+patience: ContextVar[Patience] = ContextVar("patience")
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from registry.errors import GpuCold, ModelUnavailable
 from registry.files import ModelRef, PromptRef, PromptSource
-from registry.inference_client import SpeakParams, Speech, patience_s
+from registry.inference_client import Patience, SpeakParams, Speech, patience
 from registry.remote_speech import Item, RemoteChunks, checked, unreachable
 from registry.text import refuse_long
 
 Plain = Mapping[str, Any]  # built-ins only
 T = TypeVar("T")
 
-WAIT_S = 100.0  # for the first sound, while a GPU starts
+WAIT_S = 100.0  # of one request, for a GPU that starts
 RETRY_S = 20  # after which a GPU that starts is likely there
 LOOK_S = 5.0  # between two looks at how busy it is
 MODEL_FILE = "model.json"
@@ -190,15 +190,14 @@ class ModalInference:
 
     async def _in_time(self, answer: Awaitable[T]) -> T:
         """The first that is heard of the GPU. GpuCold if whoever asks would not wait longer."""
-        asked_s = patience_s.get()
-        wait_s = self._wait_s if asked_s is None else min(asked_s, self._wait_s)
+        patient = patience.get(Patience()).at_most(self._wait_s)
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(patient.left_s()):
                 return await answer
         except TimeoutError as error:
             raise GpuCold(
-                f"The GPU did not answer within {wait_s:g} s. It is starting: ask again in a"
-                " moment.",
+                f"The GPU did not answer within {patient.most_s:.3g} s. It is starting: ask again"
+                " in a moment.",
                 RETRY_S,
             ) from error
         except self._failures as error:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import ContentTypeUnsupported
-from registry.inference_client import patience_s
+from registry.inference_client import Patience, patience
 from registry.problems import ClientGone
 
 JSON_LIMIT = 64 * 1024
@@ -36,7 +36,7 @@ async def _patience(
 ) -> None:
     """Whatever else a Prefer header says is not understood, and so ignored."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})\s*(?:$|[,;])", prefer or "", re.IGNORECASE)
-    patience_s.set(float(found[1]) if found else None)
+    patience.set(Patience(float(found[1])) if found else Patience())
 
 
 PATIENCE = Depends(_patience)  # of a route that may need a GPU

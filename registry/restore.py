@@ -4,7 +4,6 @@ A backup is not trusted: neither its names and sizes nor its rows. backup.py has
 """
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import secrets
@@ -35,6 +34,7 @@ from registry.backup import (
 from registry.database import SCHEMA, migrate, schema_revision
 from registry.errors import BackupRefused, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
+from registry.folder_lock import own_folder
 from registry.models import Voice, VoiceVersion, utc_now
 from registry.names import is_voice_id
 
@@ -188,14 +188,15 @@ def holds_voices(home: Path) -> bool:
 def restore_backup(file: BinaryIO, home: Path) -> Restored:
     """Make `home` what the backup holds, in one step, after all of it was checked.
 
-    A directory that is there stays, under the name in the answer. BackupRefused, OSError.
+    A directory that is there stays, under the name in the answer. BackupRefused, FolderInUse while
+    a store is open there, OSError.
     """
     home = home.resolve()
     if home.is_mount():
         raise BackupRefused(f"{home} is a mount and can't be moved: restore to a folder inside it.")
     make_folder(home.parent)
     _refuse_small_disk(file, home.parent)
-    with _alone_in(home), _new_folder(_beside(home, "restoring", secrets.token_hex(4))) as new:
+    with own_folder(home), _new_folder(_beside(home, "restoring", secrets.token_hex(4))) as new:
         manifest = unpack_backup(file, new)
         return Restored(manifest=manifest, before=_swap(new, home))
 
@@ -218,27 +219,6 @@ def _refuse_small_disk(file: BinaryIO, folder: Path) -> None:
 
 
 @contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
-    """Refuses while a program shares the folder's lock (flock)."""
-    if not home.exists():
-        yield
-        return
-    descriptor = os.open(home, os.O_RDONLY)
-    try:
-        _lock(descriptor, home)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, home: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BackupRefused(f"A program is at work in {home}. Stop the server first.") from error
-
-
-@contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """Removed on leaving, if it is still itself: after a swap, the name is another folder's."""
     path.mkdir()
@@ -253,7 +233,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
 def _swap(new: Path, home: Path) -> Path | None:
     """One rename either way, so at no moment there is nothing, or half of something, at `home`."""
     before = None
-    if home.exists() and any(home.iterdir()):
+    if any(home.iterdir()):
         shutil.copymode(home, new)
         _exchange(new, home)
         sync_folder(home.parent)

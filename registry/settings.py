@@ -63,6 +63,13 @@ class Settings(BaseModel):
     queue_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="How long a request waits for the model before a 503."
     )
+    answer_s: float | None = Field(
+        None,
+        ge=20,
+        le=3600,
+        description="How long `/speak` may take until it answers, or begins to stream. For a "
+        "server behind something that waits no longer. Default: as long as it takes.",
+    )
     max_clip_mib: int = Field(20, ge=1, le=20, description="The largest upload, in MiB.")
     max_text: int = Field(
         5000, ge=1, le=5000, description="The longest text of one request, in characters."

@@ -6,7 +6,7 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 import shutil
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from sqlmodel import Session, col, select
 from registry.audio import ReferenceClip
 from registry.database import Database, is_disk_full, migrate
 from registry.errors import ClipDamaged, EditConflict, ModelMismatch, NameTaken, PromptNotReady
-from registry.files import DataDir, ModelRef, PromptSource, sha256_of, write_once
+from registry.files import DataDir, ModelRef, PromptSource, make_folder, sha256_of, write_once
+from registry.folder_lock import share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import (
     Features,
@@ -62,16 +63,25 @@ class VoiceStore:
     _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
 
     def __init__(self, data: DataDir) -> None:
-        data.create()
+        """Keeps restores away until it is closed. FolderInUse while one is under way."""
         self.data = data
-        self._db = self._open()
+        with ExitStack() as opening:
+            opening.enter_context(self._share())
+            data.create()
+            self._db = self._open()
+            opening.callback(self._db.close)
+            self._opened = opening.pop_all()
+
+    def _share(self) -> AbstractContextManager[object]:
+        make_folder(self.data.root)
+        return share_folder(self.data.root)
 
     def _open(self) -> Database:
         migrate(self.data)
         return Database(self.data.database)
 
     def close(self) -> None:
-        self._db.close()
+        self._opened.close()
 
     # Reading
 

@@ -46,14 +46,14 @@ def _refuse_controls(text: str, what: str) -> None:
             )
 
 
-def refuse_long(text: str, limit_s: float) -> None:
+def refuse_long(text: str, limit_s: float, instead: str = "") -> None:
     """TextTooLong if, made no faster than it is spoken, the speech would not be done in time."""
     speech_s = spoken_s(text)
     if speech_s > limit_s:
         most = int(len(text) * limit_s / speech_s)
         raise TextTooLong(
             f"The text is about {speech_s:.0f} s of speech, and one request may take"
-            f" {limit_s:g} s here. Split it into parts of at most {most:,} characters.",
+            f" {limit_s:g} s here. Split it into parts of at most {most:,} characters{instead}.",
             limit=most,
             unit="characters",
         )

@@ -4,7 +4,7 @@ Files are written once and committed before anyone is told their names; rows are
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ class VolumeStore(VoiceStore):
         """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
         self._mount, self._claims, self._local, self._files = mount, claims, local, mount.gate
         super().__init__(VolumeDir(mount.path, local / "registry.db"))
+
+    def _share(self) -> AbstractContextManager[object]:
+        return nullcontext()  # a Volume is never exchanged, and a folder that is open blocks it
 
     def _open(self) -> SnapshotDatabase:
         database = self.database(self._local, self._mount, self._claims, self._migrate)

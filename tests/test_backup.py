@@ -14,6 +14,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -25,7 +26,7 @@ import pytest
 from click.testing import CliRunner, Result
 from clips import file, tone
 from fakes import FakeInference
-from faults import FORKS, QuickEnroller, finish, noise, process, quick_app
+from faults import FORKS, QuickEnroller, add, client_of, finish, noise, process, quick_app, server
 from modal_volume import Cloud
 from serving import serving
 from volume_faults import Site
@@ -36,8 +37,9 @@ from registry.backup import save_backup, write_backup
 from registry.database import SCHEMA
 from registry.doctor import examine
 from registry.enrol import Enrolment
-from registry.errors import BackupRefused
+from registry.errors import BackupRefused, DatabaseLost, FolderInUse, RegistryError
 from registry.files import DataDir, ModelRef, sha256_of
+from registry.folder_lock import share_folder
 from registry.queries import StoredVoice
 from registry.restore import leftovers, restore_backup
 from registry.settings import Settings
@@ -90,10 +92,10 @@ def restored(tar: Path, home: Path) -> restore.Restored:
         return restore_backup(opened, home)
 
 
-def refusal(tar: Path, home: Path) -> str:
+def refusal(tar: Path, home: Path, kind: type[RegistryError] = BackupRefused) -> str:
     """What a restore of it says; nothing has changed and nothing is left over."""
     before = everything(home.parent)
-    with pytest.raises(BackupRefused) as refused:
+    with pytest.raises(kind) as refused:
         restored(tar, home)
     assert everything(home.parent) == before
     return refused.value.detail
@@ -510,17 +512,76 @@ def test_what_was_there_is_moved_aside_whole(tar: Path, tmp_path: Path) -> None:
     assert VoiceStore(DataDir(home)).get("alice")
 
 
-def test_a_directory_in_use_is_refused(full: VoiceStore, tar: Path, tmp_path: Path) -> None:
-    descriptor = os.open(full.data.root, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    assert "Stop the server" in refusal(tar, full.data.root)
-    os.close(descriptor)
-    assert restored(tar, full.data.root).before is not None
+def test_a_directory_that_a_server_has_open_is_refused(tar: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with server(home) as (first, url), server(home) as (_, other), client_of(url) as http:
+        assert add(http, "zoe", CLIPS[2]).status_code == 201
+        with client_of(other) as beside:
+            assert beside.get("/voices/zoe").is_success
+        with closing(VoiceStore(DataDir(home))) as store:
+            assert store.get("zoe")
+        first.terminate()
+        first.join()
+        assert "Stop the server" in refusal(tar, home, FolderInUse)
+    assert restored(tar, home).before is not None
+    assert state(home) == "alice carol"
+
+
+def test_a_store_that_did_not_open_hinders_no_restore(tar: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "home" / "clips" / ("a" * 64)
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"a clip without a database")
+    with pytest.raises(DatabaseLost):
+        VoiceStore(DataDir(tmp_path / "home"))
+    assert restored(tar, tmp_path / "home").before is not None
+
+
+@pytest.mark.parametrize("occupied", [True, False])
+def test_nobody_opens_a_directory_while_a_backup_is_restored_to_it(
+    tar: Path, tmp_path: Path, occupied: bool
+) -> None:
+    home, content = tmp_path / "home", tar.read_bytes()
+    if occupied:
+        VoiceStore(DataDir(home)).close()
+    environ = os.environ | {"VOICES_HOME": str(home)}
+    line = [sys.executable, "-m", "cli.main", "restore", "-"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, env=environ) as restoring:
+        assert restoring.stdin is not None
+        restoring.stdin.write(content[:5000])
+        restoring.stdin.flush()
+        while not leftovers(home):
+            assert restoring.poll() is None
+        for verb in ["list"], ["restore", str(tar)], ["doctor"] if occupied else ["list"]:
+            refused = CliRunner().invoke(cli, verb, env=environ)
+            assert refused.exit_code == 1
+            assert f" {home}. " in refused.stderr.splitlines()[-1]
+        restoring.stdin.write(content[5000:])
+        restoring.stdin.close()
+        assert restoring.wait() == 0
+    assert state(home) == "alice carol"
+    VoiceStore(DataDir(home)).close()
+
+
+def test_a_folder_that_is_exchanged_while_it_is_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, flock = tmp_path / "home", fcntl.flock
+    home.mkdir()
+
+    def late(descriptor: int, kind: int) -> None:
+        home.rename(tmp_path / "before")
+        home.mkdir()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(FolderInUse), share_folder(home):
+        pass
 
 
 def test_a_system_that_can_not_exchange_changes_nothing(
     full: VoiceStore, tar: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    full.close()
     monkeypatch.setattr(restore, "EXCHANGE", 1 << 20)  # a flag that no system knows
     assert "yourself" in refusal(tar, full.data.root)
 
@@ -531,6 +592,7 @@ def test_an_error_after_the_exchange_removes_nothing(
     def fails(*paths: Path) -> None:
         raise OSError("the disk is gone")
 
+    full.close()
     before = everything(full.data.root)
     monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(OSError, match="gone"):
@@ -695,6 +757,7 @@ def test_nothing_is_replaced_unless_asked(voices: Callable[..., Result], full: V
     assert "--force" in voices(data, "backup", "-o", name, code=1).stderr
     voices(data, "backup", "-o", name, "--force")
     assert "--force" in voices(data, "restore", name, code=1).stderr
+    full.close()
     said = voices(data, "restore", "--force", name).stderr
     assert "before is in" in said and "1 deleted" in said
 

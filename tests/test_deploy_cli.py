@@ -143,6 +143,8 @@ def test_options_go_over_variables(typed: Typed) -> None:
         (("--region", "E U"), {}, "--region 'E U': it must be a region"),
         (("--name", "My_Voices"), {}, "--name 'My_Voices': it must be lower case"),
         (("--model", "somebody/unknown"), {}, "somebody/unknown"),
+        (("--hf-secret", "hf_abc"), {}, "--hf-secret 'hf_abc': it must be the name of a secret"),
+        (("--hf-secret", "a b"), {}, "it must be the name of a secret at Modal, not a token"),
         (("--model", "/etc"), {}, "--model '/etc': it must be a hub id"),
         ((), {"VOICES_DEPLOY_GPU": "T5"}, "VOICES_DEPLOY_GPU='T5': it must be one of"),
         ((), {"VOICES_DEPLOY_GPUS": "T4"}, "VOICES_DEPLOY_GPUS is not a setting"),
@@ -252,6 +254,27 @@ def test_the_model_is_offered_and_may_wait(voices: Voices, server: ModalServer) 
     assert "before `voices deploy model` has done that" in done.stderr
     assert server.apps["voices-registry"].deployed and not server.sent("FunctionMap")
     assert f"holds {MODEL['model_id']}@{REVISION}." in voices("model", **server.environ).stderr
+
+
+def test_a_token_for_the_hub_reaches_the_download_and_nothing_else(
+    voices: Voices, typed: Typed, server: ModalServer
+) -> None:
+    named = ("--hf-secret", "huggingface-token")
+    assert "Secret huggingface-token " in typed(*named, "--dry-run").stdout
+    voices(*named, "--yes", **server.environ)
+    secret = server.secrets["huggingface-token"]
+    holders = [tag for tag, function in server.functions.items() if function.secret_ids]
+    assert secret.required_keys == ["HF_TOKEN"] and holders == ["download_model"]
+    assert list(server.functions["download_model"].secret_ids) == [secret.id]
+    assert server.secrets.keys() == {"huggingface-token"}
+
+
+def test_a_secret_that_is_not_there_is_said_by_name(voices: Voices, server: ModalServer) -> None:
+    server.forget_secret("huggingface-token")
+    named = {"VOICES_DEPLOY_HF_SECRET": "huggingface-token"}
+    refused = voices("model", code=1, **server.environ, **named).stderr
+    assert "huggingface-token" in refused and "The model did not come" in refused
+    assert "voices-inference" not in server.apps
 
 
 def test_a_model_that_does_not_come_is_said(voices: Voices, server: ModalServer) -> None:

@@ -157,6 +157,7 @@ def raised_codes() -> set[str]:
         "schema-too-new",
         "database-lost",
         "setting-invalid",
+        "folder-in-use",
     }  # refused before anything is served
     model = {c.code for c in vars(inference_errors).values() if is_error(c)}
     model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals

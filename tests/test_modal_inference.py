@@ -37,7 +37,14 @@ from registry.errors import (
     TextTooLong,
 )
 from registry.files import DataDir, PromptRef, PromptSource
-from registry.inference_client import Inference, LocalInference, SpeakParams, Speech, patience_s
+from registry.inference_client import (
+    Inference,
+    LocalInference,
+    Patience,
+    SpeakParams,
+    Speech,
+    patience,
+)
 from registry.modal_inference import Load, ModalClass, ModalInference
 from registry.settings import Settings
 from registry.store import VoiceStore
@@ -352,7 +359,7 @@ def test_a_cold_gpu_is_said_and_the_speech_is_forgotten() -> None:
 @pytest.mark.parametrize("asked_s", [0.0, 0.02])
 def test_whoever_asks_may_wait_for_less_but_not_for_more(asked_s: float) -> None:
     async def ask(seconds: float) -> None:
-        patience_s.set(seconds)
+        patience.set(Patience(seconds))
         await made(Scripted([...]), wait_s=0.05).speak(REF, TEXT, SpeakParams())
 
     with pytest.raises(GpuCold, match=f"within {asked_s:g} s"):

@@ -15,18 +15,19 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from registry.encode import encoder, media_type
-from registry.errors import RegistryError
-from registry.inference_client import SpeakParams
+from registry.errors import RegistryError, SpeechFailed
+from registry.inference_client import SpeakParams, patience
 from registry.models import Mode, PlainText
 from registry.problems import ClientGone, log
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
-from registry.text import clean_text
+from registry.text import clean_text, refuse_long, spoken_s
 
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
 
 STALLED_S = 60.0
+BEGIN_S = 15.0  # of the time for an answer, to find the voice and wait for the model
 
 EXAMPLE: dict[str, JsonValue] = {
     "voice": "alice",
@@ -79,7 +80,33 @@ async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> 
     text = clean_text(body.text, services.settings.max_text)
     # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
     streams = body.stream and request.scope["http_version"] != "1.0"
-    return await while_connected(request, _answer(services, body, text, streams))
+    return await while_connected(request, _in_time(services, body, text, streams))
+
+
+async def _in_time(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:
+    """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
+    limit_s = services.settings.answer_s
+    if limit_s is not None:
+        leave_time(text, limit_s, streams)
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _answer(services, body, text, streams)
+    except TimeoutError as error:
+        raise SpeechFailed(
+            "speech-unfinished",
+            f"The speech was not done within {limit_s:g} s, which is as long as an answer may take"
+            " here. Stream it, or send it in parts.",
+        ) from error
+
+
+def leave_time(text: str, limit_s: float, streams: bool) -> None:
+    """Wait for a GPU no longer than leaves the time to make the speech, at its own pace."""
+    if streams:
+        made_s = 0.0
+    else:
+        refuse_long(text, limit_s - BEGIN_S, ", or stream it")
+        made_s = spoken_s(text)
+    patience.set(patience.get().at_most(limit_s - made_s))
 
 
 async def _answer(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:

@@ -1,0 +1,65 @@
+"""Who works in a data directory: any number of programs that share it, or one that replaces it.
+
+The lock is on the folder itself (flock), so a kill gives it back, and a folder that was exchanged
+takes its lock along.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from registry.errors import FolderInUse
+
+
+@contextmanager
+def share_folder(root: Path) -> Iterator[None]:
+    """Within, nobody replaces the folder. FolderInUse if someone is about to."""
+    said = f"A backup is being restored to {root}. Try again when that is done."
+    with _locked(root, fcntl.LOCK_SH, said):
+        yield
+
+
+@contextmanager
+def own_folder(root: Path) -> Iterator[None]:
+    """Within, nobody else opens the folder, which need not be there yet. FolderInUse."""
+    said = (
+        f"A program is at work in {root}. Stop the server, or wait until the command is done; then "
+        "restore again."
+    )
+    made = _make(root)
+    try:
+        with _locked(root, fcntl.LOCK_EX, said):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):  # by now it holds something
+                root.rmdir()
+
+
+def _make(root: Path) -> bool:
+    try:
+        root.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(root: Path, kind: int, said: str) -> Iterator[None]:
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, kind, said)
+        if not os.path.samestat(os.fstat(descriptor), root.stat()):
+            raise FolderInUse(said)  # it was exchanged since it was opened
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, said: str) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderInUse(said) from error
