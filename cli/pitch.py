@@ -13,7 +13,7 @@ QUIET = 0.05  # of the loudest window's level
 FIRST_PEAK = 0.85  # of the highest one: a multiple of the period is no better than it
 
 
-def median_pitch_hz(sound: "NDArray[np.float32]", rate: int) -> float:
+def median_pitch_hz(sound: "NDArray[np.floating]", rate: int) -> float:
     """Of `sound` (samples,) in [-1, 1]; NaN where nothing is voiced."""
     import numpy as np
 
@@ -28,7 +28,7 @@ def median_pitch_hz(sound: "NDArray[np.float32]", rate: int) -> float:
     return float(np.median(rate / lags[_first_peaks(heights[voiced])]))
 
 
-def _windows(sound: "NDArray[np.float32]", rate: int) -> "NDArray[np.float64]":
+def _windows(sound: "NDArray[np.floating]", rate: int) -> "NDArray[np.float64]":
     """(n, samples), without their means; no window for a shorter sound."""
     import numpy as np
 
@@ -59,4 +59,5 @@ def _first_peaks(heights: "NDArray[np.float64]") -> "NDArray[np.intp]":
     inner = heights[:, 1:-1]
     peak = (inner >= heights[:, :-2]) & (inner >= heights[:, 2:])
     enough = peak & (inner >= FIRST_PEAK * inner.max(1, keepdims=True))
-    return enough.argmax(1) + 1
+    first: NDArray[np.intp] = enough.argmax(1) + 1
+    return first

@@ -80,7 +80,8 @@ class Sentences:
     def __init__(self) -> None:
         with safe_open(ROOT / "tests" / "demo_sentences.safetensors", "np") as file:
             self.texts = [text for _, text in sorted(file.metadata().items())]
-            self._mfcc = {key: file.get_tensor(key).astype(np.float64) for key in file.keys()}
+            names = [f"{name}.{k}" for name in NAMES for k in range(len(self.texts))]
+            self._mfcc = {name: file.get_tensor(name).astype(np.float64) for name in names}
 
     def nearest(self, name: str, sound: PCM) -> int:
         """The sentence that sounds most like this in the voice of `name`."""
@@ -111,7 +112,7 @@ def said(engine: Engine, voices: dict[str, Voice], sentences: Sentences) -> list
 def test_it_stops_by_itself_about_when_espeak_does(said: list[Said]) -> None:
     assert all(one.heard.finished and one.heard.error is None for one in said)
     lengths = [len(one.heard.all_pcm()) / RATE for one in said]
-    assert 2 < min(lengths) and max(lengths) < 5
+    assert min(lengths) > 2 and max(lengths) < 5
 
 
 def test_it_says_what_was_asked(said: list[Said], sentences: Sentences) -> None:
@@ -202,5 +203,5 @@ def test_what_was_streamed_is_one_decode_of_the_whole(stock: Stock, said: list[S
 def test_other_languages_are_refused_with_a_sentence(
     engine: Engine, voices: dict[str, Voice]
 ) -> None:
-    with pytest.raises(errors.LanguageUnsupported, match="'german'. It speaks english"):
+    with pytest.raises(errors.LanguageUnsupported, match=r"'german'\. It speaks english"):
         engine.submit(Request(voices["bob"], "Guten Tag.", "german"))

@@ -245,7 +245,11 @@ def test_voices_bench_prints_figures_of_the_model_in_use(
     done = CliRunner().invoke(voices_bench, [*quick, "--json"])
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
-    assert (printed["model"], printed["device"], printed["dtype"]) == ("local/tiny", "cpu", "float32")
+    assert (printed["model"], printed["device"], printed["dtype"]) == (
+        "local/tiny",
+        "cpu",
+        "float32",
+    )
     assert [line["streams"] for line in printed["together"]] == [1, 2]
     assert all(line["real_time"] > 0 for line in printed["together"])
     shown = CliRunner().invoke(voices_bench, quick).stdout

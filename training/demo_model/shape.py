@@ -192,9 +192,9 @@ def generation_config() -> Config:
     """generation_config.json: colder than the released one, for this model is less sure."""
     return released.GENERATION | {
         "repetition_penalty": 1.0,
-        "temperature": 0.6,
+        "temperature": 0.3,
         "top_k": 20,
-        "subtalker_temperature": 0.6,
+        "subtalker_temperature": 0.3,
         "subtalker_top_k": 20,
         "max_new_tokens": 512,
     }

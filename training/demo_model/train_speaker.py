@@ -3,8 +3,8 @@
     python -m training.demo_model.train_speaker --codec codec/codec.safetensors \
         --talker talker/model.safetensors --seconds 600 --out voices
 
-The encoder as it was says what is right, so the talker, which stays as it is, reads the same voices.
-A few minutes on a CPU.
+The encoder as it was says what is right, so the talker, which stays as it is, reads the same
+voices. Minutes on a CPU.
 """
 
 import shutil
@@ -31,7 +31,7 @@ VOICES = 24  # of a batch
 EVERY = 4  # steps, until a new voice arrives
 KEPT = 240  # voices
 TAKEN = 4  # clips of a voice
-RATE = 3e-4
+RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def train(
 def spread_of(teacher: SpeakerEncoder, kept: list[Clips]) -> Tensor:
     """The mean variance over voices of an embedding's components."""
     with torch.no_grad():
-        return teacher(torch.stack([clips.true[0] for clips in kept])).var(0).mean()
+        found: Tensor = teacher(torch.stack([clips.true[0] for clips in kept]))
+    return found.var(0).mean()
 
 
 def apart(
