@@ -193,8 +193,8 @@ def generation_config() -> Config:
     return released.GENERATION | {
         "repetition_penalty": 1.0,
         "temperature": 0.3,
-        "top_k": 20,
+        "top_k": 5,
         "subtalker_temperature": 0.3,
-        "subtalker_top_k": 20,
+        "subtalker_top_k": 5,
         "max_new_tokens": 512,
     }

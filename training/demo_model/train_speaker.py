@@ -1,7 +1,7 @@
 """Teach the speaker encoder to hear in the codec's copy of a clip what it hears in the clip itself.
 
     python -m training.demo_model.train_speaker --codec codec/codec.safetensors \
-        --talker talker/model.safetensors --seconds 600 --out voices
+        --talker talker/model.safetensors --seconds 1080 --out voices
 
 The encoder as it was says what is right, so the talker, which stays as it is, reads the same
 voices. Minutes on a CPU.
@@ -122,7 +122,7 @@ def save(talker: Path, encoder: SpeakerEncoder, out: Path) -> None:
 @click.command()
 @click.option("--codec", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--talker", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--seconds", type=float, default=600.0, show_default=True)
+@click.option("--seconds", type=float, default=1080.0, show_default=True)
 @click.option("--seed", type=int, default=3, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(codec: Path, talker: Path, seconds: float, seed: int, out: Path) -> None:
