@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,12 @@ from registry.inference_client import SpeakParams, Speech, patience
 from registry.store import VoiceStore
 
 
+@dataclass
 class Cold(FakeInference):
     """Says so many times that it is not there yet."""
 
-    refusals: list[RegistryError]
-    asked_s: list[float]
+    refusals: list[RegistryError] = field(default_factory=list)
+    asked_s: list[float] = field(default_factory=list)
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         self.asked_s.append(patience.get().most_s)
@@ -40,7 +42,6 @@ class Cold(FakeInference):
 def gpu(store: VoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cold]:
     """Behind a registry that the commands talk to, with one voice."""
     cold = Cold(store.data)
-    cold.refusals, cold.asked_s = [], []
     monkeypatch.chdir(tmp_path)
     with client_of("server", store, cold) as http:
         assert add(http, "alice").status_code == 201
