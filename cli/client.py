@@ -1,17 +1,20 @@
 """HTTP to a registry: the server's sentence becomes the command's error. It opens no files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import click
 import httpx
 
 from cli.destination import is_loopback, parsed
-from cli.output import write_wave
+from cli.output import say, write_wave
 
 TIMEOUT = httpx.Timeout(30.0, read=600.0)
+COLD_S = 300.0  # for a GPU that starts, all waiting together
+T = TypeVar("T")
 MEDIA_ENDINGS = {
     "audio/wav": "wav",
     "audio/flac": "flac",
@@ -28,6 +31,7 @@ class Refused(click.ClickException):
     def __init__(self, response: httpx.Response) -> None:
         super().__init__(sentence(response))
         self.status = response.status_code
+        self.cold_s = cold_s(response)
 
 
 class Registry:
@@ -56,6 +60,18 @@ class Registry:
                 raise Refused(response)
             yield response
 
+    @contextmanager
+    def speech(self, request: dict[str, Any]) -> Iterator[httpx.Response]:
+        """What /speak answers, to be read as it comes; a GPU that has to start is waited for."""
+        with ExitStack() as answered:
+
+            def ask(wait_s: float) -> httpx.Response:
+                prefer = {"Prefer": f"wait={wait_s:.0f}"}
+                answer = self.stream("POST", "/speak", json=request, headers=prefer)
+                return answered.enter_context(answer)
+
+            yield when_warm(ask)
+
     def speak(self, request: dict[str, Any], file: BinaryIO) -> str:
         """The audio into a file, which then tells its length; what came of it, in words.
 
@@ -63,7 +79,7 @@ class Registry:
         """
         format = request["format"]
         streamed = {} if format == "flac" else {"format": "pcm", "stream": True}
-        with self.stream("POST", "/speak", json=request | streamed) as answer:
+        with self.speech(request | streamed) as answer:
             if format == "wav":
                 write_wave(file, answer.iter_bytes(), sample_rate(answer))
             else:
@@ -92,6 +108,25 @@ class Registry:
         return edited
 
 
+def when_warm(ask: Callable[[float], T]) -> T:
+    """What `ask` brings, which is given the seconds that it may wait for a GPU.
+
+    It is asked again while a GPU starts, for nothing has been done then; after COLD_S the last
+    refusal stands.
+    """
+    until_s, told = time.monotonic() + COLD_S, False
+    while True:
+        try:
+            return ask(until_s - time.monotonic())
+        except Refused as refused:
+            if refused.cold_s is None or time.monotonic() + refused.cold_s > until_s:
+                raise
+            if not told:
+                say(f"The GPU is starting; waiting for it, {COLD_S:.0f} s at most.")
+            told = True
+            time.sleep(refused.cold_s)
+
+
 def voice_path(reference: str, part: str = "") -> str:
     return f"/voices/{quote(reference, safe='')}{part}"
 
@@ -100,9 +135,21 @@ def etag(voice: dict[str, Any]) -> str:
     return f'"{voice["row_version"]}"'
 
 
+def cold_s(response: httpx.Response) -> float | None:
+    """In so many seconds to ask again, if a GPU is starting."""
+    if is_problem(response) and response.json()["code"] == "gpu-cold":
+        return float(response.headers["Retry-After"])
+    return None
+
+
+def is_problem(response: httpx.Response) -> bool:
+    media_type: str = response.headers.get("content-type", "")
+    return media_type.startswith("application/problem+json")
+
+
 def sentence(response: httpx.Response) -> str:
     """The `detail` of a problem document, or what little another server's answer says."""
-    if response.headers.get("content-type", "").startswith("application/problem+json"):
+    if is_problem(response):
         return str(response.json()["detail"])
     if response.status_code in (401, 403):
         return _about_token(response)

@@ -23,6 +23,7 @@ GPU_USD_PER_S = {
 }
 CORE_USD_PER_S, GIB_USD_PER_S = 0.0000131, 0.00000222
 CORES, MEMORY_GIB = 2, 8
+API_CORES, API_MEMORY_GIB = 0.5, 2
 FRAME_S, T4_STEP_S = 0.08, 0.0176  # docs/performance.md: what a T4 takes for a frame, estimated
 
 OPTIONS = (
@@ -110,39 +111,76 @@ def model_name(plan: "Deployment") -> str:
 
 
 def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
-    """What is made, each with what is to be said of it."""
-    from registry.deployment import BACKUP, STATE, WEIGHTS
-
-    region = f"in {plan.region}" if plan.region else "in any region"
-    snapshot = {"cpu": "CPU memory", "gpu": "CPU and GPU memory (alpha)", "off": "off"}
-    least = f"{plan.min_containers} to 1 container"
-    yield f"App {plan.inference_app}", f"{plan.gpu}, {CORES} cores, {MEMORY_GIB} GiB, {region}"
-    yield "", f"{least}, gone after {plan.scaledown_s} idle seconds"
-    yield "", f"{plan.slots} speeches at once, each {plan.speak_limit_s} s at most"
-    yield "", f"memory snapshot: {snapshot[plan.snapshot]}"
-    yield "", "image: Debian slim, Python 3.12, torch, qwen-tts, inference and parts of registry"
-    yield "", f"{plan.state_volume} at {STATE}, {plan.weights_volume} at {WEIGHTS} (read-only)"
-    yield f"App {plan.registry_app}", f"CPU only, 0 to 1 container, {region}"
-    yield "", "image: Debian slim, Python 3.12, registry and migrations, no torch"
-    access = "a proxy token" if plan.proxy_auth else "nothing: anyone may enrol and delete voices"
-    yield "", f"HTTPS, asks for {access}"
-    yield "", f"{plan.state_volume} at {STATE}, {plan.backup_volume} at {BACKUP}"
+    """What is made, each with what is to be said of it; functions stand below their App."""
+    yield from inference_parts(plan)
+    yield from registry_parts(plan)
     yield f"Volume {plan.state_volume}", "clips, prompts, the database's snapshots (version 1)"
     yield f"Volume {plan.weights_volume}", f"{model_name(plan)} (version 1)"
-    yield f"Volume {plan.backup_volume}", "a copy of the newest snapshot every day (version 1)"
+    yield f"Volume {plan.backup_volume}", "the last seven backups (version 1)"
     yield f"Dict {plan.claims_dict}", "who writes next"
-    yield from secrets(plan)
-
-
-def secrets(plan: "Deployment") -> Iterator[tuple[str, str]]:
     if plan.hf_secret:
-        yield f"Secret {plan.hf_secret}", "HF_TOKEN, for the download of the model alone"
+        yield f"Secret {plan.hf_secret}", "yours; HF_TOKEN of it, for the download of the model"
     else:
         yield "Secrets", "none"
 
 
+def inference_parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
+    from registry.deployment import STATE, WEIGHTS
+
+    snapshot = {"cpu": "CPU memory", "gpu": "CPU and GPU memory (alpha)", "off": "off"}
+    state, weights = f"{plan.state_volume} at {STATE}", f"{plan.weights_volume} at {WEIGHTS}"
+    image = "image: Debian slim, Python 3.12, torch, qwen-tts, inference, parts of registry"
+    yield f"App {plan.inference_app}", image
+    yield from function(
+        "Voices",
+        f"{plan.gpu}, {CORES} cores, {MEMORY_GIB} GiB, {region(plan)}",
+        "1 container, always" if plan.min_containers else up_to_one(plan),
+        f"{plan.slots} speeches at once, each {plan.speak_limit_s} s at most",
+        f"memory snapshot: {snapshot[plan.snapshot]}",
+        f"{weights} (read-only), {state}",
+    )
+    token = ", with HF_TOKEN" if plan.hf_secret else ""
+    yield from function("download_model", "`voices deploy model`: 2 cores, 4 GiB", weights + token)
+
+
+def registry_parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
+    from registry.deployment import BACKUP, STATE, WEIGHTS
+
+    state, backup = f"{plan.state_volume} at {STATE}", f"{plan.backup_volume} at {BACKUP}"
+    access = "a proxy token" if plan.proxy_auth else "nothing: anyone may enrol and delete voices"
+    image = "image: Debian slim, Python 3.12, registry and migrations, no torch"
+    yield f"App {plan.registry_app}", image
+    yield from function(
+        "api",
+        f"{API_CORES} cores, {API_MEMORY_GIB} GiB, no GPU, {region(plan)}",
+        up_to_one(plan),
+        f"HTTPS, asks for {access}",
+        f"{state}, {plan.weights_volume} at {WEIGHTS} (read-only)",
+    )
+    yield from function("back_up", "every day at 03:17 UTC, 0.5 cores, 2 GiB", f"{state}, {backup}")
+    yield from function("restore", "`modal run`: 1 core, 2 GiB", f"{state}, {backup} (read-only)")
+    yield from function("doctor", "`modal run`: 0.5 cores, 2 GiB", state)
+
+
+def function(name: str, *said: str) -> Iterator[tuple[str, str]]:
+    for number, what in enumerate(said):
+        yield "" if number else f"  {name}", what
+
+
+def up_to_one(plan: "Deployment") -> str:
+    return f"0 to 1 container, gone after {plan.scaledown_s} idle seconds"
+
+
+def region(plan: "Deployment") -> str:
+    return f"in {plan.region}" if plan.region else "in any region"
+
+
 def usd_per_s(plan: "Deployment") -> float:
-    return GPU_USD_PER_S[plan.gpu] + CORES * CORE_USD_PER_S + MEMORY_GIB * GIB_USD_PER_S
+    return GPU_USD_PER_S[plan.gpu] + host_usd_per_s(CORES, MEMORY_GIB)
+
+
+def host_usd_per_s(cores: float, memory_gib: float) -> float:
+    return cores * CORE_USD_PER_S + memory_gib * GIB_USD_PER_S
 
 
 def cost(plan: "Deployment") -> str:
@@ -155,16 +193,31 @@ def cost(plan: "Deployment") -> str:
     return (
         f"Cost: {idle}; about ${rate * 3600:.2f} an hour while the GPU runs, "
         f"${rate * plan.scaledown_s:.4f} for the {plan.scaledown_s} s it waits after the last "
-        f"speech, and by estimate ${rate * 60 * T4_STEP_S / FRAME_S:.4f} per minute of speech "
-        "(one voice alone; several at once share it)."
+        f"speech{minute(plan)}."
+    )
+
+
+def minute(plan: "Deployment") -> str:
+    if plan.gpu != "T4":
+        return ""
+    price = usd_per_s(plan) * 60 * T4_STEP_S / FRAME_S
+    return (
+        f", and by estimate ${price:.4f} per minute of speech (one voice; several at once share it)"
     )
 
 
 def cost_basis(plan: "Deployment") -> str:
-    times = " A region multiplies it by 1.5 to 1.75." if plan.region else ""
-    return (
+    api = host_usd_per_s(API_CORES, API_MEMORY_GIB) * 3600
+    basis = (
         f"From third-party prices of 2026-08: {plan.gpu} ${GPU_USD_PER_S[plan.gpu]:.6f}/s, "
-        f"{CORES} cores, {MEMORY_GIB} GiB; the registry's own CPU comes on top.{times} The minute "
-        f"assumes {T4_STEP_S * 1000:.1f} ms for {FRAME_S * 1000:.0f} ms of sound, which is how "
-        "fast a T4 can read the weights: a bound, not a measurement."
+        f"{CORES} cores, {MEMORY_GIB} GiB. The registry's own container comes on top, ${api:.2f} "
+        "an hour while it is asked."
     )
+    if plan.region:
+        basis += " A region multiplies all that by 1.5 to 1.75."
+    if plan.gpu == "T4":
+        basis += (
+            f" The minute assumes {T4_STEP_S * 1000:.1f} ms for {FRAME_S * 1000:.0f} ms of sound, "
+            "which is how fast a T4 can read the weights: a bound, not a measurement."
+        )
+    return basis

@@ -206,7 +206,7 @@ def speak(
     request |= {knob: value for knob, value in params.items() if value is not None}
     with registry(context) as voices, progress(f"{voice} speaks …"):
         if output == STDOUT:
-            with voices.stream("POST", "/speak", json=request | {"stream": True}) as answer:
+            with voices.speech(request | {"stream": True}) as answer:
                 return write_stdout(answer.iter_bytes())
         with new_file(output, force) as file:
             summary = voices.speak(request, file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 
 from cli.deploy import in_words
-from cli.deploy_plan import CORES, MEMORY_GIB
 from cli.main import cli
 from cli.modal_account import AppState
+from registry.deploy import BACKUPS
 from registry.deployment import deployment
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,7 @@ def test_a_dry_run_prints_every_part_and_sends_nothing(typed: Typed) -> None:
     for name in (plan.state_volume, plan.weights_volume, plan.backup_volume):
         assert f"Volume {name} " in printed
     assert f"Dict {plan.claims_dict} " in printed
-    for part in ("T4", "0 to 1 container", "60 idle seconds", "32 speeches", "(read-only)"):
+    for part in ("T4", "0 to 1 container", "60 idle seconds", "32 speeches", "last seven backups"):
         assert part in printed
     assert "a proxy token" in printed
 
@@ -121,7 +122,8 @@ def test_a_dry_run_says_the_cost_and_how_it_was_computed(typed: Typed) -> None:
     assert "by estimate $0.0027 per minute of speech" in said
     assert "third-party prices of 2026-08" in said and "not a measurement" in said
     kept = typed("--dry-run", "--min-containers", "1", "--region", "eu").stderr
-    assert "$18 a day all the time" in kept and "multiplies it by 1.5" in kept
+    assert "$18 a day all the time" in kept and "multiplies all that by 1.5" in kept
+    assert "by estimate" not in typed("--dry-run", "--gpu", "L4").stderr
 
 
 def test_options_go_over_variables(typed: Typed) -> None:
@@ -218,22 +220,75 @@ def test_one_command_deploys_all_of_it(first: tuple[ModalServer, Done]) -> None:
         assert said in done.stderr
 
 
-def test_the_gpu_is_as_a_dry_run_says(first: tuple[ModalServer, Done], typed: Typed) -> None:
-    server, printed = first[0], typed("--dry-run").stdout
-    sent = server.functions["Voices.*"]
-    assert (sent.resources.milli_cpu, sent.resources.memory_mb) == (CORES * 1000, MEMORY_GIB * 1024)
-    settings = sent.autoscaler_settings
-    assert (settings.min_containers, settings.max_containers) == (0, 1)
-    assert settings.scaledown_window == 60 and sent.checkpointing_enabled
-    paths = {volume.id: name for name, volume in server.volumes.items()}
-    for mount in sent.volume_mounts:
-        mode = " (read-only)" if mount.read_only else ""
-        assert f"{paths[mount.volume_id]} at {mount.mount_path}{mode}" in printed
-    for name in ("Voices.*", "api"):
-        assert server.commands(server.functions[name].image_id)[0].startswith("FROM python:3.12")
-        assert not server.functions[name].secret_ids
-    for mount in server.functions["api"].volume_mounts:
-        assert f"{paths[mount.volume_id]} at {mount.mount_path}" in printed
+OTHERS = (
+    *("--gpu", "L4", "--region", "eu", "--min-containers", "1", "--scaledown", "120"),
+    *("--slots", "8", "--snapshot", "off", "--no-proxy-auth", "--hf-secret", "huggingface-token"),
+)
+
+
+def test_what_is_sent_is_what_a_dry_run_says(
+    first: tuple[ModalServer, Done], voices: Voices, typed: Typed, server: ModalServer
+) -> None:
+    compare(first[0], typed("--dry-run").stdout)
+    voices(*OTHERS, "--yes", **server.environ)
+    compare(server, typed(*OTHERS, "--dry-run").stdout)
+
+
+def compare(server: ModalServer, printed: str) -> None:
+    said = functions_in(printed)
+    assert said.keys() == {tag.removesuffix(".*") for tag in server.functions}
+    for tag, sent in server.functions.items():
+        text = said[tag.removesuffix(".*")]
+        cores, gib = sent.resources.milli_cpu / 1000, sent.resources.memory_mb // 1024
+        assert re.search(rf"\b{cores:g} cores?, {gib} GiB", text)
+        assert text.startswith(sent.resources.gpu_config.gpu_type)
+        assert mounts_in(text) == mounted(server, sent)
+        assert ("HF_TOKEN" in text) == bool(sent.secret_ids)
+        assert times_in(text) == sent.schedule.cron.cron_string
+        assert "FROM python:3.12" in server.commands(sent.image_id)[0]
+    for tag in ("Voices.*", "api"):
+        sent, text = server.functions[tag], said[tag.removesuffix(".*")]
+        scaling, [*regions] = sent.autoscaler_settings, sent.scheduler_placement.regions
+        assert scaling.max_containers == 1
+        assert ("1 container, always" in text) == (scaling.min_containers == 1)
+        assert scaling.min_containers or f"after {scaling.scaledown_window} idle s" in text
+        assert f"in {regions[0] if regions else 'any region'}" in text
+    voices, api = server.functions["Voices.*"], server.functions["api"]
+    assert ("memory snapshot: off" in said["Voices"]) != voices.checkpointing_enabled
+    assert ("asks for a proxy token" in said["api"]) == api.webhook_config.requires_proxy_auth
+    assert f"Volume {deployment({}).backup_volume}" in printed and BACKUPS == 7
+    for kind, made in (("Volume", server.volumes), ("Dict", server.dicts)):
+        assert set(re.findall(rf"^{kind} (\S+)", printed, re.MULTILINE)) == made.keys()
+    assert set(re.findall(r"^Secret (\S+)", printed, re.MULTILINE)) == server.secrets.keys()
+
+
+def functions_in(printed: str) -> dict[str, str]:
+    """What a dry run says of each function."""
+    found: dict[str, str] = {}
+    for line in printed.splitlines():
+        name, text = line[:24], line[25:]
+        if name.startswith("  ") and name.strip():
+            found[name.strip()] = text
+        elif found and not name.strip():
+            found[[*found][-1]] += f"\n{text}"
+    return found
+
+
+def mounts_in(text: str) -> set[tuple[str, ...]]:
+    return set(re.findall(r"(\S+) at (/\w+)( \(read-only\))?", text))
+
+
+def mounted(server: ModalServer, function: pb.Function) -> set[tuple[str, ...]]:
+    names = {volume.id: name for name, volume in server.volumes.items()}
+    mounts = function.volume_mounts
+    modes = {True: " (read-only)", False: ""}
+    return {(names[m.volume_id], m.mount_path, modes[m.read_only]) for m in mounts}
+
+
+def times_in(text: str) -> str:
+    """As cron has them."""
+    found = re.search(r"every day at (\d\d):(\d\d) UTC", text)
+    return f"{int(found[2])} {int(found[1])} * * *" if found else ""
 
 
 def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer) -> None:

@@ -4,9 +4,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, Enrol, make_clip
+from images import hiding, not_in_image
 from local_remote import FakeVolume, container, copied, deployed, leave, put_model, until
 from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from speaking import run, run_python
 
 from inference import deploy, errors
@@ -379,17 +377,8 @@ def test_a_model_that_changed_since_the_snapshot_is_read_anew(
 
 
 SNAPSHOT = """
-import socket, sys, threading
-from importlib.machinery import PathFinder
+import socket, threading
 from pathlib import Path
-
-class Installed(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        missing = name.partition(".")[0] in sys.argv[2:]
-        return None if missing else super().find_spec(name, path, target)
-
-sys.meta_path[:] = [Installed if finder is PathFinder else finder for finder in sys.meta_path]
 import torch
 from inference import deploy, snapshot
 
@@ -420,30 +409,15 @@ extractor.extract(np.zeros(24_000, np.float32), "Words.")
 """
 
 
-def required(names: list[str]) -> set[str]:
-    """The distributions and all that they require, extras aside."""
-    found: set[str] = set()
-    while names:
-        name = canonicalize_name(names.pop())
-        if name not in found:
-            found.add(name)
-            with suppress(PackageNotFoundError):
-                asked = [Requirement(text) for text in requires(name) or ()]
-                names += [a.name for a in asked if a.marker is None or a.marker.evaluate()]
-    return found
-
-
 def test_the_snapshot_asks_for_no_gpu_no_socket_and_no_package_that_the_image_lacks(
     located: LocatedModel, tmp_path: Path
 ) -> None:
     """Of all that is installed here it finds what the image names, and what that requires."""
     put_model(tmp_path / "weights", located)
-    named = [package.partition("==")[0] for package in (*deploy.PACKAGES, "torch", "modal")]
-    there = required([*named, "pytest"]) | {"qwen-tts", "voice-registry"}
-    owners = packages_distributions().items()
-    missing = {m for m, names in owners if not {canonicalize_name(n) for n in names} & there}
+    missing = not_in_image([*deploy.PACKAGES, "torch", "pytest"], "qwen-tts")
     assert {"gradio", "onnxruntime", "torchaudio", "fastapi"} <= missing
-    done = run_python(SNAPSHOT, str(tmp_path / "weights"), *missing)
+    script = hiding(missing) + SNAPSHOT
+    done = run_python(script, str(tmp_path / "weights"))
     assert done.returncode == 0, done.stderr
 
 

@@ -1,0 +1,107 @@
+"""`voices speak` to a registry whose GPU is off: it waits, and speaks once."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from api import add
+from click.testing import CliRunner, Result
+from conftest import ROOT
+from dresses import client_of
+from fakes import FakeInference, Pace
+
+from cli import client as http_client
+from cli.main import cli
+from registry.errors import GpuCold, Overloaded, RegistryError
+from registry.files import PromptRef
+from registry.inference_client import SpeakParams, Speech, patience
+from registry.store import VoiceStore
+
+
+@dataclass
+class Cold(FakeInference):
+    """Says so many times that it is not there yet."""
+
+    refusals: list[RegistryError] = field(default_factory=list)
+    asked_s: list[float] = field(default_factory=list)
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        self.asked_s.append(patience.get().most_s)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        return await super().speak(ref, text, params)
+
+
+@pytest.fixture
+def gpu(store: VoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cold]:
+    """Behind a registry that the commands talk to, with one voice."""
+    cold = Cold(store.data)
+    monkeypatch.chdir(tmp_path)
+    with client_of("server", store, cold) as http:
+        assert add(http, "alice").status_code == 201
+        monkeypatch.setenv("VOICES_URL", str(http.base_url))
+        yield cold
+
+
+def speak(*options: str) -> Result:
+    return CliRunner().invoke(cli, ["speak", "alice", "Hello", *options])
+
+
+def starting(times: int, retry_after_s: int = 0) -> list[RegistryError]:
+    return [GpuCold("The GPU is not there yet.", retry_after_s) for _ in range(times)]
+
+
+@pytest.mark.parametrize("options", [(), ("--format", "flac"), ("-o", "-")])
+def test_a_gpu_that_starts_is_waited_for(gpu: Cold, options: tuple[str, ...]) -> None:
+    gpu.refusals = starting(3)
+    said = speak(*options)
+    assert said.exit_code == 0, said.output
+    assert said.stderr.count("The GPU is starting; waiting for it, 300 s at most.\n") == 1
+    assert gpu.started == ["Hello"], "spoken once"
+    assert len(gpu.asked_s) == 4 and max(gpu.asked_s) <= 300.0
+
+
+def test_what_waits_too_long_is_refused_in_the_servers_words(
+    gpu: Cold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_client, "COLD_S", 10.0)
+    gpu.refusals = starting(2, retry_after_s=11)
+    said = speak()
+    assert (said.exit_code, said.stderr) == (1, "Error: The GPU is not there yet.\n")
+    assert gpu.asked_s == [10.0] and not gpu.started
+    assert not Path("alice.wav").exists()
+
+
+def test_nothing_else_is_asked_again(gpu: Cold) -> None:
+    gpu.refusals = [Overloaded("Too many wait.", 0)]
+    assert speak().stderr == "Error: Too many wait.\n"
+    assert len(gpu.asked_s) == 1
+
+
+def test_a_speech_that_breaks_off_is_not_asked_again(gpu: Cold) -> None:
+    """Even if it breaks with those words: some of it was heard."""
+    gpu.pace = Pace(free=2)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(gpu.pace.give, error=starting(1)[0])
+        said = speak()
+    assert said.stderr.endswith("broke off before its end.\n")
+    assert (said.exit_code, len(gpu.asked_s)) == (1, 1)
+
+
+def test_who_does_not_want_to_wait_can_leave(gpu: Cold) -> None:
+    gpu.refusals = starting(1, retry_after_s=200)
+    line = [sys.executable, "-m", "cli.main", "speak", "alice", "Hello"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environ)
+    assert child.stderr is not None
+    assert child.stderr.readline().startswith("The GPU is starting")
+    child.send_signal(signal.SIGINT)
+    _, rest = child.communicate(timeout=60)
+    assert (child.returncode, rest.strip()) == (1, "Aborted!")
+    assert not Path("alice.wav").exists() and not gpu.started
