@@ -1,5 +1,6 @@
 """`voices deploy`: the registry and its model on Modal, and what people ask about them later."""
 
+import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -91,12 +92,29 @@ def offer_model(plan: "Deployment", yes: bool) -> None:
     wanted, there = model_name(plan), account.model_there(plan)
     if is_wanted(plan, there):
         return say(f"{plan.weights_volume} holds {wanted}.")
-    held = f"{there.get('model_id')}, not {wanted}" if there else f"no model yet, not {wanted}"
-    say(f"{plan.weights_volume} holds {held}.")
-    if yes or click.confirm("Bring it there now?", err=True):
+    held = f"holds {there.get('source')}" if there else "holds no model yet"
+    say(f"{plan.weights_volume} {held}; {wanted} is wanted{size(plan)}.")
+    if yes or agreed("Bring it there now?"):
         fetch(plan)
     else:
         say("Nobody can enrol or speak before `voices deploy model` has done that.")
+
+
+def agreed(question: str) -> bool:
+    """What the terminal, or a pipe, answers."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.UsageError("There is no terminal to ask: give --yes.") from None
+
+
+def size(plan: "Deployment") -> str:
+    from inference.weights import MODELS
+
+    known = MODELS.get(model_spec(plan).name)
+    return f", {known.approximate_bytes / 1e9:.1f} GB" if known else ""
 
 
 def is_wanted(plan: "Deployment", there: dict[str, str] | None) -> bool:
@@ -216,8 +234,8 @@ def stop(plan: "Deployment", yes: bool) -> None:
         apps = [app.name for app in account.states(plan) if app.deployed]
     if not apps:
         return say(f"Nothing of {plan.name} is deployed.")
-    if not yes:
-        click.confirm(f"Stop {' and '.join(apps)}?", abort=True, err=True)
+    if not yes and not agreed(f"Stop {' and '.join(apps)}?"):
+        return say("Nothing was stopped.")
     for app in apps:
         if account.run_modal(plan, "app", "stop", app, "--yes", stdout=STDERR):
             raise click.ClickException(f"{app} was not stopped; Modal says why above.")

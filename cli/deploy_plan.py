@@ -55,6 +55,12 @@ OPTIONS = (
     ),
     click.option("--slots", metavar="N", help="Speeches that are made at once.  [default: 32]"),
     click.option(
+        "--speak-limit",
+        "speak_limit_s",
+        metavar="SECONDS",
+        help="The longest that one request may be spoken.  [default: 120]",
+    ),
+    click.option(
         "--hf-secret",
         metavar="NAME",
         help="A secret at Modal that holds HF_TOKEN, for the download.  [default: none]",
@@ -160,6 +166,8 @@ def registry_parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield from function("back_up", "every day at 03:17 UTC, 0.5 cores, 2 GiB", f"{state}, {backup}")
     yield from function("restore", "`modal run`: 1 core, 2 GiB", f"{state}, {backup} (read-only)")
     yield from function("doctor", "`modal run`: 0.5 cores, 2 GiB", state)
+    weights = f"{plan.weights_volume} at {WEIGHTS} (read-only)"
+    yield from function("use_model", "`modal run`: 0.5 cores, 2 GiB", f"{state}, {weights}")
 
 
 def function(name: str, *said: str) -> Iterator[tuple[str, str]]:

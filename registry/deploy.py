@@ -17,6 +17,7 @@ from registry.deployment import BACKUP, STATE, WEIGHTS, deployment
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from registry.modal_inference import ModalInference
     from registry.volume_store import VolumeStore
 
 plan = deployment(os.environ)
@@ -66,11 +67,17 @@ app = modal.App(plan.registry_app, image=image, include_source=False)
 @modal.asgi_app(requires_proxy_auth=plan.proxy_auth)
 def api() -> "FastAPI":
     from registry.app import create_app
-    from registry.modal_inference import ModalClass, ModalInference
     from registry.settings import Settings
 
+    settings = Settings(home=Path(STATE), answer_s=ANSWER_S)
+    return create_app(open_store(), open_inference(), settings)
+
+
+def open_inference() -> "ModalInference":
+    from registry.modal_inference import ModalClass, ModalInference
+
     voices = modal.Cls.from_name(plan.inference_app, "Voices")()
-    inference = ModalInference(
+    return ModalInference(
         ModalClass(voices),
         Path(WEIGHTS),
         failures=FAILURES,
@@ -78,7 +85,6 @@ def api() -> "FastAPI":
         slots=plan.slots,
         refresh=weights.reload,
     )
-    return create_app(open_store(), inference, Settings(home=Path(STATE), answer_s=ANSWER_S))
 
 
 @app.function(cpu=0.5, memory=2048, timeout=3600, max_containers=1, volumes={STATE: state})
@@ -107,8 +113,9 @@ def back_up() -> str:
     for path in sorted(target.parent.glob("voices-*.tar"))[:-BACKUPS]:
         path.unlink()
     backups.commit()
-    missing = f", {len(manifest.missing)} files missing" if manifest.missing else ""
-    said = f"{target.name}: {manifest.voices} voices, {manifest.size / 1e6:.1f} MB{missing}"
+    missing = f", missing: {' '.join(manifest.missing)}" if manifest.missing else ""
+    voices = f"{manifest.voices} voice{'s' if manifest.voices != 1 else ''}"
+    said = f"{target.name}: {voices}, {manifest.size / 1e6:.1f} MB{missing}"
     sys.stdout.write(f"{said}\n")
     return said
 
@@ -130,6 +137,23 @@ def restore(name: str) -> str:
         manifest = unpack_backup(file, unpacked.root)
     open_store().restore(unpacked)
     said = f"The voices are those of {name}: {manifest.voices}."
+    sys.stdout.write(f"{said}\n")
+    return said
+
+
+@app.function(
+    cpu=0.5,
+    memory=2048,
+    timeout=600,
+    max_containers=1,
+    volumes={STATE: state, WEIGHTS: weights.with_mount_options(read_only=True)},
+)
+def use_model() -> str:
+    """What `voices model use` does, with the model on the weights Volume: `modal run -m
+    registry.deploy::use_model`. Voices of another are rebuilt when they next speak."""
+    found = open_inference().describe()
+    open_store().choose_model(found.source, found.model)
+    said = f"The voices here now use {found.source}."
     sys.stdout.write(f"{said}\n")
     return said
 

@@ -228,8 +228,9 @@ class VoiceStore:
                 raise ModelMismatch(
                     f"The voices here are enrolled for {current.model_id} at {current.revision}, "
                     f"but the model given is {model.id} at {model.revision}. To change on purpose, "
-                    f"run `voices model use {source}`: each voice is then rebuilt from its clip "
-                    "when it first speaks."
+                    f"run `voices model use {source}` (on Modal: `modal run -m "
+                    "registry.deploy::use_model`): each voice is then rebuilt from its clip when "
+                    "it first speaks."
                 )
 
     def choose_model(self, source: str, model: ModelRef) -> None:

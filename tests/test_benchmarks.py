@@ -26,6 +26,7 @@ QUICK = {
         ["--sizes", "100", "150", "--repeat", "1", "--adds", "1", "--whole-adds", "1"],
     ),
     "speak_cached": ("uncached ms", ["--repeat", "1", "--seconds", "2", "--text", "Hi."]),
+    "volume_restart": ("restart ms", ["--voices", "100", "--repeat", "1"]),
     "speak_overhead": ("requests/s", ["--callers", "2", "--requests", "4"]),
 }
 CURSOR = "YWxpY2U"  # alice

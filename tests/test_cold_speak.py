@@ -1,9 +1,5 @@
 """`voices speak` to a registry whose GPU is off: it waits, and speaks once."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +8,6 @@ from pathlib import Path
 import pytest
 from api import add
 from click.testing import CliRunner, Result
-from conftest import ROOT
 from dresses import client_of
 from fakes import FakeInference, Pace
 
@@ -94,14 +89,13 @@ def test_a_speech_that_breaks_off_is_not_asked_again(gpu: Cold) -> None:
     assert (said.exit_code, len(gpu.asked_s)) == (1, 1)
 
 
-def test_who_does_not_want_to_wait_can_leave(gpu: Cold) -> None:
+def test_who_does_not_want_to_wait_can_leave(gpu: Cold, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        assert seconds == 200.0, "as long as Retry-After says"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(http_client.time, "sleep", interrupted)
     gpu.refusals = starting(1, retry_after_s=200)
-    line = [sys.executable, "-m", "cli.main", "speak", "alice", "Hello"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environ)
-    assert child.stderr is not None
-    assert child.stderr.readline().startswith("The GPU is starting")
-    child.send_signal(signal.SIGINT)
-    _, rest = child.communicate(timeout=60)
-    assert (child.returncode, rest.strip()) == (1, "Aborted!")
+    said = speak()
+    assert said.exit_code == 1 and said.stderr.split()[-1] == "Aborted!"
     assert not Path("alice.wav").exists() and not gpu.started

@@ -139,6 +139,7 @@ def test_options_go_over_variables(typed: Typed) -> None:
     [
         (("--gpu", "T5"), {}, "--gpu 'T5': it must be one of T4"),
         (("--slots", "many"), {}, "--slots 'many': it must be a whole number"),
+        (("--speak-limit", "150"), {}, "--speak-limit 150: it must be 10 to 140"),
         (("--scaledown", "1"), {}, "--scaledown 1: it must be 2 to 1200"),
         (("--min-containers", "2"), {}, "--min-containers 2: it must be 0 to 1"),
         (("--snapshot", "yes"), {}, "--snapshot 'yes': it must be one of cpu"),
@@ -305,7 +306,7 @@ def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer
 
 def test_the_model_is_offered_and_may_wait(voices: Voices, server: ModalServer) -> None:
     done = voices(answer="n\n", **server.environ)
-    assert "holds no model yet, not Qwen/" in done.stderr
+    assert "holds no model yet; Qwen/" in done.stderr and "wanted, 4.5 GB" in done.stderr
     assert "before `voices deploy model` has done that" in done.stderr
     assert server.apps["voices-registry"].deployed and not server.sent("FunctionMap")
     assert f"holds {MODEL['model_id']}@{REVISION}." in voices("model", **server.environ).stderr
@@ -394,8 +395,9 @@ def test_warm_calls_the_gpu_and_waits(voices: Voices, deployed: ModalServer) -> 
 
 
 def test_stop_asks_and_keeps_the_volumes(voices: Voices, deployed: ModalServer) -> None:
-    asked = voices("stop", code=1, answer="n\n", **deployed.environ)
-    assert "Stop voices-registry and voices-inference?" in asked.stderr
+    asked = voices("stop", answer="n\n", **deployed.environ).stderr
+    assert "Stop voices-registry and voices-inference?" in asked and "Nothing was stopped." in asked
+    assert "give --yes" in voices("stop", code=2, **deployed.environ).stderr
     assert not deployed.sent("AppStop")
     assert "so do the voices" in voices("stop", "--yes", **deployed.environ).stderr
     assert not any(app.deployed for app in deployed.apps.values())

@@ -136,5 +136,5 @@ def test_every_module_of_inference_is_imported_from_what_its_image_has(
 def test_only_the_sources_of_the_registry_are_uploaded(server: ModalServer) -> None:
     sources = [path for name in ("registry", "migrations") for path in (ROOT / name).rglob("*.py")]
     ours = {f"/root/{path.relative_to(ROOT).as_posix()}" for path in sources}
-    for tag in ("api", "doctor", "back_up", "restore"):
+    for tag in ("api", "doctor", "back_up", "restore", "use_model"):
         assert set(server.uploaded(*server.functions[tag].mount_ids)) == ours
