@@ -1,4 +1,4 @@
-"""The figures of a checkpoint, on a CPU with one thread: JSON and a table.
+"""The figures of a checkpoint, with one thread of a CPU or on a GPU: JSON and a table.
 
     python -m training.demo_model.evaluate CHECKPOINT --engine qwen --out figures.json
 
@@ -193,6 +193,7 @@ def evaluate(
     checkpoint: Path,
     engine: str,
     dtype: str = "float32",
+    device: str = "cpu",
     voices: int = 8,
     sentences: int = 20,
     seeds: int = 3,
@@ -201,12 +202,12 @@ def evaluate(
     """All figures; if `sounds` is a folder, what was spoken is written there."""
     torch.set_num_threads(1)
     material, probe = Material.make(voices, sentences), Probe.read()
-    speaker: Speaker = ENGINES[engine](checkpoint, dtype)
+    speaker: Speaker = ENGINES[engine](checkpoint, dtype, device)
     cloned = [speaker.clone(clip, material.transcript) for clip in material.clips]
     speaker.speak(cloned[0], "xvec", "Hello.", "English", 0)  # not timed: caches fill
     codec = read_codec(checkpoint)
     judge = Judge(speaker, codec, material, probe)
-    result: dict[str, Any] = {"engine": engine, "dtype": dtype, "seeds": seeds}
+    result: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device, "seeds": seeds}
     result["codec"] = codec_figures(codec, material, probe)
     for mode in MODES:
         cases = speak_all(speaker, cloned, material, mode, seeds)
@@ -247,6 +248,7 @@ def table(result: dict[str, Any]) -> str:
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--engine", type=click.Choice(sorted(ENGINES)), default="qwen", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--voices", default=8, show_default=True)
 @click.option("--sentences", default=20, show_default=True)
 @click.option("--seeds", default=3, show_default=True)

@@ -1,4 +1,4 @@
-"""A checkpoint that speaks, through the unmodified qwen-tts or through our engine, on a CPU.
+"""A checkpoint that speaks, through the unmodified qwen-tts or through our engine.
 
 Both clone a voice from a clip with its transcript and answer with 24 kHz sound.
 """
@@ -40,12 +40,14 @@ class Speaker(Protocol):
 class QwenSpeaker:
     """qwen-tts as it comes."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
         from inference.engine.qwen import import_qwen_tts
 
         package = import_qwen_tts()
         kind = getattr(torch, dtype)
-        self._model = package.Qwen3TTSModel.from_pretrained(str(folder), dtype=kind)
+        self._model = package.Qwen3TTSModel.from_pretrained(
+            str(folder), dtype=kind, device_map=device
+        )
 
     def clone(self, clip: Sound, transcript: str) -> Any:
         make = self._model.create_voice_clone_prompt
@@ -71,13 +73,13 @@ class QwenSpeaker:
 class OurSpeaker:
     """Our engine, one slot."""
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str) -> None:
         from inference.engine import Engine, EngineConfig
         from inference.engine.extract import Extractor
 
-        config = EngineConfig(device="cpu", dtype=dtype, slots=1, threads=1)
+        config = EngineConfig(device=device, dtype=dtype, slots=1, threads=1)
         self._engine = Engine.load(folder, config)
-        self._extractor = Extractor.load(folder, self._engine.shape, device="cpu")
+        self._extractor = Extractor.load(folder, self._engine.shape, device)
 
     def clone(self, clip: Sound, transcript: str) -> Any:
         found = self._extractor.extract(clip, transcript)
