@@ -61,14 +61,15 @@ class Peer:
 
     def _load(self, model: LocatedModel, device: str, threads: int) -> None:
         import torch
-        from qwen_tts import Qwen3TTSModel
 
         from inference.engine.config import DTYPES, default_dtype
+        from inference.engine.qwen import import_qwen_tts
 
         torch.set_num_threads(threads)
         dtype = DTYPES[default_dtype(torch.device(device))]
         self._seed = torch.manual_seed
-        self._model = Qwen3TTSModel.from_pretrained(str(model.path), device_map=device, dtype=dtype)
+        load = import_qwen_tts().Qwen3TTSModel.from_pretrained
+        self._model = load(str(model.path), device_map=device, dtype=dtype)
 
     async def speak(self, clip: bytes, transcript: str, text: str) -> tuple[np.ndarray, float]:
         """The samples, and the seconds that the prompt took of the whole."""

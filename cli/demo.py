@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import host
-from cli.output import print_table, say, write_file
+from cli.output import new_file, print_table, say, write_wave
+from cli.pitch import median_pitch_hz
 from cli.session import progress
 
 if TYPE_CHECKING:
-    import httpx
-
     from cli.client import Registry
 
 MARKER = "made-by-voices-demo"
 SEED = 7
-SENTENCES = (
-    "A voice is enrolled once, and from then on it speaks by name.",
-    "The second sentence needs no file at all.",
-)
-NOISE = """
-The demo model has the true format but random weights, so what you hear is noise, not speech.
+RATE = 24_000  # Hz
+VOICES = {"alice": "a high voice of espeak-ng", "bob": "a low voice of espeak-ng"}
+SENTENCE = "A voice is enrolled once, and from then on it speaks by name."
+WHAT_NOW = """
+The demo model is 16 MB and speaks a robot's English, for it has heard nothing but espeak-ng.
 For real voices, fetch the real model (4.5 GB) and enrol your own clip:
   voices model download
-  voices add alice ref.wav "the words of the clip"
-  voices speak alice "Hello"
+  voices add carol ref.wav "the words of the clip"
+  voices speak carol "Hello"
 """
 
 
@@ -41,10 +39,10 @@ For real voices, fetch the real model (4.5 GB) and enrol your own clip:
     type=click.Path(path_type=Path),
     default="demo.wav",
     show_default=True,
-    help="The file for the first sentence; it is replaced.",
+    help="The file for what both say, one after the other; it is replaced.",
 )
 def demo(home: Path, output: Path) -> None:
-    """Enrol a bundled clip as alice with the tiny demo model, and speak two sentences.
+    """Enrol two bundled voices, a high and a low one, and let both speak with the demo model.
 
     Uses a data directory of its own, which each run empties first, and nothing else.
 
@@ -55,12 +53,14 @@ def demo(home: Path, output: Path) -> None:
     empty(home)
     settings = host.load_settings(home=home, model="demo", inference="on")
     with host.private_registry(settings) as voices:
-        enrol(voices)
+        for name in VOICES:
+            enrol(voices, name)
         print_table(list(voices.voices("", "")))
-        first = speak(voices, SENTENCES[0])
-        speak(voices, SENTENCES[1])
-    write_file(output, first, force=True)
-    say(f"\nWrote {output}.{NOISE.rstrip()}")
+        spoken = {name: speak(voices, name) for name in VOICES}
+    with new_file(output, force=True) as file:
+        write_wave(file, spoken.values(), RATE)
+    print_pitches(spoken)
+    say(f"\nWrote {output}.{WHAT_NOW.rstrip()}")
 
 
 def empty(home: Path) -> None:
@@ -77,28 +77,43 @@ def empty(home: Path) -> None:
     (home / MARKER).touch()
 
 
-def enrol(voices: "Registry") -> None:
-    data = resources.files("cli.data")
-    transcript = data.joinpath("alice.txt").read_text(encoding="utf-8").strip()
-    form = {"name": "alice", "transcript": transcript, "description": "LJ Speech, public domain"}
+def enrol(voices: "Registry", name: str) -> None:
+    transcript = bundled(f"{name}.txt").decode().strip()
+    form = {"name": name, "transcript": transcript, "description": VOICES[name]}
     started = time.perf_counter()
-    with progress("Loading the demo model and enrolling alice …"):
-        clip = data.joinpath("alice.wav").read_bytes()
-        voice = voices.request("POST", "/voices", data=form, files={"audio": clip}).json()
+    with progress(f"Enrolling {name} …"):
+        clip = {"audio": bundled(f"{name}.wav")}
+        voice = voices.request("POST", "/voices", data=form, files=clip).json()
     took_s = time.perf_counter() - started
     length_s = voice["clip"]["duration_s"]
-    say(f"Enrolled alice from a clip of {length_s:.1f} s in {took_s:.2f} s, loading included.")
+    say(f"Enrolled {name} from a clip of {length_s:.1f} s in {took_s:.2f} s.")
 
 
-def speak(voices: "Registry", text: str) -> bytes:
-    request = {"voice": "alice", "text": text, "seed": SEED}
+def bundled(name: str) -> bytes:
+    return resources.files("cli.data").joinpath(name).read_bytes()
+
+
+def speak(voices: "Registry", name: str) -> bytes:
+    """16-bit samples at 24 kHz."""
+    request = {"voice": name, "text": SENTENCE, "seed": SEED, "format": "pcm"}
     started = time.perf_counter()
-    with progress("alice speaks …"):
+    with progress(f"{name} speaks …"):
         reply = voices.request("POST", "/speak", json=request)
-    say(f"Spoke {text!r}: {report(reply, time.perf_counter() - started)}.")
+    took_s, length_s = time.perf_counter() - started, reply.headers["X-Audio-Seconds"]
+    say(f"{name} said {SENTENCE!r}: {length_s} s in {took_s:.2f} s.")
     return reply.content
 
 
-def report(reply: "httpx.Response", took_s: float) -> str:
-    length, cache = reply.headers["X-Audio-Seconds"], reply.headers["X-Prompt-Cache"]
-    return f"{length} s at 24000 Hz in {took_s:.2f} s, prompt from {cache}"
+def print_pitches(spoken: dict[str, bytes]) -> None:
+    """The median pitch of each clip, and of what was spoken in its voice."""
+    import io
+
+    import numpy as np
+    import soundfile
+
+    click.echo("\nVOICE   PITCH OF THE CLIP   PITCH OF THE SPEECH")
+    for name, pcm in spoken.items():
+        clip, rate = soundfile.read(io.BytesIO(bundled(f"{name}.wav")), dtype="float32")
+        speech = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+        theirs, ours = median_pitch_hz(clip, rate), median_pitch_hz(speech, RATE)
+        click.echo(f"{name:<7} {theirs:>14.0f} Hz {ours:>18.0f} Hz")

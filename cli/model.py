@@ -52,8 +52,8 @@ def list_models(as_json: bool) -> None:
             {
                 "model": spec,
                 "used": spec == named.get(used, used),
-                "here": is_downloaded(spec, store.data),
-                "bytes": size_on_disk(spec, store.data),
+                "here": is_downloaded(spec),
+                "bytes": size_on_disk(spec),
             }
             for spec in specs
         ]
@@ -68,7 +68,7 @@ def list_models(as_json: bool) -> None:
 def _state(row: dict[str, Any]) -> str:
     if row["here"]:
         return f"here, {row['bytes'] / 1e6:,.0f} MB"
-    return "made when it is first used" if row["model"] == "demo" else "not downloaded"
+    return "not downloaded"
 
 
 @model.command()

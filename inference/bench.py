@@ -217,7 +217,7 @@ def bench(folder: Path, streams: Sequence[int], seconds: float, config: EngineCo
     engine = Engine.load(folder, config)
     engine.capture()
     frames = max(1, round(seconds / FRAME_S))
-    # The demo model ends with its text: one frame a letter, after the transcript is used up.
+    # The tiny model ends with its text: one frame a letter, after the transcript is used up.
     voice = random_voice(engine, REFERENCE_FRAMES, text_of(REFERENCE_FRAMES))
     request = Request(voice, text_of(frames))
     together(engine, request, max(streams), min(frames, 8))  # what is slow once is slow here

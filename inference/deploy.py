@@ -41,7 +41,7 @@ VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
 
 def with_our_files(image: modal.Image, **environ: str) -> modal.Image:
     """The last layers: what changes most often, and only what runs here."""
-    code = ~modal.FilePatternMatcher("**/*.py", "**/*.cu")
+    code = ~modal.FilePatternMatcher("**/*.py", "**/*.cu", "demo/**")
     shared = ~modal.FilePatternMatcher("__init__.py", "deployment.py", "files.py")
     image = image.env(plan.environ() | environ)
     return image.add_local_python_source("inference", ignore=code).add_local_python_source(

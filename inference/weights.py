@@ -1,23 +1,21 @@
 """What a model's name means: `demo`, a local folder, or `org/name[@revision]` on the hub.
 
 Finds a checkpoint on this machine, checks that it can clone voices, and says exactly which one it
-is. Downloads only when asked to. Never loads a model; making `demo` is all that needs torch.
+is. Downloads only when asked to. Never loads a model, and needs no torch.
 """
 
-import importlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.hashes import HashCache, folder_revision, sha256_of_file
-from registry.files import TMP_PREFIX, DataDir, ModelRef, is_settled, make_folder, sync_folder
+from registry.files import DataDir, ModelRef
 
 INSTALL = "pip install 'voice-registry[inference]'"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -46,6 +44,7 @@ class KnownModel:
 
 DEFAULT = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
 DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / DEMO
 MODELS: Mapping[str, KnownModel] = {
     DEFAULT: KnownModel(
         "fd4b254389122332181a7c3db7f27e918eec64e3",
@@ -109,7 +108,7 @@ def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
 
 
 def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
-    """The checkpoint that `spec` names, without network. `demo` is made on first use.
+    """The checkpoint that `spec` names, without network. `demo` came with this package.
 
     ModelUnavailable says how to get a missing one; ModelCannotClone names one that can clone.
     """
@@ -119,7 +118,7 @@ def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) 
         if path is None:
             raise _not_downloaded(wanted, models)
         return _located(wanted, path, ModelRef(wanted.name, wanted.revision or ""))
-    path = _make_demo(data) if wanted.kind == "demo" else Path(wanted.name)
+    path = _folder(wanted)
     _check_files(path)
     config = _read_config(path)
     name = DEMO if wanted.kind == "demo" else f"local/{path.name}"
@@ -143,10 +142,13 @@ def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS
 def download_into(root: Path, spec: str, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
     """`download` into a folder of its own under `root`, which needs no cache to be read.
 
-    What was fetched before is kept, so it goes on where it stopped. `demo` is made there.
+    What was fetched before is kept, so it goes on where it stopped. `demo` is copied there.
     """
     wanted = parse(spec, models)
-    if wanted.kind != "hub":
+    if wanted.kind == "demo":
+        folder = Path(shutil.copytree(DEMO_FOLDER, root / DEMO, dirs_exist_ok=True))
+        return replace(locate(spec, DataDir(root), models), path=folder)
+    if wanted.kind == "folder":
         return locate(spec, DataDir(root), models)
     folder = root / f"{wanted.name.replace('/', '--')}--{wanted.revision}"
     _download(wanted, models, folder)
@@ -168,73 +170,36 @@ def _download(
     _verify(path, _pinned_hashes(wanted, models))
 
 
-def is_downloaded(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> bool:
-    """True if `locate` would find the files; makes nothing and hashes nothing."""
-    return not _missing(_expected_path(parse(spec, models), data))
+def is_downloaded(spec: str, models: Mapping[str, KnownModel] = MODELS) -> bool:
+    """True if `locate` would find the files; hashes nothing."""
+    return not _missing(_expected_path(parse(spec, models)))
 
 
-def size_on_disk(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> int:
+def size_on_disk(spec: str, models: Mapping[str, KnownModel] = MODELS) -> int:
     """Bytes of the model's files that are on this machine."""
-    path = _expected_path(parse(spec, models), data)
+    path = _expected_path(parse(spec, models))
     if path is None:
         return 0
     files = [path / name for name in (*CONFIGS, *WEIGHTS)]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _expected_path(wanted: ModelSpec, data: DataDir) -> Path | None:
+def _expected_path(wanted: ModelSpec) -> Path | None:
     if wanted.kind == "hub":
         return _in_hub_cache(wanted, complete=False)
-    return demo_folder(data) if wanted.kind == "demo" else Path(wanted.name)
+    return _folder(wanted)
 
 
-def demo_folder(data: DataDir) -> Path:
-    return data.root / "models" / DEMO
+def _folder(wanted: ModelSpec) -> Path:
+    return DEMO_FOLDER if wanted.kind == "demo" else Path(wanted.name)
 
 
 def _hash_cache(data: DataDir) -> HashCache:
     return HashCache(data.root / "models" / "hashes.json")
 
 
-def _make_demo(data: DataDir) -> Path:
-    """The demo's folder. Made aside and renamed: it is whole or absent, whoever is first."""
-    folder = demo_folder(data)
-    if folder.is_dir():
-        return folder
-    make_folder(folder.parent)
-    _remove_leftovers(folder.parent)
-    temporary = folder.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
-    try:
-        _make_checkpoint(temporary)
-        temporary.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # else another process was first, and made the same bytes
-            raise ModelUnavailable(f"The demo model can't be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(folder.parent)
-    return folder
-
-
-def _make_checkpoint(folder: Path) -> None:
-    try:
-        maker = importlib.import_module("inference.checkpoint")
-        maker.make(folder, maker.Recipe())
-    except ImportError as error:
-        raise not_installed(error) from error
-    for file in (path for path in folder.rglob("*") if path.is_file()):
-        with open(file, "rb") as written:
-            os.fsync(written.fileno())
-
-
 def not_installed(error: Exception) -> ModelUnavailable:
     return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(f"{TMP_PREFIX}*"):
-        if is_settled(leftover) and leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _missing(path: Path | None) -> list[str]:
@@ -340,6 +305,6 @@ def _not_downloaded(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> Mode
     size = f" ({known.approximate_bytes / 1e9:.1f} GB)" if known else ""
     return ModelUnavailable(
         f"The model {wanted} is not on this machine, or not all of it: fetch it with"
-        f" `voices model download{name}`{size}, or use the small one that speaks noise with"
+        f" `voices model download{name}`{size}, or use the small one that is bundled:"
         " `voices model use demo`."
     )

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+DEMO = {"inference/demo/model.safetensors", "inference/demo/speech_tokenizer/model.safetensors"}
 PACKAGES = {"registry", "inference", "cli", "migrations"}
 OWNERS = """
 import importlib, importlib.metadata, importlib.util, sys
@@ -26,6 +27,7 @@ TRY_OUT = ("--help", "version", "list", "doctor")
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = build(Path(folder))
+        assert set(contents(wheel)) >= DEMO, DEMO
         top_level = {name.split("/")[0] for name in contents(wheel)}
         assert {n for n in top_level if not n.endswith(".dist-info")} == PACKAGES, top_level
         python = install(wheel, Path(folder))

@@ -52,9 +52,12 @@ def voice(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_benchmark_prints_its_table_and_keeps_a_record(name: str, tmp_path: Path) -> None:
+def test_benchmark_prints_its_table_and_keeps_a_record(
+    name: str, checkpoint: Path, tmp_path: Path
+) -> None:
     shown, tiny = QUICK[name]
-    command = [PYTHON, f"benchmarks/{name}.py", *tiny, "--results", str(tmp_path)]
+    model = ["--model", str(checkpoint)] if name == "speak_cached" else []
+    command = [PYTHON, f"benchmarks/{name}.py", *tiny, *model, "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout

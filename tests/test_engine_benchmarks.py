@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from conftest import ROOT
 
-from cli.bench import bench as voices_bench
+from cli.main import cli
 from inference.bench import Arrival, Caller, Session, random_voice, text_of
 from inference.checkpoint_config import speech_config
 from inference.engine.config import EngineConfig
@@ -236,16 +236,21 @@ def test_a_chunk_is_late_when_playback_needed_it_before() -> None:
 
 
 def test_voices_bench_prints_figures_of_the_model_in_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"HOME": str(tmp_path), "MODEL": "demo", "DEVICE": "cpu"}.items():
+    model = str(checkpoint)
+    for name, value in {"HOME": str(tmp_path), "MODEL": model, "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"VOICES_{name}", value)
     quick = ["--streams", "1", "--streams", "2", "--seconds", "0.4"]
-    done = CliRunner().invoke(voices_bench, [*quick, "--json"])
+    done = CliRunner().invoke(cli, ["bench", *quick, "--json"])
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
-    assert (printed["model"], printed["device"], printed["dtype"]) == ("demo", "cpu", "float32")
+    assert (printed["model"], printed["device"], printed["dtype"]) == (
+        "local/tiny",
+        "cpu",
+        "float32",
+    )
     assert [line["streams"] for line in printed["together"]] == [1, 2]
     assert all(line["real_time"] > 0 for line in printed["together"])
-    shown = CliRunner().invoke(voices_bench, quick).stdout
-    assert shown.startswith("demo on cpu in float32\n") and "x real time" in shown
+    shown = CliRunner().invoke(cli, ["bench", *quick]).stdout
+    assert shown.startswith("local/tiny on cpu in float32\n") and "x real time" in shown

@@ -343,7 +343,7 @@ def test_another_model_than_the_deployments_is_refused(
         marked(tmp_path / "weights", deploy.plan.model)
 
 
-def test_the_demo_is_made_then_committed_then_marked(tmp_path: Path) -> None:
+def test_the_demo_is_copied_then_committed_then_marked(tmp_path: Path) -> None:
     seen: list[tuple[bool, bool]] = []
 
     def commit() -> None:
@@ -477,7 +477,8 @@ def test_only_who_downloads_the_model_may_write_it(sent: ModalServer) -> None:
 def test_our_files_are_all_that_is_uploaded_and_come_last(sent: ModalServer) -> None:
     ours = {f"/root/registry/{name}.py" for name in ("__init__", "deployment", "files")}
     folder = ROOT / "inference"
-    sources = [*folder.rglob("*.py"), *folder.rglob("*.cu")]
+    demo = [path for path in (folder / "demo").rglob("*") if path.is_file()]
+    sources = [*folder.rglob("*.py"), *folder.rglob("*.cu"), *demo]
     ours |= {f"/root/{path.relative_to(ROOT).as_posix()}" for path in sources}
     assert "/root/inference/engine/kernels.cu" in ours
     for function in sent.functions.values():

@@ -80,8 +80,8 @@ def test_a_model_that_is_not_downloaded_names_both_ways_out(data: DataDir, tmp_p
         "from registry.files import DataDir\n"
         "try: weights.locate(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
         "except errors.ModelUnavailable as error: print(error)\n"
-        "assert not weights.is_downloaded(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
-        "assert weights.size_on_disk(weights.DEFAULT, DataDir(Path(sys.argv[1]))) == 0\n"
+        "assert not weights.is_downloaded(weights.DEFAULT)\n"
+        "assert weights.size_on_disk(weights.DEFAULT) == 0\n"
     )
     done = run_python(script, str(data.root), HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="1")
     assert "`voices model download`" in done.stdout, done.stderr
@@ -193,60 +193,29 @@ def test_a_config_without_languages_is_refused(
         weights.locate(str(copy), data)
 
 
+def test_the_demo_came_with_the_package_and_needs_no_torch(data: DataDir) -> None:
+    assert weights.is_downloaded("demo") and 10 * 2**20 < weights.size_on_disk("demo") < 16 * 2**20
+    found = weights.locate("demo", data)
+    assert (found.source, found.ref.id) == ("demo", "demo")
+    assert found.languages == ("english",)
+    script = "import sys; sys.modules['torch'] = None\n" + LOCATE_DEMO
+    assert run_python(script, str(data.root)).stdout.strip() == found.ref.revision
+
+
 LOCATE_DEMO = """
-import sys; from pathlib import Path; from inference import weights
+from pathlib import Path; from inference import weights
 from registry.files import DataDir
-if sys.stdin.readline():
-    from inference.engine.qwen import import_qwen_tts
-    import_qwen_tts(); print("ready", flush=True); sys.stdin.readline()
 print(weights.locate("demo", DataDir(Path(sys.argv[1]))).ref.revision)
 """
 
 
-def test_two_processes_that_make_the_demo_at_once_both_get_it(
-    data: DataDir, located: LocatedModel
-) -> None:
-    with subprocess.Popen(
-        [PYTHON, "-c", LOCATE_DEMO, str(data.root)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdin and other.stdout
-        other.stdin.write("wait\n")
-        other.stdin.flush()
-        assert other.stdout.readline() == "ready\n"
-        other.stdin.write("go\n")
-        other.stdin.flush()
-        mine = weights.locate("demo", data)
-        assert other.stdout.read().strip() == mine.ref.revision == located.ref.revision
-    assert [path.name for path in (data.root / "models").iterdir() if path.is_dir()] == ["demo"]
-
-
-def test_the_demo_is_made_once_under_the_data_root(data: DataDir) -> None:
-    assert not weights.is_downloaded("demo", data) and weights.size_on_disk("demo", data) == 0
-    first = weights.locate("demo", data)
-    assert first.ref.id == "demo" and first.path == data.root / "models" / "demo"
-    made = (first.path / "model.safetensors").stat()
-    assert weights.locate("demo", data) == first
-    assert (first.path / "model.safetensors").stat() == made
-    assert weights.is_downloaded("demo", data) and weights.size_on_disk("demo", data) > 1_000_000
-
-
-def test_a_demo_that_cannot_be_written_says_so_and_leaves_nothing(data: DataDir) -> None:
-    (data.root / "models").mkdir()
-    (data.root / "models" / "demo").write_text("in the way")
-    with pytest.raises(ModelUnavailable, match="can't be written"):
-        weights.locate("demo", data)
-    assert [path.name for path in (data.root / "models").iterdir()] == ["demo"]
-
-
-def test_without_torch_the_demo_names_the_package_to_install(data: DataDir) -> None:
-    script = "import sys; sys.modules['torch'] = None\n" + LOCATE_DEMO
-    done = run_python(script, str(data.root))
-    assert "ModelUnavailable" in done.stderr
-    assert "pip install 'voice-registry[inference]'" in done.stderr
+def test_the_demo_is_copied_where_a_deployment_keeps_its_model(tmp_path: Path) -> None:
+    copied = weights.download_into(tmp_path, "demo")
+    assert copied.path == tmp_path / "demo"
+    assert copied.ref == weights.locate("demo", DataDir(tmp_path)).ref
+    (copied.path / "model.safetensors").write_bytes(b"half of it")
+    assert weights.download_into(tmp_path, "demo") == copied
+    assert (copied.path / "model.safetensors").stat().st_size > 10 * 2**20
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -347,7 +316,7 @@ pins = json.loads(sys.argv[3])
 models = {spec: weights.KnownModel(sys.argv[4], pins, 0)} if pins else weights.MODELS
 try:
     found = weights.download(spec, data, models)
-    assert weights.is_downloaded(spec, data, models) and found == weights.locate(spec, data, models)
+    assert weights.is_downloaded(spec, models) and found == weights.locate(spec, data, models)
     print(json.dumps([found.ref.id, found.ref.revision, str(found.path), found.source]))
 except errors.InferenceError as error:
     print(error.code, error)

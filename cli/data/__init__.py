@@ -1,1 +1,1 @@
-"""The clip that `voices demo` enrols: LJ Speech LJ001-0005, public domain (see NOTICE)."""
+"""The clips that `voices demo` enrols: espeak-ng speaks (training/demo_model/clips.py)."""

@@ -1,0 +1,1 @@
+"""How the demo checkpoint is made: synthesis, codec, talker, export, evaluation. See README.md."""
