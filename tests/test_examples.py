@@ -71,17 +71,17 @@ def test_every_command_that_is_shown_parses(command: str) -> None:
     parse(cli, shlex.split(command)[1:])
 
 
-def parse(group: click.Group, words: list[str]) -> None:
-    context = click.Context(group)
+def parse(group: click.Group, words: list[str], parent: click.Context | None = None) -> None:
+    context = click.Context(group, parent=parent, **group.context_settings)
     _, rest, _ = group.make_parser(context).parse_args(list(words))
     if not rest:
         assert group.invoke_without_command
-        group.make_context(group.name, words).close()
+        group.make_context(group.name, words, parent=parent).close()
         return
     command = group.get_command(context, rest[0])
     assert command is not None
     if isinstance(command, click.Group):
-        parse(command, rest[1:])
+        parse(command, rest[1:], context)
     else:
         command.make_context(rest[0], rest[1:], parent=context).close()
 
