@@ -10,6 +10,7 @@ import click
 from cli import host
 from cli.output import new_file, print_table, say, write_wave
 from cli.pitch import median_pitch_hz
+from cli.private_server import private_registry
 from cli.session import progress
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def demo(home: Path, output: Path) -> None:
     """
     empty(home)
     settings = host.load_settings(home=home, model="demo", inference="on")
-    with host.private_registry(settings) as voices:
+    with private_registry(settings) as voices:
         for name in VOICES:
             enrol(voices, name)
         print_table(list(voices.voices("", "")))

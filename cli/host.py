@@ -3,13 +3,9 @@
 Nothing of ours is imported before a verb runs, so `voices --help` costs none of it.
 """
 
-import logging
 import os
 import socket
 import sqlite3
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +14,11 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.destination import is_loopback, stored
-from cli.input import json_option
-from cli.output import print_json, say
+from cli.output import say
 
 if TYPE_CHECKING:
-    import httpx
     from fastapi import FastAPI
 
-    from cli.client import Registry
     from inference.service import InferenceService
     from registry.inference_client import Inference, LocalInference
     from registry.settings import Settings
@@ -124,48 +117,6 @@ def model_spec(settings: "Settings", store: "VoiceStore") -> str:
 
     recorded = store.model_in_use()
     return settings.model or (recorded.source if recorded else DEFAULT)
-
-
-@contextmanager
-def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]:
-    """The whole app, for as long as one command runs."""
-    from cli.client import Registry
-
-    settings = settings or load_settings()
-    with serving_privately(make_app(settings, open_store(settings))) as http:
-        yield Registry(http)
-
-
-@contextmanager
-def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
-    """The app on a Unix socket in a folder of our own, and a client that talks to it."""
-    import httpx
-    import uvicorn
-
-    from cli.client import TIMEOUT
-
-    with tempfile.TemporaryDirectory(prefix="voices-") as folder:
-        path = f"{folder}/registry.sock"
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen()  # connections wait here until the server runs: no polling
-        config = uvicorn.Config(app, log_level="critical", access_log=False)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        log = logging.getLogger("registry")
-        level = log.level
-        log.setLevel(logging.ERROR)  # the command says itself what is less than a fault of ours
-        thread.start()
-        try:
-            transport = httpx.HTTPTransport(uds=path, verify=False)  # no TLS: reads no certificates
-            with httpx.Client(
-                transport=transport, base_url="http://voices", timeout=TIMEOUT
-            ) as http:
-                yield http
-        finally:
-            server.should_exit = True
-            thread.join()
-            log.setLevel(level)
 
 
 def refuse_remote(context: click.Context) -> None:
@@ -275,68 +226,3 @@ def run_server(
         timeout_graceful_shutdown=GRACEFUL_STOP_S,
     )
     uvicorn.Server(config).run(sockets=[listener])
-
-
-@click.command()
-@click.option("--read-data", is_flag=True, help="Read every file and compare its sha256.")
-@click.option("--repair", is_flag=True, help="Mend what can be mended without loss.")
-@json_option
-@click.pass_context
-def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool) -> None:
-    """Examine this machine's data directory and what the model needs.
-
-    Exits with 1 if anything is left that is not sound.
-
-    \b
-    Example:
-      voices doctor --read-data
-    """
-    from dataclasses import asdict
-
-    from registry.doctor import examine, summary
-    from registry.files import DataDir
-
-    refuse_remote(context)
-    settings = load_settings()
-    data = DataDir(home_of(settings))
-    with sentences():
-        findings = examine(data, read_data=read_data, repair=repair)
-    about = summary(data) | machine()
-    if as_json:
-        print_json(about | {"findings": [asdict(finding) for finding in findings]})
-    else:
-        for name, value in about.items():
-            click.echo(f"{name:<15} {value}")
-        for finding in findings:
-            click.echo(f"{finding.severity:<10} {finding.what}")
-    if any(finding.severity != "repaired" for finding in findings):
-        raise SystemExit(1)
-
-
-def machine() -> dict[str, str]:
-    """Which packages are here; nothing is imported, for torch takes seconds."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("voice-registry", "qwen-tts", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return {"python": sys.version.split()[0], **found}
-
-
-@click.command()
-@json_option
-def version(as_json: bool) -> None:
-    """Print the versions of this program and of what it stands on.
-
-    \b
-    Example:
-      voices version --json
-    """
-    found = machine()
-    if as_json:
-        return print_json(found)
-    for name, value in found.items():
-        click.echo(f"{name:<15} {value}")

@@ -2,7 +2,6 @@
 
 import json
 from importlib import import_module
-from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -10,8 +9,6 @@ from click.core import ParameterSource
 
 from cli.destination import Asked
 from cli.input import (
-    FORMATS,
-    format_of,
     json_option,
     labels_after,
     labels_option,
@@ -19,45 +16,41 @@ from cli.input import (
     read_text,
 )
 from cli.output import (
-    new_file,
     print_fields,
     print_json,
     print_table,
-    refuse_overwriting,
-    refuse_terminal,
     report,
     say,
-    write_file,
-    write_stdout,
 )
 from cli.session import progress, registry
 
-HOST_VERBS = {
+VERBS = {
+    "speak": "cli.speak",
+    "clip": "cli.speak",
     "serve": "cli.host",
     "demo": "cli.demo",
     "model": "cli.model",
     "bench": "cli.bench",
-    "doctor": "cli.host",
+    "doctor": "cli.doctor",
     "backup": "cli.backup",
     "restore": "cli.backup",
     "deploy": "cli.deploy",
     "login": "cli.login",
     "logout": "cli.login",
     "where": "cli.login",
-    "version": "cli.host",
+    "version": "cli.doctor",
 }
-STDOUT = Path("-")
 
 
 class Verbs(click.Group):
     """Imports the verbs on this machine only when one is asked for, or listed."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return [*self.commands, *HOST_VERBS]
+        return [*self.commands, *VERBS]
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in HOST_VERBS:
-            command: click.Command = getattr(import_module(HOST_VERBS[name]), name)
+        if name in VERBS:
+            command: click.Command = getattr(import_module(VERBS[name]), name)
             return command
         return super().get_command(context, name)
 
@@ -157,92 +150,6 @@ def show(context: click.Context, voice: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_fields(found)
-
-
-@cli.command()
-@click.argument("voice")
-@click.argument("text")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The file to write, or - for stdout. Default: VOICE.FORMAT here.",
-)
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--format", type=click.Choice(FORMATS), help="Default: by the file's ending, or wav.")
-@click.option("--language", help="Default: the voice's own, else found from the text.")
-@click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default: the voice's.")
-@click.option("--seed", type=int, help="The same seed gives the same audio.")
-@click.option("--temperature", type=float, help="0 (greedy) to 2.")
-@click.option("--top-k", type=int, help="Sample among the K most probable codes.")
-@click.option("--top-p", type=float, help="Sample among the codes that hold this probability.")
-@click.pass_context
-def speak(
-    context: click.Context,
-    /,
-    voice: str,
-    text: str,
-    output: Path | None,
-    force: bool,
-    format: str | None,
-    **params: Any,
-) -> None:
-    """Speak TEXT with a voice and write the audio to a file.
-
-    TEXT is the words themselves, `@file`, or `-` for stdin.
-
-    \b
-    Examples:
-      voices speak alice "Hello" -o hello.wav
-      cat chapter.txt | voices speak alice - -o - --format flac | ffplay -
-    """
-    format = format or format_of(output)
-    output = output or Path(f"{voice}.{format}")
-    if output == STDOUT:
-        refuse_terminal()
-    else:
-        refuse_overwriting(output, force)
-    request = {"voice": voice, "text": read_text(text), "format": format}
-    request |= {knob: value for knob, value in params.items() if value is not None}
-    with registry(context) as voices, progress(f"{voice} speaks …"):
-        if output == STDOUT:
-            with voices.speech(request | {"stream": True}) as answer:
-                return write_stdout(answer.iter_bytes())
-        with new_file(output, force) as file:
-            summary = voices.speak(request, file)
-    say(f"Wrote {output}: {summary}.")
-
-
-@cli.command()
-@click.argument("voice")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    help="The file to write, or - for stdout. Default: VOICE-clip with the clip's own ending.",
-)
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.pass_context
-def clip(context: click.Context, voice: str, output: Path | None, force: bool) -> None:
-    """Get the reference clip of a voice back, as it was uploaded.
-
-    \b
-    Example:
-      voices clip alice -o alice-reference.wav
-    """
-    from cli.client import MEDIA_ENDINGS, voice_path
-
-    if output == STDOUT:
-        refuse_terminal()
-    with registry(context) as voices:
-        response = voices.request("GET", voice_path(voice, "/clip"))
-    if output == STDOUT:
-        return write_stdout([response.content])
-    media_type = response.headers["content-type"].partition(";")[0]
-    path = output or Path(f"{voice}-clip.{MEDIA_ENDINGS.get(media_type, 'bin')}")
-    refuse_overwriting(path, force)
-    write_file(path, response.content, force)
-    say(f"Wrote {path}.")
 
 
 @cli.command()

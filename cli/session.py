@@ -20,7 +20,7 @@ def registry(context: click.Context) -> Iterator["Registry"]:
         with connect(url, headers) as remote:
             yield remote
     else:
-        from cli.host import private_registry
+        from cli.private_server import private_registry
 
         with private_registry() as local:
             yield local

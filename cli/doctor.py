@@ -1,0 +1,74 @@
+"""`voices doctor` and `voices version`: what is on this machine, and whether it is sound."""
+
+import sys
+
+import click
+
+from cli import host
+from cli.input import json_option
+from cli.output import print_json
+
+
+@click.command()
+@click.option("--read-data", is_flag=True, help="Read every file and compare its sha256.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended without loss.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool) -> None:
+    """Examine this machine's data directory and what the model needs.
+
+    Exits with 1 if anything is left that is not sound.
+
+    \b
+    Example:
+      voices doctor --read-data
+    """
+    from dataclasses import asdict
+
+    from registry.doctor import examine, summary
+    from registry.files import DataDir
+
+    host.refuse_remote(context)
+    settings = host.load_settings()
+    data = DataDir(host.home_of(settings))
+    with host.sentences():
+        findings = examine(data, read_data=read_data, repair=repair)
+    about = summary(data) | machine()
+    if as_json:
+        print_json(about | {"findings": [asdict(finding) for finding in findings]})
+    else:
+        for name, value in about.items():
+            click.echo(f"{name:<15} {value}")
+        for finding in findings:
+            click.echo(f"{finding.severity:<10} {finding.what}")
+    if any(finding.severity != "repaired" for finding in findings):
+        raise SystemExit(1)
+
+
+def machine() -> dict[str, str]:
+    """Which packages are here; nothing is imported, for torch takes seconds."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("voice-registry", "qwen-tts", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return {"python": sys.version.split()[0], **found}
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the versions of this program and of what it stands on.
+
+    \b
+    Example:
+      voices version --json
+    """
+    found = machine()
+    if as_json:
+        return print_json(found)
+    for name, value in found.items():
+        click.echo(f"{name:<15} {value}")
