@@ -204,7 +204,9 @@ def restore_backup(file: BinaryIO, home: Path) -> Restored:
 def leftovers(home: Path) -> list[Path]:
     """What restores that were killed have left: what they had unpacked, or the old directory."""
     home = home.resolve()
-    return sorted(home.parent.glob(_beside(home, "restoring", "*").name))
+    beginning = _beside(home, "restoring", "").name
+    beside = home.parent.iterdir() if home.parent.is_dir() else ()
+    return sorted(path for path in beside if path.name.startswith(beginning))
 
 
 def _beside(home: Path, what: str, which: str) -> Path:
