@@ -1,31 +1,53 @@
 """The text of one request, made fit to be spoken. It knows nothing about tokens or models."""
 
+import re
 import unicodedata
 
 from registry.errors import TextInvalid, TextTooLong
 
 LETTERS_PER_S, WIDE_PER_S = 14.0, 4.5  # of calm speech; wide: Chinese, Japanese, Korean
-_KEPT_CONTROLS = "\n\t"
-_BIDI_CONTROLS = dict.fromkeys(
-    [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+
+_NO_TEXT = re.compile(  # controls but white space, surrogates, noncharacters
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
+_LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+_HYPHENATED = re.compile("\u00ad[ \t]*\n[ \t]*")  # a word that goes on in the next line
+_INVISIBLE = re.compile(  # what Unicode calls default ignorable, and its format controls
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_JOINERS = re.compile("[\u200c\u200d]+")
+_JOINING = re.compile(  # scripts whose letters join or stack: Arabic to Tibetan, Myanmar, Khmer …
+    "[\u0600-\u08ff\u0900-\u0fff\u1000-\u109f\u1700-\u18af\u1900-\u1cff\ua800-\uabff"
+    "\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff\U0001e900-\U0001e95f]"
+)
+_BLANKS = re.compile(r"[^\S\n]+|\ufffc")  # U+FFFC stands for a picture
+_AROUND_LINE_ENDS = re.compile(r" ?\n ?")
+_VIRAMA = 9  # a combining class
 
 
 def clean_text(text: str, limit: int, what: str = "The text") -> str:
-    """NFC without bidirectional controls or outer blanks; line ends become newlines.
+    """NFC without invisible characters; every white space is a space or a newline.
 
     Raises TextInvalid for nothing to say or characters that are no text, TextTooLong past `limit`
-    code points. Joiners (ZWJ, ZWNJ) stay: scripts need them.
+    code points.
     """
     if len(text) > 4 * limit:
         raise _too_long(text, limit, what)
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = text.translate(_BIDI_CONTROLS).strip()
+    _refuse_what_is_no_text(text, what)
+    text = _visible(_LINE_END.sub("\n", text))
+    text = _AROUND_LINE_ENDS.sub("\n", _BLANKS.sub(" ", text)).strip()
+    text = unicodedata.normalize("NFC", text)
     if not text:
         raise TextInvalid(f"{what} is empty: there is nothing to say.")
+    if not any(map(_is_spoken, text)):
+        raise TextInvalid(
+            f"{what} holds no letter and no number, so there is nothing to say. Write signs as"
+            " words: 'percent' for '%'."
+        )
     if len(text) > limit:
         raise _too_long(text, limit, what)
-    _refuse_controls(text, what)
     return text
 
 
@@ -37,13 +59,38 @@ def _too_long(text: str, limit: int, what: str) -> TextTooLong:
     )
 
 
-def _refuse_controls(text: str, what: str) -> None:
-    for position, character in enumerate(text):
-        if unicodedata.category(character) in ("Cc", "Cs") and character not in _KEPT_CONTROLS:
-            raise TextInvalid(
-                f"{what} holds U+{ord(character):04X} at position {position}, "
-                "a control character or half of a surrogate pair."
-            )
+def _refuse_what_is_no_text(text: str, what: str) -> None:
+    """Bytes that were no text, or text in another encoding: what was meant can't be told."""
+    if found := _NO_TEXT.search(text):
+        raise TextInvalid(
+            f"{what} holds U+{ord(found[0]):04X} at position {found.start()}, which is no text:"
+            " a control character, half of a surrogate pair, or a noncharacter."
+        )
+
+
+def _visible(text: str) -> str:
+    text = _INVISIBLE.sub("", _HYPHENATED.sub("", text))
+    return _JOINERS.sub(_joiner_if_needed, text)
+
+
+def _joiner_if_needed(found: re.Match[str]) -> str:
+    """ZWJ and ZWNJ tell words apart in some scripts; elsewhere they glue emoji, or hide."""
+    text, start, end = found.string, found.start(), found.end()
+    before, after = text[start - 1 : start], text[end : end + 1]
+    after_virama = bool(before) and unicodedata.combining(before) == _VIRAMA
+    kept = _joins(before) and (after_virama or _joins(after))
+    return found[0][0] if kept else ""
+
+
+def _joins(character: str) -> bool:
+    """Whether it is a letter, or a mark on one, of a script that uses joiners."""
+    return bool(_JOINING.match(character)) and unicodedata.category(character)[0] in "LM"
+
+
+def _is_spoken(character: str) -> bool:
+    """Letters, ideographs and numbers are; signs, emoji and modifiers like ー alone are not."""
+    category = unicodedata.category(character)
+    return category[0] in "LN" and category != "Lm"
 
 
 def refuse_long(text: str, limit_s: float, instead: str = "") -> None:

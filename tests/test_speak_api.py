@@ -129,3 +129,36 @@ def test_the_model_may_change_only_on_purpose(
     healed = client.post("/speak", json={"voice": "alice", "text": "x"})
     assert healed.headers["x-prompt-cache"] == "rebuilt"
     assert client.get("/voices/alice").json()["prompt"]["state"] == "ready"
+
+
+def test_invisible_characters_change_no_byte(client: httpx.Client, fake: FakeInference) -> None:
+    add(client, "alice", transcript="hel\u00adlo\u200b\u2028there\f")
+    assert client.get("/voices/alice").json()["transcript"] == "hello\nthere"
+    texts = (
+        "some\u200bthing is bro\u00adken",
+        "something\u00a0is\u2003broken",
+        "something is broken",
+    )
+    spoken = [client.post("/speak", json={"voice": "alice", "text": text}) for text in texts]
+    assert fake.started == ["something is broken"] * 3
+    assert len({reply.content for reply in spoken}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["***", "\U0001f602", "\ufeff", "- - -", "\u200b", "?", "a\x1b[1m"]
+)
+def test_what_can_not_be_spoken_is_422(
+    client: httpx.Client, fake: FakeInference, text: str
+) -> None:
+    add(client, "alice")
+    refused = client.post("/speak", json={"voice": "alice", "text": text})
+    assert problem(refused) == (422, "text-invalid")
+    assert problem(add(client, "bob", transcript=text)) == (422, "text-invalid")
+    assert fake.started == [] and len(client.get("/voices").json()["data"]) == 1
+
+
+def test_half_a_surrogate_pair_is_422(client: httpx.Client) -> None:
+    add(client, "alice")
+    body = b'{"voice": "alice", "text": "\\ud83d hello"}'
+    reply = client.post("/speak", content=body, headers={"content-type": "application/json"})
+    assert problem(reply)[0] == 422
