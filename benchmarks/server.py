@@ -13,7 +13,7 @@ import uvicorn
 from fakes import FakeInference
 from fastapi import FastAPI
 
-from cli.host import listen, run_server
+from cli.serve import listen, run_server
 from registry.files import DataDir
 from registry.settings import Settings
 from registry.store import VoiceStore

@@ -4,7 +4,6 @@ Nothing of ours is imported before a verb runs, so `voices --help` costs none of
 """
 
 import os
-import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.destination import is_loopback, stored
+from cli.destination import stored
 from cli.output import say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from inference.service import InferenceService
-    from registry.inference_client import Inference, LocalInference
+    from registry.inference_client import Inference
     from registry.settings import Settings
     from registry.store import VoiceStore
 
-GRACEFUL_STOP_S = 25
 OURS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_TOKEN_")  # the service has no such setting
 
 
@@ -132,97 +130,3 @@ def refuse_remote(context: click.Context) -> None:
         )
     if not asked.local and (login := stored()):
         say(f"Note: this is about this machine, not about {login.url}, where you are logged in.")
-
-
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port",
-    default=8000,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    help="0 takes a free one.",
-)
-@click.option("--model", help="demo, a directory, or a hub id with @revision.")
-@click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
-@click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
-@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine, to anyone.")
-def serve(
-    host: str,
-    port: int,
-    model: str | None,
-    device: str | None,
-    no_inference: bool,
-    insecure_no_auth: bool,
-) -> None:
-    """Serve the registry over HTTP.
-
-    \b
-    Example:
-      voices serve --model demo --port 8000
-    """
-    from registry.inference_client import LocalInference
-
-    refuse_strangers(host, insecure_no_auth)
-    off = "off" if no_inference else None
-    settings = load_settings(model=model, device=device, inference=off)
-    store = open_store(settings)
-    inference = make_inference(settings, store)
-    with listen(host, port) as listener:
-        if isinstance(inference, LocalInference):
-            start_model(store, inference)
-        say(f"Voices of {store.data.root}, on http://{host}:{listener.getsockname()[1]}")
-        run_server(settings, store, inference, listener)
-
-
-def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
-    if not is_loopback(host) and not insecure_no_auth:
-        raise click.UsageError(
-            f"{host} is reachable from other machines, and this server asks nobody for a key: "
-            "whoever reaches it can enrol and delete voices. If that is what you want, "
-            "give --insecure-no-auth."
-        )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
-    # Every connection inherits it; asyncio does not set it on a socket that was handed to it, and
-    # each small answer would wait 40 ms for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
-    """Refuse to start without the model or with another one than the voices were made for."""
-    with sentences():
-        description = inference.describe()
-        if store.model_in_use() is not None:
-            store.adopt_model(description.source, description.model)
-        inference.warm()
-    model = description.model
-    say(f"Model {model.id} at {model.revision[:12]}, loading in the background")
-
-
-def run_server(
-    settings: "Settings", store: "VoiceStore", inference: "Inference", listener: socket.socket
-) -> None:
-    import uvicorn
-    from uvicorn.config import LOGGING_CONFIG
-
-    from registry.app import create_app
-
-    handlers = {**LOGGING_CONFIG["handlers"]}
-    handlers["access"] = {**handlers["access"], "stream": "ext://sys.stderr"}
-    loggers = {**LOGGING_CONFIG["loggers"], "registry": LOGGING_CONFIG["loggers"]["uvicorn"]}
-    config = uvicorn.Config(
-        create_app(store, inference, settings),
-        log_config={**LOGGING_CONFIG, "handlers": handlers, "loggers": loggers},
-        log_level=settings.log_level,
-        timeout_graceful_shutdown=GRACEFUL_STOP_S,
-    )
-    uvicorn.Server(config).run(sockets=[listener])

@@ -27,7 +27,7 @@ from cli.session import progress, registry
 VERBS = {
     "speak": "cli.speak",
     "clip": "cli.speak",
-    "serve": "cli.host",
+    "serve": "cli.serve",
     "demo": "cli.demo",
     "model": "cli.model",
     "bench": "cli.bench",

@@ -41,7 +41,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen()  # connections wait here until the server runs: no polling
-        config = uvicorn.Config(app, log_level="critical", access_log=False)
+        config = uvicorn.Config(app, http="h11", ws="none", log_level="critical", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         log = logging.getLogger("registry")

@@ -1,0 +1,114 @@
+"""voices serve: the registry over HTTP, until it is told to stop."""
+
+import socket
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.destination import is_loopback
+from cli.host import load_settings, make_inference, open_store, sentences
+from cli.output import say
+
+if TYPE_CHECKING:
+    from registry.inference_client import Inference, LocalInference
+    from registry.settings import Settings
+    from registry.store import VoiceStore
+
+GRACEFUL_STOP_S = 25
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
+@click.option("--model", help="demo, a directory, or a hub id with @revision.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
+@click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
+@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine, to anyone.")
+def serve(
+    host: str,
+    port: int,
+    model: str | None,
+    device: str | None,
+    no_inference: bool,
+    insecure_no_auth: bool,
+) -> None:
+    """Serve the registry over HTTP.
+
+    \b
+    Example:
+      voices serve --model demo --port 8000
+    """
+    from registry.inference_client import LocalInference
+
+    refuse_strangers(host, insecure_no_auth)
+    off = "off" if no_inference else None
+    settings = load_settings(model=model, device=device, inference=off)
+    store = open_store(settings)
+    inference = make_inference(settings, store)
+    with listen(host, port) as listener:
+        if isinstance(inference, LocalInference):
+            start_model(store, inference)
+        say(f"Voices of {store.data.root}, on {url_of(host, listener.getsockname()[1])}")
+        run_server(settings, store, inference, listener)
+
+
+def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
+    if not is_loopback(host) and not insecure_no_auth:
+        raise click.UsageError(
+            f"{host} is reachable from other machines, and this server asks nobody for a key: "
+            "whoever reaches it can enrol and delete voices. If that is what you want, "
+            "give --insecure-no-auth."
+        )
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
+    # Every connection inherits it; asyncio does not set it on a socket that was handed to it, and
+    # each small answer would wait 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
+    """Refuse to start without the model or with another one than the voices were made for."""
+    with sentences():
+        description = inference.describe()
+        if store.model_in_use() is not None:
+            store.adopt_model(description.source, description.model)
+        inference.warm()
+    model = description.model
+    say(f"Model {model.id} at {model.revision[:12]}, loading in the background")
+
+
+def run_server(
+    settings: "Settings", store: "VoiceStore", inference: "Inference", listener: socket.socket
+) -> None:
+    import uvicorn
+
+    from cli.server_log import log_config
+    from registry.app import create_app
+
+    config = uvicorn.Config(
+        create_app(store, inference, settings),
+        http="h11",  # httptools drops the body of a request that asks for an upgrade
+        ws="none",
+        log_config=log_config(),
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=GRACEFUL_STOP_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])

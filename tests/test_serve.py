@@ -1,0 +1,100 @@
+"""`voices serve`, a process of its own, and what it writes in its log."""
+
+import http.client
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON
+
+LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR): +\S.*")
+UPGRADES = {
+    "h2c": {"Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABkAAQAAP__"},
+    "websocket": {
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+    },
+}
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def ask(self, method: str, path: str, body: str = "", **headers: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body.encode(), headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def served(home: Path, *options: str) -> Iterator[Server]:
+    """Its log is whole once the block is left."""
+    words = [PYTHON, "-m", "cli.main", "serve", "--port", "0", *options]
+    environ = os.environ | {"VOICES_HOME": str(home)}
+    process = subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "on http://" not in said:
+        said = process.stderr.readline()
+        assert said, "the server ended before it said where it listens"
+    server = Server(process, said.rpartition("on ")[2].strip())
+    try:
+        yield server
+    finally:
+        process.terminate()
+        server.log += process.communicate(timeout=60)[1].splitlines()
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with served(tmp_path / "data", "--no-inference") as server:
+        yield server
+
+
+@pytest.mark.parametrize("protocol", UPGRADES)
+def test_a_request_that_asks_for_an_upgrade_keeps_its_body(server: Server, protocol: str) -> None:
+    """httptools, where it is installed, would hand on none of it."""
+    headers = UPGRADES[protocol] | {"Upgrade": protocol, "Content-Type": "application/json"}
+    status, answer = server.ask("POST", "/speak", '{"voice": "alice", "text": "hi"}', **headers)
+    assert (status, b"voice-not-found" in answer) == (404, True)
+
+
+def test_every_line_of_the_log_has_its_time(tmp_path: Path) -> None:
+    with served(tmp_path / "data", "--no-inference") as server:
+        assert server.ask("GET", "/healthz")[0] == 200
+        assert server.ask("GET", "/voices/nobody")[0] == 404
+    assert [line for line in server.log if not LINE.fullmatch(line)] == []
+    said = "\n".join(server.log)
+    assert '"GET /healthz HTTP/1.1" 200' in said and '"GET /voices/nobody HTTP/1.1" 404' in said
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+def test_an_ipv6_address_is_a_url(tmp_path: Path) -> None:
+    with served(tmp_path / "data", "--no-inference", "--host", "::1") as server:
+        assert re.fullmatch(r"http://\[::1\]:\d+", server.url)
