@@ -13,9 +13,10 @@ from typing import Any
 import measure
 import population
 
+from registry.edits import VoiceEdit
 from registry.files import DataDir, ModelRef
 from registry.snapshots import Mount, Snapshot, digest_of
-from registry.store import VoiceEdit, VoiceStore
+from registry.store import VoiceStore
 from registry.volume_store import SharedDict, SharedVolume, VolumeStore
 
 

@@ -28,7 +28,7 @@ from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_
 from registry.folder_lock import share_folder
 from registry.models import Features, NameVariant, Voice, VoiceVersion
 from registry.names import name_key, variants
-from registry.store import index_name
+from registry.rows import index_name
 
 Severity = Literal["repairable", "repaired", "loss"]
 

@@ -21,7 +21,8 @@ from registry.inference_client import Inference
 from registry.models import SpeakDefaults
 from registry.names import check_name, new_voice_id
 from registry.queries import StoredVoice
-from registry.store import NewVoice, VoiceStore
+from registry.rows import NewVoice
+from registry.store import VoiceStore
 from registry.text import clean_text
 
 MAX_TRANSCRIPT = 2000

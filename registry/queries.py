@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, exists
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from registry.errors import CursorInvalid, VoiceNotFound
+from registry.errors import CursorInvalid, NameTaken, VoiceNotFound
 from registry.files import ModelRef, PromptRef, PromptSource, fingerprint
 from registry.models import (
     ClipShape,
@@ -113,6 +113,12 @@ def holder_of(session: Session, key: str) -> str | None:
     """The name of the live voice that has this key."""
     condition = (col(Voice.name_key) == key, col(Voice.deleted_at).is_(None))
     return session.exec(select(Voice.name).where(*condition)).first()
+
+
+def refuse_taken(session: Session, name: str) -> None:
+    holder = holder_of(session, name_key(name))
+    if holder is not None:
+        raise NameTaken(name, holder)
 
 
 def near_names(session: Session, wanted: str) -> list[str]:

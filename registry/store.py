@@ -5,58 +5,30 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import delete
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import OperationalError
-from sqlmodel import Session, col, select
 
 from registry.audio import ReferenceClip
 from registry.database import Database, is_disk_full, migrate
-from registry.errors import ClipDamaged, EditConflict, ModelMismatch, NameTaken, PromptNotReady
+from registry.edits import VoiceEdit, apply, refuse_stale
+from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady
 from registry.files import DataDir, ModelRef, PromptSource, make_folder, sha256_of, write_once
 from registry.folder_lock import share_folder
 from registry.inference_client import ExtractedPrompt
-from registry.models import (
-    Features,
-    Label,
-    ModelInUse,
-    NameVariant,
-    SpeakDefaults,
-    Voice,
-    VoiceVersion,
-    utc_now,
-)
+from registry.models import ModelInUse, utc_now
 from registry.names import name_key, variants
-from registry.queries import Page, StoredVoice, find, holder_of, page
-
-CLIP_FIELDS = ("media_type", "duration_s", "sample_rate", "channels", "peak_dbfs", "rms_dbfs")
-
-
-@dataclass(frozen=True)
-class NewVoice:
-    """A checked enrolment; its id exists before its row, because its files come first."""
-
-    source: PromptSource
-    name: str
-    description: str
-    labels: dict[str, str]
-    defaults: SpeakDefaults
-    warnings: Sequence[str]
-
-
-@dataclass(frozen=True)
-class VoiceEdit:
-    """None leaves a field as it is; `labels` and `defaults` replace what was there."""
-
-    name: str | None = None
-    description: str | None = None
-    labels: dict[str, str] | None = None
-    defaults: SpeakDefaults | None = None
+from registry.queries import Page, StoredVoice, find, page, refuse_taken
+from registry.rows import (
+    NewVoice,
+    add_labels,
+    index_name,
+    keep_features,
+    model_row,
+    version_row,
+    voice_row,
+)
 
 
 class VoiceStore:
@@ -97,7 +69,7 @@ class VoiceStore:
     def refuse_taken(self, name: str) -> None:
         """The cheap look before the work; `insert` looks again under the write lock."""
         with self._db.read() as session:
-            _refuse_taken(session, name)
+            refuse_taken(session, name)
 
     def clip(self, voice: StoredVoice) -> bytes:
         """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
@@ -159,29 +131,29 @@ class VoiceStore:
         """The voice appears whole or not at all. Raises NameTaken if another came first."""
         now = utc_now()
         with self._db.write() as session:
-            _refuse_taken(session, new.name)
+            refuse_taken(session, new.name)
             # Once more: now that the write lock is held, no clean-up can take these files.
             self.keep_clip(new.source, upload, clip)
-            session.add(_voice_row(new, now))
+            session.add(voice_row(new, now))
             session.flush()
-            session.add(_version_row(new, clip, len(upload), now))
-            _add_labels(session, new.source.voice_id, new.labels)
+            session.add(version_row(new.source, 1, clip, len(upload), new.warnings, now))
+            add_labels(session, new.source.voice_id, new.labels)
             index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
             session.flush()
-            session.add(_features_row(new.source.voice_id, 1, prompt, now))
+            keep_features(session, new.source.voice_id, 1, prompt, now)
             session.flush()
             return find(session, new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
         """Raises EditConflict if `expected` is given and is not the current row_version."""
         with self._db.write() as session:
-            row = find(session, reference).row
-            _refuse_stale(row, expected)
-            if edit.name is not None and name_key(edit.name) != row.name_key:
-                _refuse_taken(session, edit.name)
-            _apply(session, row, edit)
+            voice = find(session, reference)
+            refuse_stale(voice.row, expected)
+            if edit.version is not None:  # as in `insert`: no clean-up can take these files now
+                self.keep_clip(edit.version.source, edit.version.upload, edit.version.clip)
+            apply(session, voice, edit)
             session.flush()
-            return find(session, row.id)
+            return find(session, voice.row.id)
 
     def delete(self, reference: str, expected: int | None) -> None:
         """Mark as deleted: the name is free at once, the files and enrolments stay.
@@ -198,7 +170,7 @@ class VoiceStore:
     def _delete(self, reference: str, expected: int | None) -> None:
         with self._db.write() as session:
             row = find(session, reference).row
-            _refuse_stale(row, expected)
+            refuse_stale(row, expected)
             row.deleted_at = row.updated_at = utc_now()
             row.row_version += 1
             session.add(row)
@@ -206,7 +178,7 @@ class VoiceStore:
 
     def record_features(self, voice: StoredVoice, prompt: ExtractedPrompt) -> StoredVoice:
         with self._db.write() as session:
-            session.merge(_features_row(voice.row.id, voice.enrolment.number, prompt, utc_now()))
+            keep_features(session, voice.row.id, voice.enrolment.number, prompt, utc_now())
         return self.get(voice.row.id)
 
     # The model in use
@@ -223,7 +195,7 @@ class VoiceStore:
         with self._db.write() as session:
             current = session.get(ModelInUse, 1)
             if current is None:
-                session.add(_model_row(source, model))
+                session.add(model_row(source, model))
             elif ModelRef(current.model_id, current.revision) != model:
                 raise ModelMismatch(
                     f"The voices here are enrolled for {current.model_id} at {current.revision}, "
@@ -236,103 +208,4 @@ class VoiceStore:
     def choose_model(self, source: str, model: ModelRef) -> None:
         """Change the model on purpose; every voice of another model is stale from now on."""
         with self._db.write() as session:
-            session.merge(_model_row(source, model))
-
-
-def _refuse_taken(session: Session, name: str) -> None:
-    holder = holder_of(session, name_key(name))
-    if holder is not None:
-        raise NameTaken(name, holder)
-
-
-def _refuse_stale(row: Voice, expected: int | None) -> None:
-    if expected is not None and expected != row.row_version:
-        raise EditConflict(
-            f"{row.name!r} is at edit {row.row_version}, not {expected}: someone changed it. "
-            "Read it again and repeat the edit.",
-            row_version=row.row_version,
-        )
-
-
-def _apply(session: Session, row: Voice, edit: VoiceEdit) -> None:
-    if edit.name is not None:
-        key = name_key(edit.name)
-        index_name(session, row.id, variants(row.name_key), variants(key))
-        row.name, row.name_key = edit.name, key
-    if edit.description is not None:
-        row.description = edit.description
-    if edit.defaults is not None:
-        row.defaults = edit.defaults.model_dump(exclude_none=True)
-    if edit.labels is not None:
-        _drop_labels(session, row.id)
-        _add_labels(session, row.id, edit.labels)
-    row.row_version += 1
-    row.updated_at = utc_now()
-    session.add(row)
-
-
-def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) -> None:
-    """Replace a voice's `old` variants in the index of near names by `new` ones."""
-    if gone := old - new:
-        variant = col(NameVariant.variant)
-        of_voice = col(NameVariant.voice_id) == voice_id
-        session.exec(delete(NameVariant).where(variant.in_(gone), of_voice))
-    if added := sorted(new - old):
-        rows = [{"variant": variant, "voice_id": voice_id} for variant in added]
-        session.connection().execute(insert(NameVariant).on_conflict_do_nothing(), rows)
-
-
-def _add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:
-    session.add_all(Label(voice_id=voice_id, key=k, value=v) for k, v in labels.items())
-
-
-def _drop_labels(session: Session, voice_id: str) -> None:
-    for row in session.exec(select(Label).where(Label.voice_id == voice_id)):
-        session.delete(row)
-    session.flush()
-
-
-def _voice_row(new: NewVoice, now: str) -> Voice:
-    return Voice(
-        id=new.source.voice_id,
-        name=new.name,
-        name_key=name_key(new.name),
-        description=new.description,
-        defaults=new.defaults.model_dump(exclude_none=True),
-        version=1,
-        row_version=1,
-        created_at=now,
-        updated_at=now,
-    )
-
-
-def _version_row(new: NewVoice, clip: ReferenceClip, size: int, now: str) -> VoiceVersion:
-    return VoiceVersion(
-        voice_id=new.source.voice_id,
-        number=1,
-        clip_sha256=clip.sha256,
-        transcript=new.source.transcript,
-        clip={"bytes": size} | {field: getattr(clip, field) for field in CLIP_FIELDS},
-        warnings=list(new.warnings),
-        created_at=now,
-    )
-
-
-def _features_row(voice_id: str, number: int, prompt: ExtractedPrompt, now: str) -> Features:
-    return Features(
-        voice_id=voice_id,
-        version=number,
-        fingerprint=prompt.fingerprint,
-        sha256=prompt.sha256,
-        frames=prompt.frames,
-        modes=list(prompt.modes),
-        model_id=prompt.model.id,
-        model_revision=prompt.model.revision,
-        created_at=now,
-    )
-
-
-def _model_row(source: str, model: ModelRef) -> ModelInUse:
-    return ModelInUse(
-        source=source, model_id=model.id, revision=model.revision, chosen_at=utc_now()
-    )
+            session.merge(model_row(source, model))

@@ -31,11 +31,12 @@ from faults import (
 from serving import serving
 
 from registry.doctor import examine
+from registry.edits import VoiceEdit
 from registry.enrol import Enrolment
 from registry.errors import EditConflict
 from registry.files import DataDir, PromptSource, sha256_of, write_atomically, write_once
 from registry.settings import Settings
-from registry.store import VoiceEdit, VoiceStore
+from registry.store import VoiceStore
 
 EDITS = 250
 SIZE = 1_000_000

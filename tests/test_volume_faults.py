@@ -17,8 +17,8 @@ from volume_faults import Site, World
 from volume_mutants import AT_RANDOM, OneName
 
 from registry import files, snapshot_database
+from registry.edits import VoiceEdit
 from registry.errors import RegistryError, StorageUnavailable
-from registry.store import VoiceEdit
 from registry.volume_store import VolumeStore
 
 pytestmark = pytest.mark.skipif(

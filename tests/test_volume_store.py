@@ -12,11 +12,11 @@ from volume_faults import FAILURES, Site
 
 from registry import files, snapshot_database
 from registry.backup import write_backup
+from registry.edits import VoiceEdit
 from registry.errors import DatabaseLost, StorageUnavailable, VoiceNotFound
 from registry.files import DataDir
 from registry.restore import unpack_backup
 from registry.snapshots import ABANDONED, KEPT, NAME
-from registry.store import VoiceEdit
 from registry.volume_store import SharedDict, VolumeStore
 
 pytestmark = pytest.mark.skipif(

@@ -19,11 +19,12 @@ from faults import QuickEnroller, noise
 from modal_volume import Cloud, Container, Dict, Killed
 
 from inference.device_thread import FailureGoesTo
+from registry.edits import VoiceEdit
 from registry.enrol import Enrolment
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
 from registry.files import DataDir, PromptSource, sha256_of
 from registry.snapshots import Mount
-from registry.store import VoiceEdit, VoiceStore
+from registry.store import VoiceStore
 from registry.volume_store import SharedDict, SharedVolume, VolumeStore
 
 FAILURES = (RuntimeError, OSError)

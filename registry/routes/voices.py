@@ -7,6 +7,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Form, Header, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from registry.edits import VoiceEdit
 from registry.enrol import Enrolment
 from registry.errors import EditConflict, FieldInvalid
 from registry.models import (
@@ -21,7 +22,6 @@ from registry.names import check_name
 from registry.queries import StoredVoice
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import ServicesDep
-from registry.store import VoiceEdit
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
