@@ -5,7 +5,8 @@ nothing else of CUDA. Knows voices by their ids; the registry's App finds it by 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ PACKAGES = (
 )
 WAITING = 32  # speeches that wait for a slot; more are refused
 AT_ONCE = 32  # calls that need no slot
-GRACE_S = 20.0  # at the end, for what runs; Modal gives 30
+GRACE_S = 20.0  # at the end, for a thread that still works; Modal gives 30
 TOKEN = "HF_TOKEN"  # as huggingface_hub reads it
 SNAPSHOT = plan.snapshot != "off"
 VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
@@ -89,39 +90,41 @@ class Voices:
         self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype)
 
     @modal.enter(snap=False)
-    def start(self) -> None:
+    async def start(self) -> None:
         device, dtype = place()
         files = VolumeFiles(DataDir(Path(STATE)), state, VOLUME_FAILURES)
         config = ServiceConfig(device, dtype, slots=plan.slots, queue_limit=WAITING)
         service = snapshot.service(self.kept, Path(WEIGHTS), plan.model, files, config)
         self.kept = None
         self.remote = Remote(service, plan.speak_limit_s)
-        self.remote.ready()
+        await self.remote.ready()
 
     @modal.exit()
     def stop(self) -> None:
         self.remote.close(GRACE_S)
 
-    @modal.method()
-    def extract_prompt(self, source: dict[str, Any]) -> Item:
-        return self.remote.extract_prompt(source)
+    # No method may be sync: to cancel one call of those, Modal ends the container, and with it
+    # what everybody else listens to.
 
     @modal.method()
-    def speak(
-        self, call: str, ref: dict[str, Any], text: str, params: dict[str, Any]
-    ) -> Iterator[Item]:
-        yield from self.remote.speak(call, ref, text, params)
+    async def extract_prompt(self, source: dict[str, Any], until_s: float) -> Item:
+        return await self.remote.extract_prompt(source, until_s)
 
     @modal.method()
-    def forget(self, call: str) -> None:
-        self.remote.forget(call)
+    async def speak(
+        self, ref: dict[str, Any], text: str, params: dict[str, Any], until_s: float
+    ) -> AsyncGenerator[Item, None]:
+        call = modal.current_function_call_id() or ""
+        async with aclosing(self.remote.speak(call, ref, text, params, until_s)) as items:
+            async for item in items:
+                yield item
 
     @modal.method()
-    def describe(self) -> Item:
-        return self.remote.describe()
+    async def describe(self) -> Item:
+        return await self.remote.describe()
 
     @modal.method()
-    def status(self) -> Item:
+    async def status(self) -> Item:
         return self.remote.status()
 
 

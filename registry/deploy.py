@@ -78,7 +78,7 @@ def open_inference() -> "ModalInference":
 
     voices = modal.Cls.from_name(plan.inference_app, "Voices")()
     return ModalInference(
-        ModalClass(voices),
+        ModalClass(voices, modal.FunctionCall.from_id),
         Path(WEIGHTS),
         failures=FAILURES,
         limit_s=plan.speak_limit_s,

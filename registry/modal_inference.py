@@ -7,7 +7,6 @@ how long a GPU takes to start, and of Modal itself no more than `Remote`.
 import asyncio
 import json
 import logging
-import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -27,6 +26,7 @@ T = TypeVar("T")
 
 WAIT_S = 100.0  # of one request, for a GPU that starts
 RETRY_S = 20  # after which a GPU that starts is likely there
+LEFT = 256  # calls that nobody waits for any more, and that may still start a GPU
 LOOK_S = 5.0  # between two looks at how busy it is
 MODEL_FILE = "model.json"
 
@@ -42,16 +42,20 @@ class Load(NamedTuple):
 
 
 class Remote(Protocol):
-    """The class with the GPU, however it is called; `inference.remote` has what it answers."""
+    """The class with the GPU, however it is called; `inference.remote` has what it answers.
+
+    A call that is sent starts a GPU that is off. `until_s`, in seconds since the epoch, is when
+    nobody waits for its beginning any more: later it is refused there.
+    """
 
     def speak(
-        self, call: str, ref: Plain, text: str, params: Plain
+        self, ref: Plain, text: str, params: Plain, until_s: float
     ) -> AsyncGenerator[Item, None]: ...
 
-    async def extract_prompt(self, source: Plain) -> Item: ...
+    async def extract_prompt(self, source: Plain, until_s: float) -> Item: ...
 
-    async def forget(self, call: str) -> None:
-        """Sent, not waited for. Like any call, it starts a GPU that is off."""
+    async def cancel(self, call: str) -> None:
+        """Stops this call and no other, wherever it runs."""
 
     def load(self) -> Load:
         """Starts nothing; may block."""
@@ -62,19 +66,22 @@ class ModalClass:
     """The deployed class: `modal.Cls.from_name(plan.inference_app, "Voices")()`."""
 
     instance: Any
+    call_of: Callable[[str], Any]  # `modal.FunctionCall.from_id`
 
-    def speak(self, call: str, ref: Plain, text: str, params: Plain) -> AsyncGenerator[Item, None]:
+    def speak(
+        self, ref: Plain, text: str, params: Plain, until_s: float
+    ) -> AsyncGenerator[Item, None]:
         items: AsyncGenerator[Item, None] = self.instance.speak.remote_gen.aio(
-            call, ref, text, params
+            ref, text, params, until_s
         )
         return items
 
-    async def extract_prompt(self, source: Plain) -> Item:
-        answer: Item = await self.instance.extract_prompt.remote.aio(source)
+    async def extract_prompt(self, source: Plain, until_s: float) -> Item:
+        answer: Item = await self.instance.extract_prompt.remote.aio(source, until_s)
         return answer
 
-    async def forget(self, call: str) -> None:
-        await self.instance.forget.spawn.aio(call)
+    async def cancel(self, call: str) -> None:
+        await self.call_of(call).cancel.aio()
 
     def load(self) -> Load:
         found = self.instance.speak.get_current_stats()
@@ -128,7 +135,7 @@ class ModalInference:
         self._remote, self._weights, self._failures = remote, weights, failures
         self._limit_s, self._slots, self._wait_s = limit_s, slots, wait_s
         self._refresh = refresh
-        self._forgetting: set[asyncio.Task[None]] = set()
+        self._left: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._status: RemoteStatus | None = None
         self._looked_s = -LOOK_S
         self._looking = threading.Lock()
@@ -160,11 +167,12 @@ class ModalInference:
         return self._status
 
     async def extract_prompt(self, source: PromptSource) -> RemotePrompt:
+        call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))
         try:
-            answer = await self._in_time(self._remote.extract_prompt(asdict(source)))
-        except GpuCold:
-            self._forget("")  # a call that stays, so that the GPU starts for sure
-            raise
+            answer = await self._in_time(asyncio.shield(call))
+        finally:
+            if not call.done():
+                self._beside(call)
         found = checked(answer)["prompt"]
         return RemotePrompt(
             fingerprint=found["fingerprint"],
@@ -176,9 +184,8 @@ class ModalInference:
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         refuse_long(text, self._limit_s)
-        call = secrets.token_hex(8)
-        items = self._remote.speak(call, asdict(ref), text, params.given())
-        chunks = RemoteChunks(items, self._failures, lambda: self._forget(call))
+        items = self._remote.speak(asdict(ref), text, params.given(), self._until_s())
+        chunks = RemoteChunks(items, self._failures, self._remote.cancel, self._beside)
         async with AsyncExitStack() as if_left:
             if_left.push_async_callback(chunks.aclose)
             told = await self._in_time(chunks.begin())
@@ -186,11 +193,18 @@ class ModalInference:
         return Speech(**told, chunks=chunks)
 
     def close(self) -> None:
-        return None
+        for task in self._left:
+            task.cancel()
+
+    def _patient(self) -> Patience:
+        return patience.get(Patience()).at_most(self._wait_s)
+
+    def _until_s(self) -> float:
+        return time.time() + self._patient().left_s()
 
     async def _in_time(self, answer: Awaitable[T]) -> T:
         """The first that is heard of the GPU. GpuCold if whoever asks would not wait longer."""
-        patient = patience.get(Patience()).at_most(self._wait_s)
+        patient = self._patient()
         try:
             async with asyncio.timeout(patient.left_s()):
                 return await answer
@@ -203,17 +217,21 @@ class ModalInference:
         except self._failures as error:
             raise unreachable(error) from error
 
-    def _forget(self, call: str) -> None:
-        """Beside what goes on here: nobody waits for it, and it may fail."""
-        task = asyncio.create_task(self._send_forget(call))
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
+    def _beside(self, work: Awaitable[object]) -> None:
+        """Goes on without whoever asked. Of too many the oldest ends: what is late is refused."""
+        if len(self._left) >= LEFT:
+            oldest = next(iter(self._left))
+            del self._left[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._to_its_end(work))
+        self._left[task] = None
+        task.add_done_callback(lambda task: self._left.pop(task, None))
 
-    async def _send_forget(self, call: str) -> None:
+    async def _to_its_end(self, work: Awaitable[object]) -> None:
         try:
-            await self._remote.forget(call)
+            await work
         except self._failures as error:
-            log.warning("A speech that nobody hears could not be stopped: %s", error)
+            log.warning("A call that nobody waits for any more failed: %s", error)
 
     def _look(self) -> None:
         try:

@@ -3,7 +3,9 @@
 Whatever breaks it is an error of the registry. Knows nothing of how the items are brought.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,32 @@ RETRY_S = 20
 
 
 class RemoteChunks(AsyncIterator[Samples]):
-    """The items of one speech as PCM. Left before its end, it is forgotten there too."""
+    """The items of one speech as PCM. Left before its end, its call is cancelled."""
 
     def __init__(
         self,
         items: AsyncGenerator[Item, None],
         failures: tuple[type[Exception], ...],
-        forget: Callable[[], None],
+        cancel: Callable[[str], Awaitable[None]],
+        beside: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._items, self._failures, self._forget = items, failures, forget
+        """`beside` runs what goes on when nobody listens any more."""
+        self._items, self._failures = items, failures
+        self._cancel, self._beside = cancel, beside
+        self._first: asyncio.Future[Item] | None = None
+        self._call: str | None = None
         self._run: str | None = None
         self._samples = 0
         self._over = False
 
     async def begin(self) -> Item:
-        """What is said of the speech before it begins, the arguments of Speech."""
+        """What is said of the speech before it begins, the arguments of Speech.
+
+        Whoever leaves meanwhile does not cut off the sending: it starts a GPU that is off, and a
+        call that has not said yet what cancels it could not be stopped.
+        """
+        self._first = asyncio.ensure_future(self._next())
+        self._call = (await asyncio.shield(self._first))["call"]
         told: Item = (await self._next())["speech"]
         return told
 
@@ -50,10 +63,19 @@ class RemoteChunks(AsyncIterator[Samples]):
         return samples
 
     async def aclose(self) -> None:
-        if not self._over:
+        if self._over:
+            await self._items.aclose()
+        else:
             self._over = True
-            self._forget()
-        await self._items.aclose()
+            self._beside(self._give_up())
+
+    async def _give_up(self) -> None:
+        async with aclosing(self._items):
+            if self._call is None and self._first is not None:
+                with suppress(RegistryError, *self._failures):
+                    self._call = (await self._first)["call"]
+            if self._call is not None:
+                await self._cancel(self._call)
 
     async def _next(self) -> Item:
         try:
@@ -61,7 +83,7 @@ class RemoteChunks(AsyncIterator[Samples]):
         except self._failures:
             self._over = True
             raise
-        self._over = item is None or not item.keys().isdisjoint(LAST)
+        self._over |= item is None or not item.keys().isdisjoint(LAST)
         if item is None:
             raise StreamBroken("The speech stopped before its end.")
         run = checked(item)["run"]

@@ -292,6 +292,9 @@ class Functions(Apps):
         end = items.pop() if broken else pb.GeneratorDone(items_total=len(items))
         return Outcome(end, items)
 
+    def FunctionCallCancel(self, request: pb.FunctionCallCancelRequest) -> Message:
+        return Empty()
+
     def FunctionGetOutputs(self, request: pb.FunctionGetOutputsRequest) -> Message:
         return self._outcomes[request.function_call_id].output()
 

@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Iterable
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -76,7 +76,9 @@ class ModalServer(Functions, Files):
         """The messages of one RPC, in order."""
         return [call.message for call in self.requests if call.name == name]
 
-    def answer(self, name: str, token: object, request: Message) -> Iterable[Message]:
+    def answer(
+        self, name: str, token: object, request: Message
+    ) -> Iterable[Message] | AsyncIterable[Message]:
         self.requests.append(Call(name, request))
         if token != self._token:
             raise GRPCError(Status.UNAUTHENTICATED, "Token validation failed.")
@@ -139,8 +141,13 @@ class _Service(ModalClientBase):
         request = await stream.recv_message()
         assert request is not None and stream.metadata is not None
         token = stream.metadata.get("x-modal-token-id")
-        for reply in self._server.answer(name, token, request):
-            await stream.send_message(reply)
+        replies = self._server.answer(name, token, request)
+        if isinstance(replies, AsyncIterable):
+            async for reply in replies:
+                await stream.send_message(reply)
+        else:
+            for reply in replies:
+                await stream.send_message(reply)
 
 
 _Service.__abstractmethods__ = frozenset()

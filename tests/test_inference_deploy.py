@@ -1,11 +1,14 @@
-"""The class with the GPU, by `.local()` on a CPU: it enrols, speaks, refuses and is left."""
+"""The class with the GPU, on a CPU: it enrols, speaks, refuses and is left."""
 
+import inspect
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,14 @@ import pytest
 import soundfile
 from conftest import ROOT, Enrol, make_clip
 from images import hiding, not_in_image
-from local_remote import FakeVolume, container, copied, deployed, leave, put_model, until
+from local_remote import Container, FakeVolume, container, deployed, put_model, until
 from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 from speaking import run, run_python
 
 from inference import deploy, errors
 from inference.model_folder import MARKER, bring, marked
-from inference.remote import Item, outcome, to_pcm
+from inference.remote import Failure, Item, to_pcm
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.voice_files import VolumeFiles
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The Voices:UserWarning")
 PATIENCE_S = 60.0
 TEXT = "A short text to say."
 LONG = "And so it goes on. " * 17  # for a speech that never ends, 1,982 frames
-Enter = Callable[..., AbstractContextManager[Any]]
+Enter = Callable[..., AbstractContextManager[Container]]
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def volume() -> FakeVolume:
 def enter(data: DataDir, located: LocatedModel, tmp_path: Path, volume: FakeVolume) -> Enter:
     """A container whose Volumes hold the tiny model (or another) and the data directory."""
 
-    def begin(model: LocatedModel | None = located) -> AbstractContextManager[Any]:
+    def begin(model: LocatedModel | None = located) -> AbstractContextManager[Container]:
         weights = tmp_path / "weights"
         if model is not None:
             put_model(weights, model)
@@ -57,30 +60,27 @@ def enter(data: DataDir, located: LocatedModel, tmp_path: Path, volume: FakeVolu
 
 
 @pytest.fixture
-def voices(enter: Enter) -> Iterator[Any]:
+def voices(enter: Enter) -> Iterator[Container]:
     with enter() as voices:
         yield voices
 
 
 @pytest.fixture
-def endless(
-    enter: Enter, endless_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Any]:
-    """Its speeches never end, and its end does not wait long for them."""
-    monkeypatch.setattr(deploy, "GRACE_S", 0.1)
+def endless(enter: Enter, endless_checkpoint: Path, tmp_path: Path) -> Iterator[Container]:
+    """Its speeches never end."""
     with enter(locate(str(endless_checkpoint), DataDir(tmp_path / "hashes"))) as voices:
         yield voices
 
 
-def enrolled(voices: Any, source: PromptSource) -> dict[str, str]:
+def enrolled(voices: Container, source: PromptSource) -> dict[str, str]:
     """The plain form of a PromptRef."""
-    found = copied(voices.extract_prompt.local(asdict(source)))["prompt"]
+    found = voices.extract_prompt(asdict(source))["prompt"]
     return asdict(PromptRef(source.voice_id, found["fingerprint"], found["sha256"]))
 
 
-def say(voices: Any, ref: dict[str, str], text: str = TEXT, **params: Any) -> list[Item]:
-    given = {"seed": 7} | params
-    return [copied(item) for item in voices.speak.local("call", ref, text, given)]
+def say(voices: Container, ref: dict[str, str], text: str = TEXT, **params: Any) -> list[Item]:
+    """What comes after the call's own name."""
+    return list(voices.speak(ref, text, {"seed": 7} | params))[1:]
 
 
 def pcm_of(items: list[Item]) -> bytes:
@@ -98,7 +98,7 @@ def code_of(items: list[Item]) -> str:
 
 
 def test_it_enrols_and_speaks_what_the_service_would(
-    voices: Any, enrol: Enrol, data: DataDir, service_factory: Any
+    voices: Container, enrol: Enrol, data: DataDir, service_factory: Any
 ) -> None:
     source = enrol(1)
     ref = enrolled(voices, source)
@@ -117,7 +117,7 @@ def test_it_enrols_and_speaks_what_the_service_would(
     assert say(voices, ref)[0]["speech"]["prompt_cache"] == "memory"
 
 
-def test_callers_on_many_threads_are_served_together(voices: Any, enrol: Enrol) -> None:
+def test_calls_are_served_together(voices: Container, enrol: Enrol) -> None:
     refs = [enrolled(voices, enrol(seed)) for seed in range(2)]
     alone = [pcm_of(say(voices, ref)) for ref in refs]
     with ThreadPoolExecutor(4) as callers:
@@ -132,11 +132,11 @@ def test_pcm_crosses_exactly_as_the_registry_encodes_it() -> None:
     assert to_pcm(samples) == to_int16(samples).tobytes()
 
 
-def test_describe_and_status_are_plain(voices: Any, located: LocatedModel) -> None:
-    found = copied(voices.describe.local())["model"]
+def test_describe_and_status_are_plain(voices: Container, located: LocatedModel) -> None:
+    found = voices.ask("describe")["model"]
     assert found["model"] == asdict(located.ref) and found["device"] == "cpu"
     status = {"state": "warm", "queued": 0, "running": 0, "slots": deploy.plan.slots, "error": None}
-    assert copied(voices.status.local()) == status
+    assert voices.ask("status") == status
 
 
 # What it refuses
@@ -151,14 +151,14 @@ REFUSED = [
 ]
 
 
-def test_a_refusal_is_one_item(voices: Any, enrol: Enrol) -> None:
+def test_a_refusal_is_one_item(voices: Container, enrol: Enrol) -> None:
     ref = enrolled(voices, enrol(1, transcript=None))
     for text, params, code in REFUSED:
         assert code_of(say(voices, ref, text, **params)) == code
 
 
 def test_every_error_of_inference_crosses_by_its_code(
-    voices: Any, monkeypatch: pytest.MonkeyPatch
+    voices: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref, source = asdict(PromptRef("voice_1", "f", "s")), asdict(PromptSource("v", "c", None))
     for kind in (kind for kind in vars(errors).values() if isinstance(kind, type)):
@@ -172,21 +172,21 @@ def test_every_error_of_inference_crosses_by_its_code(
         retry_after_s = 9.0 if kind is errors.Overloaded else None
         said = {"code": kind.code, "detail": "Because.", "retry_after_s": retry_after_s}
         assert say(voices, ref) == [{"error": said}]
-        assert voices.extract_prompt.local(source) == {"error": said}
+        assert voices.extract_prompt(source) == {"error": said}
 
 
 # The Volume
 
 
 def test_a_prompt_file_is_committed_before_it_is_told(
-    voices: Any, enrol: Enrol, volume: FakeVolume
+    voices: Container, enrol: Enrol, volume: FakeVolume
 ) -> None:
     enrolled(voices, enrol(1))
     assert (volume.commits, volume.reloads) == (1, 0)
 
 
 def test_what_others_committed_is_found_after_one_reload(
-    voices: Any, enrol: Enrol, data: DataDir, volume: FakeVolume, tmp_path: Path
+    voices: Container, enrol: Enrol, data: DataDir, volume: FakeVolume, tmp_path: Path
 ) -> None:
     source, aside = enrol(1), tmp_path / "aside"
     ref = enrolled(voices, source)
@@ -203,7 +203,7 @@ def test_what_others_committed_is_found_after_one_reload(
 
 
 def test_an_older_prompt_file_is_replaced_by_a_reload(
-    voices: Any, enrol: Enrol, data: DataDir, volume: FakeVolume
+    voices: Container, enrol: Enrol, data: DataDir, volume: FakeVolume
 ) -> None:
     ref = enrolled(voices, enrol(1))
     path = data.prompt(PromptRef(**ref))
@@ -214,25 +214,25 @@ def test_an_older_prompt_file_is_replaced_by_a_reload(
 
 
 def test_what_is_nowhere_is_said_after_one_reload(
-    voices: Any, enrol: Enrol, data: DataDir, volume: FakeVolume
+    voices: Container, enrol: Enrol, data: DataDir, volume: FakeVolume
 ) -> None:
     ref = enrolled(voices, enrol(1))
     data.prompt(PromptRef(**ref)).write_bytes(b"damaged")
     assert code_of(say(voices, ref)) == "prompt-corrupt" and volume.reloads == 1
     data.prompt(PromptRef(**ref)).unlink()
     assert code_of(say(voices, ref)) == "prompt-missing" and volume.reloads == 2
-    missing = voices.extract_prompt.local(asdict(PromptSource("voice_2", "2" * 64, None)))
+    missing = voices.extract_prompt(asdict(PromptSource("voice_2", "2" * 64, None)))
     assert code_of([missing]) == "extraction-failed" and volume.reloads == 3
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("open files"), modal.exception.InternalError()])
 def test_a_volume_that_fails_is_said(
-    voices: Any, enrol: Enrol, data: DataDir, volume: FakeVolume, failure: Exception
+    voices: Container, enrol: Enrol, data: DataDir, volume: FakeVolume, failure: Exception
 ) -> None:
     source = enrol(1)
     ref = enrolled(voices, source)
     volume.failure = failure
-    stored = voices.extract_prompt.local(asdict(source))
+    stored = voices.extract_prompt(asdict(source))
     data.prompt(PromptRef(**ref)).unlink()
     assert code_of([stored]) == code_of(say(voices, ref)) == "storage-unavailable"
 
@@ -271,50 +271,77 @@ def test_no_file_is_open_while_the_volume_is_reloaded(data: DataDir) -> None:
 # Leaving
 
 
-def test_a_speech_that_is_closed_frees_its_slot(endless: Any, enrol: Enrol) -> None:
-    items = endless.speak.local("call", enrolled(endless, enrol(1)), LONG, {})
-    assert "speech" in next(items) and "pcm" in next(items)
-    items.close()
-    until(lambda: not endless.status.local()["running"])
-    assert not endless.remote._jobs
-
-
-def test_a_speech_that_is_forgotten_ends(endless: Any, enrol: Enrol) -> None:
-    items = endless.speak.local("one", enrolled(endless, enrol(1)), LONG, {})
-    assert "speech" in next(items)
-    endless.forget.local("one")
-    assert list(items)[-1]["error"]["code"] == "overloaded"
-    until(lambda: not endless.status.local()["running"])
-
-
-def test_a_speech_that_was_forgotten_before_it_came_is_not_begun(voices: Any) -> None:
-    voices.forget.local("call")
-    assert code_of(say(voices, asdict(PromptRef("voice_1", "f", "s")))) == "overloaded"
-    assert voices.remote._service.counters().submitted == 0
-
-
-def test_a_speech_ends_after_as_long_as_one_may_take(endless: Any, enrol: Enrol) -> None:
+def test_a_speech_that_is_cancelled_frees_its_slot_and_stops_no_other(
+    endless: Container, enrol: Enrol
+) -> None:
     ref = enrolled(endless, enrol(1))
-    next(endless.speak.local("first", ref, TEXT, {}))  # loads the engine
+    first, second = (endless.speak(ref, LONG, {}) for _ in range(2))
+    calls = [next(items)["call"] for items in (first, second)]
+    assert all("speech" in next(items) for items in (first, second))
+    endless.cancel(calls[0])
+    with pytest.raises(modal.exception.RemoteError):
+        list(first)
+    until(lambda: endless.ask("status")["running"] == 1)
+    assert "pcm" in next(second)
+    second.close()
+    endless.until_silent()
+    assert len(set(calls)) == 2
+
+
+def test_any_method_may_be_cancelled_while_somebody_listens(
+    endless: Container, enrol: Enrol
+) -> None:
+    """Of a sync one Modal could only stop by ending the container."""
+    assert endless.methods.keys() == {"speak", "extract_prompt", "describe", "status"}
+    for name, method in endless.methods.items():
+        assert inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method), name
+    source = enrol(1)
+    ref = enrolled(endless, source)
+    items = endless.speak(ref, LONG, {})
+    assert "call" in next(items) and "speech" in next(items)
+    for name, given in (
+        ("extract_prompt", (asdict(source), inf)),
+        ("describe", ()),
+        ("status", ()),
+    ):
+        endless.cancel(endless.begin(name, *given, put=lambda _: None).name)
+    assert "pcm" in next(items)
+    items.close()
+    endless.until_silent()
+    again = endless.speak(ref, TEXT, {})
+    assert "call" in next(again) and "speech" in next(again)
+    again.close()
+
+
+def test_what_comes_when_nobody_waits_any_more_is_refused(voices: Container, enrol: Enrol) -> None:
+    source = enrol(1)
+    ref, past_s = enrolled(voices, source), time.time() - 1
+    assert code_of(list(voices.speak(ref, TEXT, {}, past_s))) == "overloaded"
+    assert code_of([voices.extract_prompt(asdict(source), past_s)]) == "overloaded"
+    assert voices.remote._service.counters().submitted == 0
+    assert say(voices, ref)[-1]["end"], "which holds for no later call"
+
+
+def test_a_speech_ends_after_as_long_as_one_may_take(endless: Container, enrol: Enrol) -> None:
+    ref = enrolled(endless, enrol(1))
+    loading = endless.speak(ref, TEXT, {})
+    assert "call" in next(loading) and "speech" in next(loading)
+    loading.close()
     endless.remote._limit_s = 2.5
     *sound, last = say(endless, ref, LONG)
     assert sound and last["error"]["code"] == "speech-unfinished"
     assert "2.5 s" in last["error"]["detail"]
-    until(lambda: not endless.status.local()["running"])
+    until(lambda: not endless.ask("status")["running"])
 
 
-def test_the_end_of_the_container_waits_for_what_runs(voices: Any, enrol: Enrol) -> None:
-    items = voices.speak.local("call", enrolled(voices, enrol(1)), TEXT, {"seed": 7})
-    begin = next(items)
-    leave(voices)
-    assert "speech" in begin and "end" in list(items)[-1]
-
-
-def test_the_end_of_the_container_tells_what_it_cuts_off(endless: Any, enrol: Enrol) -> None:
-    items = endless.speak.local("call", enrolled(endless, enrol(1)), LONG, {})
-    assert "speech" in next(items)
-    leave(endless)
-    assert list(items)[-1]["error"]["code"] == "overloaded"
+def test_the_end_of_the_container_leaves_no_thread_behind(endless: Container, enrol: Enrol) -> None:
+    """Modal cancels what runs, then asks the hook; `leave` does the same."""
+    items = endless.speak(enrolled(endless, enrol(1)), LONG, {})
+    assert "call" in next(items) and "speech" in next(items)
+    endless.leave()
+    with pytest.raises(modal.exception.RemoteError):
+        list(items)
+    assert not {"engine", "extract"} & {thread.name for thread in threading.enumerate()}
 
 
 # The model, and the snapshot
@@ -324,7 +351,7 @@ def test_without_a_model_it_says_what_brings_one(
     enter: Enter, enrol: Enrol, located: LocatedModel, tmp_path: Path
 ) -> None:
     with enter(None) as voices:
-        refused = [voices.extract_prompt.local(asdict(enrol(1)))]
+        refused = [voices.extract_prompt(asdict(enrol(1)))]
         assert code_of(refused) == "model-unavailable"
         assert "voices deploy model" in refused[0]["error"]["detail"]
         assert code_of(say(voices, asdict(PromptRef("v", "f", "s")))) == "model-unavailable"
@@ -444,7 +471,7 @@ def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
     assert (scaling.min_containers, scaling.max_containers, scaling.scaledown_window) == (0, 1, 60)
     kinds = {name: method.function_type for name, method in found.method_definitions.items()}
     assert kinds.pop("speak") == pb.Function.FUNCTION_TYPE_GENERATOR
-    assert kinds.keys() == {"extract_prompt", "forget", "describe", "status"}
+    assert kinds.keys() == {"extract_prompt", "describe", "status"}
 
 
 @pytest.mark.parametrize("snapshot", ["off", "gpu"])
@@ -498,9 +525,7 @@ def test_the_image_is_pinned_and_its_largest_layer_comes_first(sent: ModalServer
 def test_a_call_that_breaks_in_our_own_code_is_said_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from concurrent.futures import Future
-
-    job: Future[Item] = Future()
-    job.set_exception(KeyError("a bug"))
-    assert outcome(job)["error"]["code"] == "inference-failed"
+    with Failure() as failure:
+        raise KeyError("a bug")
+    assert failure.item["error"]["code"] == "inference-failed"
     assert "A call failed." in caplog.text

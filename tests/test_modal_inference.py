@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from clips import file
 from conftest import TRANSCRIPT, Enrol, make_clip
-from local_remote import FakeVolume, LocalRemote, container, deployed, put_model
+from local_remote import Container, FakeVolume, LocalRemote, container, deployed, put_model, until
 from modal_server import ModalServer
 from serving import serving
 from speaking import run
@@ -22,6 +23,7 @@ from inference import deploy
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import LocatedModel, locate
+from registry import modal_inference
 from registry.app import create_app
 from registry.errors import (
     GpuCold,
@@ -58,36 +60,40 @@ REF = PromptRef("voice_1", "f" * 64, "5" * 64)
 CONFIG = ServiceConfig(device="cpu", dtype="float32", slots=deploy.plan.slots)
 FAILURES = (modal.exception.Error, OSError)
 TOLD = {"sample_rate": 24_000, "seed": 1, "prompt_cache": "file", "mode": "icl", "timings": {}}
+CALL = {"call": "fc-1", "run": "a"}
 BEGIN = {"speech": TOLD, "run": "a"}
 PCM = {"pcm": np.array([1, -1], "<i2").tobytes(), "run": "a"}
 END = {"end": {"samples": 4}, "run": "a"}
-WHOLE = [BEGIN, PCM, PCM, END]
+WHOLE = [CALL, BEGIN, PCM, PCM, END]
 
 
 @dataclass
 class Scripted:
-    """Says the items that it was given, raises those that are exceptions, and waits at `...`."""
+    """Says what no container can be brought to say: the items that it was given.
+
+    It raises those that are exceptions, and waits at `...`.
+    """
 
     items: list[Any] = field(default_factory=lambda: list(WHOLE))
-    calls: list[str] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     asked: int = 0
     now: Load | Exception = field(default=Load(0, 0, 0))
-    refuses_to_forget: bool = False
+    refuses_to_cancel: bool = False
 
     async def speak(
-        self, call: str, ref: Any, text: str, params: Any
+        self, ref: Any, text: str, params: Any, until_s: float
     ) -> AsyncGenerator[dict[str, Any], None]:
-        self.calls.append(call)
+        self.texts.append(text)
         for item in self.items:
             yield await self._said(item)
 
-    async def extract_prompt(self, source: Any) -> dict[str, Any]:
+    async def extract_prompt(self, source: Any, until_s: float) -> dict[str, Any]:
         return await self._said(self.items[0])
 
-    async def forget(self, call: str) -> None:
-        self.forgotten.append(call)
-        if self.refuses_to_forget:
+    async def cancel(self, call: str) -> None:
+        self.cancelled.append(call)
+        if self.refuses_to_cancel:
             raise modal.exception.ConnectionError("no way there")
 
     def load(self) -> Load:
@@ -118,14 +124,19 @@ async def said(inference: Inference, text: str = TEXT) -> bytes:
     return await sound_of(await inference.speak(REF, text, SpeakParams()))
 
 
-# The real class, by `.local()`
+# Both sides: the registry's, and the real class over a real service
 
 
 @pytest.fixture
-def remote(data: DataDir, located: LocatedModel, tmp_path: Path) -> Iterator[LocalRemote]:
+def voices(data: DataDir, located: LocatedModel, tmp_path: Path) -> Iterator[Container]:
     put_model(tmp_path / "weights", located)
     with container(data.root, tmp_path / "weights", FakeVolume()) as voices:
-        yield LocalRemote(voices)
+        yield voices
+
+
+@pytest.fixture
+def remote(voices: Container) -> LocalRemote:
+    return LocalRemote(voices)
 
 
 @pytest.fixture
@@ -180,51 +191,176 @@ def test_a_damaged_prompt_is_healed_through_it(
         assert (healed.status_code, healed.headers["X-Prompt-Cache"]) == (200, "rebuilt")
 
 
-def test_who_leaves_frees_the_slot_there(
-    endless_checkpoint: Path, data: DataDir, enrol: Enrol, tmp_path: Path
+def submitted(voices: Container) -> int:
+    """Speeches that the engine was ever asked for."""
+    counters = voices.remote._service.counters()
+    assert counters is not None
+    return int(counters.submitted)
+
+
+def enrol_over(http: httpx.Client, name: str, wait: str) -> httpx.Response:
+    clip = {"audio": file(make_clip(1, 2.0)[None], 24_000)}
+    form = {"name": name, "transcript": TRANSCRIPT}
+    return http.post("/voices", data=form, files=clip, headers={"Prefer": f"wait={wait}"})
+
+
+def test_who_does_not_wait_for_a_cold_gpu_stops_nobody_who_comes_later(
+    voices: Container, data: DataDir, tmp_path: Path
 ) -> None:
+    remote = LocalRemote(voices, cold=True)
+    inference = made(remote, tmp_path / "weights")
+    app = create_app(VoiceStore(data), inference, Settings(home=data.root))
+    with serving(app) as http:
+        for number in range(3):
+            cold = enrol_over(http, f"impatient {number}", "0")
+            assert (cold.status_code, cold.json()["code"]) == (503, "gpu-cold")
+        until(lambda: len(remote.sent) == 3)
+        remote.come_up()
+        until(lambda: not inference._left)
+        for name in ("ann", "ben"):
+            added = enrol_over(http, name, "60")
+            assert added.status_code == 201, added.text
+        remote.cold = True
+        for voice in ("ann", "ben"):
+            cold = http.post(
+                "/speak", json={"voice": voice, "text": TEXT}, headers={"Prefer": "wait=0"}
+            )
+            assert cold.json()["code"] == "gpu-cold"
+        before = submitted(voices)
+        until(lambda: len(remote.sent) == 7)
+        remote.come_up()
+        until(lambda: not inference._left)
+        assert submitted(voices) == before, "for those that left nothing was spoken"
+        [prompt, _] = (data.root / "prompts").glob("*/*")
+        prompt.write_bytes(b"damaged")
+        spoken = [http.post("/speak", json={"voice": v, "text": TEXT}) for v in ("ann", "ben")]
+        assert [answer.status_code for answer in spoken] == [200, 200]
+        assert "rebuilt" in {answer.headers["X-Prompt-Cache"] for answer in spoken}
+    assert not remote.cancelled, "a call that was refused needs no cancelling"
+
+
+@pytest.fixture
+def endless(
+    endless_checkpoint: Path, data: DataDir, tmp_path: Path
+) -> Iterator[tuple[LocalRemote, ModalInference]]:
+    """A container whose speeches never end."""
     put_model(tmp_path / "weights", locate(str(endless_checkpoint), DataDir(tmp_path / "hashes")))
     with container(data.root, tmp_path / "weights", FakeVolume()) as voices:
         remote = LocalRemote(voices)
-        inference = made(remote)
+        yield remote, made(remote)
 
-        async def leave_early() -> None:
-            source = enrol(1)
-            found = await inference.extract_prompt(source)
-            ref = PromptRef(source.voice_id, found.fingerprint, found.sha256)
-            speech = await inference.speak(ref, LONG, SpeakParams())
-            await anext(speech.chunks)
-            await speech.chunks.aclose()
-            await asyncio.gather(*inference._forgetting)
-            cancelled = asyncio.create_task(inference.speak(ref, LONG, SpeakParams()))
+
+async def enrolled(inference: ModalInference, source: PromptSource) -> PromptRef:
+    found = await inference.extract_prompt(source)
+    return PromptRef(source.voice_id, found.fingerprint, found.sha256)
+
+
+def test_who_leaves_frees_the_slot_there_and_no_other(
+    endless: tuple[LocalRemote, ModalInference], enrol: Enrol
+) -> None:
+    remote, inference = endless
+
+    async def leave_early() -> None:
+        ref = await enrolled(inference, enrol(1))
+        stays = await inference.speak(ref, LONG, SpeakParams())
+        leaves = await inference.speak(ref, LONG, SpeakParams())
+        await anext(leaves.chunks)
+        await leaves.chunks.aclose()
+        await asyncio.gather(*inference._left)
+        _, first, second = remote.sent
+        assert remote.cancelled == [second]
+        await anext(stays.chunks)
+        await stays.chunks.aclose()
+        await asyncio.gather(*inference._left)
+        assert remote.cancelled == [second, first]
+
+    run(leave_early())
+    remote.container.until_silent()
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_whoever_leaves_at_any_step_of_the_way_leaves_no_speech_behind(
+    endless: tuple[LocalRemote, ModalInference], enrol: Enrol, steps: int
+) -> None:
+    remote, inference = endless
+
+    async def leave() -> None:
+        ref = await enrolled(inference, enrol(1))
+        asking = asyncio.create_task(inference.speak(ref, LONG, SpeakParams()))
+        for _ in range(steps):
             await asyncio.sleep(0)
-            cancelled.cancel()
-            await asyncio.wait([cancelled])
-            await asyncio.gather(*inference._forgetting)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await asyncio.gather(*inference._left)
+        assert asking.cancelled()
 
-        run(leave_early())
-        remote.until_silent()
-        assert len(set(remote.forgotten)) == 2 == len(remote.forgotten)
+    run(leave())
+    remote.container.until_silent()
+    assert len(remote.cancelled) == len(remote.sent) - 1, "all but the enrolment"
+
+
+def test_whoever_leaves_while_the_gpu_starts_is_cancelled_as_soon_as_that_is_possible(
+    endless: tuple[LocalRemote, ModalInference], enrol: Enrol
+) -> None:
+    remote, inference = endless
+
+    async def leave() -> None:
+        ref = await enrolled(inference, enrol(1))
+        remote.cold = True
+        asking = asyncio.create_task(inference.speak(ref, LONG, SpeakParams()))
+        while len(remote.sent) < 2:
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert inference._left and not remote.cancelled
+        remote.come_up()
+        await asyncio.gather(*inference._left)
+
+    run(leave())
+    remote.container.until_silent()
+    assert remote.cancelled == remote.sent[1:]
+
+
+def test_of_too_many_that_were_left_the_oldest_is_given_up(
+    remote: LocalRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modal_inference, "LEFT", 2)
+    remote.cold = True
+    inference = made(remote, wait_s=0)
+
+    async def ask() -> None:
+        for _ in range(5):
+            with pytest.raises(GpuCold):
+                await inference.speak(REF, TEXT, SpeakParams())
+            with pytest.raises(GpuCold):
+                await inference.extract_prompt(PromptSource("v", "c", None))
+            await asyncio.sleep(0)
+        assert len(inference._left) == 2
+        inference.close()
+        await asyncio.wait(list(inference._left))
+
+    run(ask())
+    assert not inference._left
 
 
 # A remote end of our own
 
 
-def test_a_whole_speech_is_heard_and_nothing_is_forgotten() -> None:
+def test_a_whole_speech_is_heard_and_nothing_is_cancelled() -> None:
     remote = Scripted()
     assert np.frombuffer(run(said(made(remote))), "<i2").tolist() == [1, -1, 1, -1]
-    assert not remote.forgotten
+    assert not remote.cancelled
 
 
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        ([BEGIN, PCM], "stopped before its end"),
-        ([BEGIN, PCM, END], "lacks 2 samples"),
-        ([BEGIN, PCM, modal.exception.InternalFailure("lost")], "InternalFailure: lost"),
-        ([BEGIN, PCM, ConnectionResetError("reset")], "ConnectionResetError: reset"),
-        ([BEGIN, PCM, PCM | {"run": "b"}], "another one began anew"),
-        ([BEGIN, PCM, PCM, END | {"run": "b"}], "another one began anew"),
+        ([CALL, BEGIN, PCM], "stopped before its end"),
+        ([CALL, BEGIN, PCM, END], "lacks 2 samples"),
+        ([CALL, BEGIN, PCM, modal.exception.InternalFailure("lost")], "InternalFailure: lost"),
+        ([CALL, BEGIN, PCM, ConnectionResetError("reset")], "ConnectionResetError: reset"),
+        ([CALL, BEGIN, PCM, PCM | {"run": "b"}], "another one began anew"),
+        ([CALL, BEGIN, PCM, PCM, END | {"run": "b"}], "another one began anew"),
     ],
 )
 def test_a_speech_that_is_cut_off_is_broken_and_never_asked_for_again(
@@ -240,13 +376,13 @@ def test_a_speech_that_is_cut_off_is_broken_and_never_asked_for_again(
 
     with pytest.raises(StreamBroken, match=sentence) as caught:
         run(listen())
-    assert caught.value.code == "stream-broken" and heard and len(remote.calls) == 1
+    assert caught.value.code == "stream-broken" and heard and len(remote.texts) == 1
 
 
 def test_a_stream_that_is_cut_off_does_not_look_whole(
     fake: Any, data: DataDir, store: VoiceStore
 ) -> None:
-    remote = Scripted([BEGIN, PCM])
+    remote = Scripted([CALL, BEGIN, PCM])
 
     class Cut(type(fake)):  # type: ignore[misc]
         async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
@@ -259,11 +395,11 @@ def test_a_stream_that_is_cut_off_does_not_look_whole(
         assert (whole.status_code, whole.json()["code"]) == (500, "stream-broken")
         with pytest.raises(httpx.RemoteProtocolError):
             tell(http, stream=True)
-    assert len(remote.calls) == 2
+    assert len(remote.texts) == 2
 
 
 def test_a_second_container_is_told_to_be_silent() -> None:
-    remote = Scripted([BEGIN, PCM | {"run": "b"}, ...])
+    remote = Scripted([CALL, BEGIN, PCM | {"run": "b"}, ...])
 
     async def listen() -> None:
         inference = made(remote)
@@ -271,10 +407,10 @@ def test_a_second_container_is_told_to_be_silent() -> None:
         with pytest.raises(StreamBroken):
             await anext(speech.chunks)
         await speech.chunks.aclose()
-        await asyncio.gather(*inference._forgetting)
+        await asyncio.gather(*inference._left)
 
     run(listen())
-    assert remote.forgotten == remote.calls
+    assert remote.cancelled == ["fc-1"]
 
 
 def error(code: str, retry_after_s: float | None = None) -> dict[str, Any]:
@@ -297,11 +433,11 @@ def error(code: str, retry_after_s: float | None = None) -> dict[str, Any]:
     ],
 )
 def test_an_error_item_is_the_registrys_error(code: str, kind: type[RegistryError]) -> None:
-    for items in ([error(code)], [BEGIN, PCM, error(code)]):
+    for items in ([error(code)], [CALL, BEGIN, PCM, error(code)]):
         remote = Scripted(items)
         with pytest.raises(kind, match="Because") as caught:
             run(said(made(remote)))
-        assert caught.value.code in (code, "prompt-broken") and not remote.forgotten
+        assert caught.value.code in (code, "prompt-broken") and not remote.cancelled
     with pytest.raises(kind, match="Because"):
         run(made(Scripted([error(code)])).extract_prompt(PromptSource("v", "c", None)))
 
@@ -333,14 +469,14 @@ def test_a_call_that_does_not_get_through_says_why(
     assert caught.value.status == 503 and caught.value.detail.endswith(".")
     with pytest.raises(kind, match=sentence):
         run(made(remote).extract_prompt(PromptSource("v", "c", None)))
-    assert len(remote.calls) == 1 and not remote.forgotten
+    assert len(remote.texts) == 1 and not remote.cancelled
 
 
 # A GPU that is off
 
 
-def test_a_cold_gpu_is_said_and_the_speech_is_forgotten() -> None:
-    remote = Scripted([...])
+def test_a_cold_gpu_is_said(remote: LocalRemote) -> None:
+    remote.cold = True
 
     async def ask() -> None:
         inference = made(remote, wait_s=0.01)
@@ -350,10 +486,11 @@ def test_a_cold_gpu_is_said_and_the_speech_is_forgotten() -> None:
         assert caught.value.headers()["Retry-After"] == "20"
         with pytest.raises(GpuCold):
             await inference.extract_prompt(PromptSource("v", "c", None))
-        await asyncio.gather(*inference._forgetting)
+        assert len(remote.sent) == 2, "each of which starts a GPU"
+        remote.come_up()
+        await asyncio.gather(*inference._left)
 
     run(ask())
-    assert remote.forgotten == [*remote.calls, ""]  # each of which starts a GPU, too
 
 
 @pytest.mark.parametrize("asked_s", [0.0, 0.02])
@@ -372,7 +509,7 @@ def test_only_the_first_sound_is_waited_for() -> None:
     """What comes later may come as slowly as it is made."""
 
     async def listen() -> None:
-        speech = await made(Scripted([BEGIN, PCM, ...]), wait_s=0.05).speak(
+        speech = await made(Scripted([CALL, BEGIN, PCM, ...]), wait_s=0.05).speak(
             REF, TEXT, SpeakParams()
         )
         await anext(speech.chunks)
@@ -385,17 +522,17 @@ def test_only_the_first_sound_is_waited_for() -> None:
     run(listen())
 
 
-def test_a_forgetting_that_fails_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
-    remote = Scripted([BEGIN, ...], refuses_to_forget=True)
+def test_a_cancelling_that_fails_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    remote = Scripted([CALL, BEGIN, ...], refuses_to_cancel=True)
 
     async def leave() -> None:
         inference = made(remote)
         speech = await inference.speak(REF, TEXT, SpeakParams())
         await speech.chunks.aclose()
-        await asyncio.gather(*inference._forgetting)
+        await asyncio.gather(*inference._left)
 
     run(leave())
-    assert remote.forgotten and "no way there" in caplog.text
+    assert remote.cancelled and "no way there" in caplog.text
 
 
 # What is known without a GPU
@@ -416,7 +553,7 @@ def test_the_model_is_described_by_its_file(located: LocatedModel, tmp_path: Pat
     assert (found.model, found.languages) == (located.ref, located.languages)
     assert found.sample_rate == 24_000 and found.source.startswith("Qwen/")
     inference.describe()
-    assert len(looks) == 2 and not remote.calls and not remote.asked
+    assert len(looks) == 2 and not remote.texts and not remote.asked
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"model_id": "x"})])
@@ -479,7 +616,7 @@ def test_a_text_that_would_not_be_done_in_time_is_refused_before_it_is_sent() ->
         most = caught.value.extra["limit"]
         assert isinstance(most, int) and spoken_s(text[:most]) <= 120 < spoken_s(text)
         run(said(made(remote), text[:most]))
-    assert len(remote.calls) == 2
+    assert len(remote.texts) == 2
 
 
 # Modal's own client
@@ -494,18 +631,18 @@ def server() -> Iterator[ModalServer]:
 @pytest.fixture
 def by_name(server: ModalServer) -> ModalClass:
     """The class as the registry finds it; a test answers for it."""
-    return ModalClass(modal.Cls.from_name("voices-inference", "Voices")())
+    voices = modal.Cls.from_name("voices-inference", "Voices")()
+    return ModalClass(voices, modal.FunctionCall.from_id)
 
 
-def test_through_modals_client_it_speaks_enrols_and_forgets(
+def test_through_modals_client_it_speaks_enrols_and_cancels(
     server: ModalServer, by_name: ModalClass
 ) -> None:
     heard: list[Any] = []
     prompt = {"fingerprint": "f", "sha256": "s", "frames": 3, "modes": ["icl"]}
     model = {"model": {"id": "m", "revision": "r"}}
     server.answers["Voices.speak"] = lambda *given: (heard.append(given), WHOLE)[1]
-    server.answers["Voices.extract_prompt"] = lambda source: {"prompt": prompt | model}
-    server.answers["Voices.forget"] = heard.append
+    server.answers["Voices.extract_prompt"] = lambda *_: {"prompt": prompt | model}
     server.stats["Voices.*"] = load_of(containers=1, running=2)
 
     async def ask() -> None:
@@ -516,12 +653,15 @@ def test_through_modals_client_it_speaks_enrols_and_forgets(
         assert (found.modes, found.model.revision) == (("icl",), "r")
         speech = await inference.speak(REF, TEXT, SpeakParams())
         await speech.chunks.aclose()
-        await asyncio.gather(*inference._forgetting)
+        await asyncio.gather(*inference._left)
 
+    asked_s = time.time()
     run(ask())
-    (call, ref, text, params), (left, *_), forgotten = heard
+    ref, text, params, until_s = heard[0]
     assert (ref, text, params) == (asdict(REF), TEXT, {"seed": 5})
-    assert left == forgotten != call
+    assert asked_s < until_s <= time.time() + modal_inference.WAIT_S
+    [cancel] = server.sent("FunctionCallCancel")
+    assert cancel.function_call_id == "fc-1" and not cancel.terminate_containers
     assert by_name.load() == Load(1, 2, 0)
 
 
@@ -535,10 +675,11 @@ def test_through_modals_client_what_breaks_is_said(
     server: ModalServer, by_name: ModalClass
 ) -> None:
     lost = modal.exception.InternalFailure("the container died")
-    server.answers["Voices.speak"] = lambda *_: [BEGIN, PCM, lost]
+    server.answers["Voices.speak"] = lambda *_: [CALL, BEGIN, PCM, lost]
     with pytest.raises(StreamBroken, match="the container died"):
         run(said(made(by_name)))
-    elsewhere = ModalClass(modal.Cls.from_name("nobody", "Voices")())
+    nobody = modal.Cls.from_name("nobody", "Voices")()
+    elsewhere = ModalClass(nobody, modal.FunctionCall.from_id)
     with pytest.raises(InferenceUnreachable, match="`voices deploy`"):
         run(said(made(elsewhere)))
     with pytest.raises(modal.exception.NotFoundError):

@@ -1,0 +1,142 @@
+"""Both sides through Modal's own code: its client here, its container's entrypoint over there.
+
+What lies between them is the fake control plane, so what Modal's servers do is not proved.
+"""
+
+import asyncio
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import modal
+import pytest
+from conftest import Enrol
+from local_remote import PATIENCE_S, deployed, put_model, until
+from modal_container import HostingServer, start
+from modal_proto import api_pb2 as pb
+from speaking import run
+
+from inference.weights import locate
+from registry.errors import GpuCold, StreamBroken
+from registry.files import DataDir, PromptRef, PromptSource
+from registry.inference_client import Patience, SpeakParams, patience
+from registry.modal_inference import ModalClass, ModalInference
+
+LONG = "And so it goes on. " * 17
+FAILURES = (modal.exception.Error, OSError)
+TERMINATED = pb.GenericResult.GENERIC_STATUS_TERMINATED
+
+
+@dataclass
+class Site:
+    server: HostingServer
+    inference: ModalInference
+    folder: Path
+    data: DataDir
+    container: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        places = {"STATE": str(self.data.root), "WEIGHTS": str(self.folder / "weights")}
+        self.container = start(self.server, self.folder, **places)
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def runs(self) -> bool:
+        return self.container is not None and self.container.poll() is None
+
+    def end(self) -> int:
+        """As Modal ends one that nobody needs; its exit status."""
+        assert self.container is not None
+        self.server.ending = True
+        return self.container.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[HostingServer]:
+    with deployed(HostingServer) as server:
+        yield server
+
+
+@pytest.fixture
+def site(
+    server: HostingServer, endless_checkpoint: Path, data: DataDir, tmp_path: Path
+) -> Iterator[Site]:
+    """The App is deployed, and no container runs; its model's speech never ends."""
+    put_model(tmp_path / "weights", locate(str(endless_checkpoint), DataDir(tmp_path / "hashes")))
+    server.hosted.clear()
+    server.failures.clear()
+    server.ending = False
+    voices = ModalClass(
+        modal.Cls.from_name("voices-inference", "Voices")(), modal.FunctionCall.from_id
+    )
+    inference = ModalInference(voices, tmp_path, failures=FAILURES, limit_s=120.0, slots=32)
+    site = Site(server, inference, tmp_path, data)
+    yield site
+    if site.runs() and site.container is not None:
+        site.container.kill()
+        site.container.wait()
+
+
+async def enrolled(site: Site, source: PromptSource) -> PromptRef:
+    found = await site.inference.extract_prompt(source)
+    return PromptRef(source.voice_id, found.fingerprint, found.sha256)
+
+
+def test_one_cancelled_call_stops_nobody_else(site: Site, enrol: Enrol) -> None:
+    """And neither do those that did not wait for the container to come up."""
+
+    async def impatiently() -> None:
+        patience.set(Patience(0.0))
+        with pytest.raises(GpuCold):
+            await site.inference.extract_prompt(enrol(2))
+        with pytest.raises(GpuCold):
+            await site.inference.speak(PromptRef("v", "f", "s"), LONG, SpeakParams())
+
+    async def listen() -> None:
+        await asyncio.create_task(impatiently())
+        while len(site.server.hosted) < 2:
+            await asyncio.sleep(0.01)
+        site.start()
+        ref = await enrolled(site, enrol(1))
+        stays = await site.inference.speak(ref, LONG, SpeakParams())
+        leaves = await site.inference.speak(ref, LONG, SpeakParams())
+        await anext(leaves.chunks)
+        await leaves.chunks.aclose()
+        await asyncio.gather(*site.inference._left)
+        *_, kept, left = site.server.hosted.values()
+        while left.output is None:
+            await anext(stays.chunks)
+        assert kept.output is None and site.runs(), site.log
+        await stays.chunks.aclose()
+        await asyncio.gather(*site.inference._left)
+        while kept.output is None:
+            await asyncio.sleep(0.01)
+        assert {call.output.result.status for call in (kept, left) if call.output} == {TERMINATED}
+        await enrolled(site, enrol(3))
+
+    run(listen())
+    assert site.end() == 0, site.log
+    assert not site.server.failures
+    assert "Traceback" not in site.log
+
+
+def test_a_container_that_is_taken_away_breaks_what_it_spoke(site: Site, enrol: Enrol) -> None:
+    async def listen() -> None:
+        site.start()
+        ref = await enrolled(site, enrol(1))
+        speech = await site.inference.speak(ref, LONG, SpeakParams())
+        await anext(speech.chunks)
+        assert site.container is not None
+        site.container.send_signal(signal.SIGINT)
+        with pytest.raises(StreamBroken):
+            async for _ in speech.chunks:
+                pass
+
+    run(listen())
+    assert site.container is not None
+    until(lambda: not site.runs())
+    assert site.container.returncode == 0, site.log
