@@ -4,33 +4,24 @@ The one place that brings clip, inference and store together; it knows nothing a
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
 from registry.audio import ClipLimits, ClipRefused, ReferenceClip, read_clip
-from registry.errors import (
-    ClipUnsupported,
-    ClipUnusable,
-    LanguageUnsupported,
-    ModelMismatch,
-    NameTaken,
-)
+from registry.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
+from registry.errors import ClipUnsupported, ClipUnusable, InferenceOff, ModelMismatch, NameTaken
 from registry.files import PromptSource
-from registry.inference_client import Inference
+from registry.inference_client import Description, Inference
+from registry.languages import language_named
 from registry.models import SpeakDefaults
-from registry.names import check_name, new_voice_id
+from registry.names import check_name, name_key, new_voice_id
 from registry.queries import StoredVoice
 from registry.rows import NewVoice
 from registry.store import VoiceStore
-from registry.text import clean_text
+from registry.transcript import checked_transcript, refuse_absurd, transcript_warnings
 
-MAX_TRANSCRIPT = 2000
 DECODERS = 2
-NO_TRANSCRIPT = (
-    "No transcript was given: the voice speaks in x-vector mode, which follows its timbre but not "
-    "its manner. Add it again with the words of the clip for the closer copy."
-)
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,24 @@ class Enrolment:
     language: str | None
 
 
+@dataclass(frozen=True)
+class Words:
+    """The transcript to have from now on; None for none, which leaves x-vector mode."""
+
+    transcript: str | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a person asks to edit, not yet checked; None leaves a field as it is."""
+
+    name: str | None = None
+    description: str | None = None
+    labels: dict[str, str] | None = None
+    defaults: SpeakDefaults | None = None
+    words: Words | None = None
+
+
 class Enroller:
     def __init__(self, store: VoiceStore, inference: Inference) -> None:
         self._store = store
@@ -54,20 +63,60 @@ class Enroller:
     async def enrol(self, request: Enrolment) -> StoredVoice:
         """Cheap refusals first, files before the row, the row in one transaction."""
         name = check_name(request.name)
-        transcript = _checked_transcript(request.transcript)
+        transcript = checked_transcript(request.transcript)
         await to_thread.run_sync(self._store.refuse_taken, name)
         clip = await self._decode(request.upload)
+        refuse_absurd(transcript, clip.duration_s)
         await self.adopt_model()
-        await to_thread.run_sync(self.check_language, request.language)
+        language = await to_thread.run_sync(self.language, request.language)
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         await to_thread.run_sync(self._store.keep_clip, source, request.upload, clip)
         prompt = await self._inference.extract_prompt(source)
-        new = _new_voice(request, source, name, clip)
+        new = NewVoice(
+            source=source,
+            name=name,
+            description=request.description,
+            labels=request.labels,
+            defaults=SpeakDefaults(language=language),
+            warnings=self._warnings(source, clip),
+        )
         try:
             return await to_thread.run_sync(self._store.insert, new, request.upload, clip, prompt)
         except NameTaken:
             await to_thread.run_sync(self._store.drop_prompts, source.voice_id)
             raise
+
+    async def edit(self, reference: str, change: Change, expected: int | None) -> StoredVoice:
+        """All in one transaction, after the long work that another transcript takes.
+
+        Raises EditConflict if `expected` is given and is not, or no longer, the row_version.
+        """
+        voice = await to_thread.run_sync(self._store.get, reference)
+        refuse_stale(voice.row, expected)
+        name = None if change.name is None else check_name(change.name)
+        defaults = await to_thread.run_sync(self._defaults, change.defaults)
+        edit = VoiceEdit(name, change.description, change.labels, defaults)
+        if change.words is not None:
+            transcript = checked_transcript(change.words.transcript)
+            if transcript != voice.enrolment.transcript:
+                edit = replace(edit, version=await self._version(voice, edit, transcript))
+        return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
+
+    async def _version(
+        self, voice: StoredVoice, edit: VoiceEdit, transcript: str | None
+    ) -> NewVersion:
+        """The voice's clip once more, with other words."""
+        if edit.name is not None and name_key(edit.name) != voice.row.name_key:
+            await to_thread.run_sync(self._store.refuse_taken, edit.name)
+        refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, transcript)
+        await self.refuse_other_model(voice)
+        upload = await to_thread.run_sync(self._store.clip, voice)
+        clip = await self._decode(upload)
+        refuse_absurd(transcript, clip.duration_s)
+        source = replace(voice.source, transcript=transcript)
+        await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
+        prompt = await self._inference.extract_prompt(source)
+        return NewVersion(source, clip, upload, self._warnings(source, clip), prompt)
 
     async def rebuild(self, voice: StoredVoice) -> StoredVoice:
         """Make the prompt features anew from the reference clip. Raises ClipDamaged."""
@@ -76,30 +125,41 @@ class Enroller:
         clip = await self._decode(upload)
         await to_thread.run_sync(self._store.keep_clip, voice.source, upload, clip)
         prompt = await self._inference.extract_prompt(voice.source)
-        return await to_thread.run_sync(self._store.record_features, voice, prompt)
+        warnings = self._warnings(voice.source, clip)
+        return await to_thread.run_sync(self._store.record_features, voice, prompt, warnings)
 
     async def adopt_model(self) -> None:
         description = await to_thread.run_sync(self._inference.describe)
         await to_thread.run_sync(self._store.adopt_model, description.source, description.model)
 
-    def check_language(self, language: str | None) -> None:
-        """Raises LanguageUnsupported for a default that no request could be spoken with."""
-        if language is None or language.lower() == "auto":
-            return
-        languages = self._inference.describe().languages
-        if language.lower() not in languages:
-            raise LanguageUnsupported(
-                f"The model does not speak {language!r}. It speaks {', '.join(languages)}, or auto."
-            )
+    def language(self, given: str | None) -> str | None:
+        """As the model calls it. LanguageUnsupported for one that it could not speak."""
+        if given is None:
+            return None
+        try:
+            languages = self._inference.describe().languages
+        except InferenceOff:
+            return language_named(given, None)
+        return language_named(given, languages)
 
-    async def refuse_other_model(self, voice: StoredVoice) -> None:
+    def _defaults(self, defaults: SpeakDefaults | None) -> SpeakDefaults | None:
+        if defaults is None:
+            return None
+        return defaults.model_copy(update={"language": self.language(defaults.language)})
+
+    async def refuse_other_model(self, voice: StoredVoice) -> Description:
         """Someone may have run `voices model use` while this process holds the model of before."""
-        model = (await to_thread.run_sync(self._inference.describe)).model
+        description = await to_thread.run_sync(self._inference.describe)
+        model = description.model
         if voice.model != model:
             raise ModelMismatch(
                 f"This server runs {model.id} at {model.revision}, but the data directory now uses "
                 "another model. Restart the server."
             )
+        return description
+
+    def _warnings(self, source: PromptSource, clip: ReferenceClip) -> list[str]:
+        return [*clip.warnings, *transcript_warnings(source.transcript, clip.duration_s)]
 
     async def _decode(self, upload: bytes) -> ReferenceClip:
         async with self._decoders:
@@ -109,22 +169,3 @@ class Enroller:
                 unsupported = refused.code == "audio-unsupported"
                 kind = ClipUnsupported if unsupported else ClipUnusable
                 raise kind(refused.code, str(refused)) from refused
-
-
-def _checked_transcript(transcript: str | None) -> str | None:
-    if transcript is None:
-        return None
-    return clean_text(transcript, MAX_TRANSCRIPT, "The transcript")
-
-
-def _new_voice(
-    request: Enrolment, source: PromptSource, name: str, clip: ReferenceClip
-) -> NewVoice:
-    return NewVoice(
-        source=source,
-        name=name,
-        description=request.description,
-        labels=request.labels,
-        defaults=SpeakDefaults(language=request.language),
-        warnings=[*clip.warnings, *([NO_TRANSCRIPT] if source.transcript is None else [])],
-    )

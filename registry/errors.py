@@ -2,7 +2,7 @@
 
 RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
-├── ModeUnavailable · CursorInvalid · ClipUnusable                                 422
+├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
@@ -63,6 +63,13 @@ class LanguageUnsupported(RegistryError):
 class ModeUnavailable(RegistryError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "mode-unavailable"
     title = "The voice can't speak in this mode"
+
+
+class TranscriptMismatch(RegistryError):
+    """What no clip of this length can say, or what leaves no room for a text to speak."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "transcript-mismatch"
+    title = "The transcript can't be what the clip says"
 
 
 class CursorInvalid(RegistryError):

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from anyio import to_thread
@@ -11,7 +11,8 @@ from anyio import to_thread
 from registry.encode import Encoder
 from registry.enrol import Enroller
 from registry.errors import PromptBroken
-from registry.inference_client import Inference, SpeakParams, Speech
+from registry.inference_client import Description, Inference, SpeakParams, Speech
+from registry.languages import language_named
 from registry.queries import StoredVoice
 from registry.store import VoiceStore
 
@@ -46,8 +47,8 @@ class Speaker:
     async def speak(self, reference: str, text: str, params: SpeakParams) -> Spoken:
         """Returns once the first chunk exists. A broken prompt is rebuilt once from its clip."""
         voice = await to_thread.run_sync(self._store.get, reference)
-        await self._enroller.refuse_other_model(voice)
-        params = with_defaults(params, voice)
+        description = await self._enroller.refuse_other_model(voice)
+        params = in_words_of(description, with_defaults(params, voice))
         try:
             return await self._from_prompt(voice, text, params, rebuilt=False)
         except PromptBroken:
@@ -76,3 +77,10 @@ class Speaker:
 def with_defaults(params: SpeakParams, voice: StoredVoice) -> SpeakParams:
     """What the request says, else what the voice says, else the model's own."""
     return SpeakParams(**voice.defaults.model_dump(exclude_none=True) | params.given())
+
+
+def in_words_of(description: Description, params: SpeakParams) -> SpeakParams:
+    """With the model's name for the language. Raises LanguageUnsupported."""
+    if params.language is None:
+        return params
+    return replace(params, language=language_named(params.language, description.languages))

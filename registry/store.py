@@ -5,6 +5,7 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady
 from registry.files import DataDir, ModelRef, PromptSource, make_folder, sha256_of, write_once
 from registry.folder_lock import share_folder
 from registry.inference_client import ExtractedPrompt
-from registry.models import ModelInUse, utc_now
+from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
 from registry.queries import Page, StoredVoice, find, page, refuse_taken
 from registry.rows import (
@@ -176,9 +177,15 @@ class VoiceStore:
             session.add(row)
             index_name(session, row.id, variants(row.name_key), set())
 
-    def record_features(self, voice: StoredVoice, prompt: ExtractedPrompt) -> StoredVoice:
+    def record_features(
+        self, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
+    ) -> StoredVoice:
+        """Features made anew, and what is noticed about clip and transcript by now."""
         with self._db.write() as session:
             keep_features(session, voice.row.id, voice.enrolment.number, prompt, utc_now())
+            row = session.get_one(VoiceVersion, (voice.row.id, voice.enrolment.number))
+            row.warnings = list(warnings)
+            session.add(row)
         return self.get(voice.row.id)
 
     # The model in use

@@ -5,7 +5,18 @@ import unicodedata
 
 from registry.errors import TextInvalid, TextTooLong
 
-LETTERS_PER_S, WIDE_PER_S = 14.0, 4.5  # of calm speech; wide: Chinese, Japanese, Korean
+LETTERS_PER_S = 14.0  # of calm speech, with spaces and stops
+_IDEOGRAPHS = re.compile(
+    "[\u2e80-\u2fd5\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]"
+)
+_KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_OTHERWISE_PER_S = (  # where a character is more than a letter
+    (_IDEOGRAPHS, 4.5),
+    (_KANA, 7.5),
+    (re.compile("[\uac00-\ud7a3]"), 5.5),  # Korean syllables
+    (re.compile("[\u05d0-\u07bf\u08a0-\u08ff]"), 10.0),  # Hebrew, Arabic: few vowels are written
+    (re.compile(r"\d"), 3.0),
+)
 
 _NO_TEXT = re.compile(  # controls but white space, surrogates, noncharacters
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
@@ -108,5 +119,11 @@ def refuse_long(text: str, limit_s: float, instead: str = "") -> None:
 
 def spoken_s(text: str) -> float:
     """How long the text takes to say, at a calm pace."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return wide / WIDE_PER_S + (len(text) - wide) / LETTERS_PER_S
+    counts = [(len(script.findall(text)), per_s) for script, per_s in _OTHERWISE_PER_S]
+    letters = len(text) - sum(count for count, _ in counts)
+    return letters / LETTERS_PER_S + sum(count / per_s for count, per_s in counts)
+
+
+def has_spaces(text: str) -> bool:
+    """Whether its script writes words apart."""
+    return not (_IDEOGRAPHS.search(text) or _KANA.search(text))

@@ -7,8 +7,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Form, Header, Query, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from registry.edits import VoiceEdit
-from registry.enrol import Enrolment
+from registry.enrol import Change, Enrolment, Words
 from registry.errors import EditConflict, FieldInvalid
 from registry.models import (
     Description,
@@ -18,7 +17,6 @@ from registry.models import (
     VoicePage,
     VoiceShape,
 )
-from registry.names import check_name
 from registry.queries import StoredVoice
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import ServicesDep
@@ -51,7 +49,10 @@ class EnrolmentForm(BaseModel):
 
 
 class VoicePatch(BaseModel):
-    """What is left out stays; `labels` and `defaults` replace what was there."""
+    """What is left out stays; `labels` and `defaults` replace what was there.
+
+    A `transcript` makes the prompt features anew from the clip, as version + 1; null leaves none.
+    """
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"description": "A calm narrator."}]}
@@ -61,6 +62,11 @@ class VoicePatch(BaseModel):
     description: Description | None = None
     labels: Labels | None = None
     defaults: SpeakDefaults | None = None
+    transcript: str | None = Field(None, description="The words of the clip, or null for none.")
+
+    def change(self) -> Change:
+        words = Words(self.transcript) if "transcript" in self.model_fields_set else None
+        return Change(self.name, self.description, self.labels, self.defaults, words)
 
 
 @router.post(
@@ -110,19 +116,18 @@ def read(voice: str, response: Response, services: ServicesDep) -> VoiceShape:
     return _shown(response, services.store.get(voice))
 
 
-@router.patch("/{voice}", summary="Rename or edit a voice")
-def edit(
+@router.patch("/{voice}", summary="Rename or edit a voice", dependencies=[PATIENCE])
+async def edit(
     voice: str,
     patch: VoicePatch,
+    request: Request,
     response: Response,
     services: ServicesDep,
     if_match: IfMatch = None,
 ) -> VoiceShape:
-    name = None if patch.name is None else check_name(patch.name)
-    if patch.defaults is not None and services.settings.inference == "on":
-        services.enroller.check_language(patch.defaults.language)
-    change = VoiceEdit(name, patch.description, patch.labels, patch.defaults)
-    return _shown(response, services.store.edit(voice, change, _expected(if_match)))
+    """All of it or nothing. A patch that says what is so already changes nothing."""
+    work = services.enroller.edit(voice, patch.change(), _expected(if_match))
+    return _shown(response, await while_connected(request, work))
 
 
 @router.delete(
