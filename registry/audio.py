@@ -23,7 +23,12 @@ SAMPLE_RATE = 24_000
 SAMPLE_BYTES = 4
 REPORT_BYTES = 64 * 1024
 CRASHED = "The clip could not be decoded: reading it crashed, or took too much time or memory."
-PROGRAM = Path(__file__).with_name("decode.py")
+PACKAGES = str(Path(__file__).parents[1])
+START = """import sys
+from ast import literal_eval
+sys.path[:] = literal_eval(sys.argv.pop(1))
+from registry.decode import main
+main(sys.argv[1:])"""
 
 
 class ClipRefused(ValueError):
@@ -52,7 +57,8 @@ class ReferenceClip:
     """A clip that passed every check.
 
     Peak and clipping are over all channels as uploaded, DC is of their mean, RMS of the conditioned
-    clip. `conditioned_wav` is what the model hears: mono float32 at SAMPLE_RATE, without DC.
+    clip. `conditioned_wav` is what the model hears: mono float32 at SAMPLE_RATE, without DC and
+    without silent edges. `speech_s` is how long it plays; the pauses inside count.
     """
 
     sha256: str  # of the bytes as uploaded
@@ -64,6 +70,7 @@ class ReferenceClip:
     rms_dbfs: float
     clipped_fraction: float
     dc_offset: float
+    speech_s: float
     warnings: tuple[str, ...]
     conditioned_wav: bytes
 
@@ -74,12 +81,17 @@ def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
     Raises ClipRefused for anything wrong with the clip, RuntimeError if the child cannot start.
     """
     arguments = [str(limits.min_s), str(limits.max_s), str(SAMPLE_RATE)]
-    command = [sys.executable, "-I", str(PROGRAM), *arguments]
+    command = [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
     most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
     report, pcm = understood(converse(command, data, limits.wall_s, most))
     advice = tuple(warnings(report, report.pop("damaged_packets")))
     wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
     return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **report)
+
+
+def import_path() -> list[str]:
+    """Where this process finds its packages; -I hides what came by PYTHONPATH or a user's site."""
+    return [PACKAGES, *(str(Path(entry).absolute()) for entry in sys.path if entry)]
 
 
 def understood(answer: bytes) -> tuple[dict[str, Any], bytes]:

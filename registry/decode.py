@@ -2,18 +2,15 @@
 
 stdout: an empty line once it is ready, one JSON line (a report, or a refusal {"code", "message"}),
 then the conditioned clip as little-endian float32, mono, RATE Hz. It gives up files, sockets,
-memory and time before it reads a byte. It knows nothing of this package, so that -I can run it.
+memory and time before it reads a byte.
 """
 
 import ctypes
-import io
 import json
 import math
-import re
 import resource
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import av
@@ -21,11 +18,19 @@ import av.error
 import av.logging
 import numpy as np
 import soxr
-from av import AudioFrame, AudioStream, Packet
-from av.container import InputContainer
+from av import AudioFrame
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float64]
+from registry.clip_report import Bounds, Refusal, Report
+from registry.conditioning import speech_span
+from registry.container import (
+    Samples,
+    audio_stream,
+    container_of,
+    frames_of,
+    opened,
+    samples_of,
+)
 
 MEMORY_BYTES = 1 << 30
 LIMITS = {
@@ -37,57 +42,9 @@ LIMITS = {
 }
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
-CONTAINERS = (  # the first bytes, FFmpeg's demuxer, the media type
-    (rb"(RIFF|RF64|BW64)....WAVE", "wav", "audio/wav"),
-    (rb"fLaC", "flac", "audio/flac"),
-    (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", "mp3", "audio/mpeg"),
-    (rb"OggS", "ogg", "audio/ogg"),
-    (rb"....ftyp", "mov", "audio/mp4"),
-    (rb"\x1aE\xdf\xa3.{,60}webm", "matroska", "audio/webm"),
-    (rb"\x1aE\xdf\xa3", "matroska", "audio/matroska"),
-)
-TAKEN = "WAV, FLAC, MP3, OGG (Opus, Vorbis), M4A (AAC, ALAC) and WebM are taken"
-CODECS = (
-    *("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "vorbis"),
-    *("pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be"),
-    *("pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_f32be", "pcm_f32le", "pcm_f64be", "pcm_f64le"),
-)
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 384_000, 32
 CLIPPED, TOO_LOUD, SILENT_DBFS = 0.9999, 4.0, -60.0
 DAMAGED_SHARE = 0.05
-
-
-class Refusal(Exception):
-    """Why a clip cannot be a reference: a stable code, and a sentence for its sender."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The durations taken, in seconds, and the rate of the conditioned clip, in Hz."""
-
-    min_s: float
-    max_s: float
-    rate: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """The clip as it came; `samples` counts those of the conditioned one that follows."""
-
-    media_type: str
-    sample_rate: int
-    channels: int
-    duration_s: float
-    peak_dbfs: float
-    rms_dbfs: float
-    clipped_fraction: float
-    dc_offset: float
-    damaged_packets: int
-    samples: int
 
 
 @dataclass
@@ -178,9 +135,13 @@ def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
     demuxer, media_type = container_of(data)
     recording = record(data, demuxer, bounds)
     check_length(recording, bounds)
-    conditioned = resample(recording, bounds.rate)
+    whole = resample(recording, bounds.rate)
+    span = speech_span(whole, bounds.rate)
+    conditioned = whole[span.start : span.stop]
     rms_dbfs = dbfs(math.sqrt(float(np.square(conditioned).mean(dtype=np.float64))))
     check_level(rms_dbfs, recording.dc_offset, recording.channels)
+    speech_s = len(conditioned) / bounds.rate
+    check_speech(speech_s, len(whole) / bounds.rate, bounds)
     report = Report(
         media_type=media_type,
         sample_rate=recording.sample_rate,
@@ -191,19 +152,10 @@ def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
         clipped_fraction=round(recording.clipped / recording.values, 6),
         dc_offset=round(recording.dc_offset, 6) + 0.0,
         damaged_packets=recording.damaged,
+        speech_s=round(speech_s, 6),
         samples=len(conditioned),
     )
     return report, conditioned.astype("<f4").tobytes()
-
-
-def container_of(data: bytes) -> tuple[str, str]:
-    """The demuxer and media type that the first bytes call for; a file's name is never asked."""
-    if not data:
-        raise Refusal("audio-empty", "The file is empty (0 bytes).")
-    for magic, demuxer, media_type in CONTAINERS:
-        if re.match(magic, data, re.DOTALL):
-            return demuxer, media_type
-    raise Refusal("audio-unsupported", f"The file is not audio of a known format: {TAKEN}.")
 
 
 def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
@@ -224,49 +176,6 @@ def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
     return recording
 
 
-def opened(data: bytes, demuxer: str) -> InputContainer:
-    """The container, read from memory alone by one demuxer, with the allowed codecs only."""
-    options = {
-        "protocol_whitelist": "none",
-        "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2" if demuxer == "mov" else demuxer,
-        "codec_whitelist": ",".join(CODECS),
-        "max_streams": "16",
-    }
-    try:
-        return av.open(io.BytesIO(data), "r", demuxer, container_options=options)
-    except av.error.FFmpegError as error:
-        message = f"The file begins as {demuxer} does but cannot be opened: {error.strerror}."
-        raise Refusal("audio-undecodable", message) from None
-
-
-def audio_stream(container: InputContainer) -> AudioStream:
-    """The first audio stream; cover art and video are passed over."""
-    if not container.streams.audio:
-        raise Refusal("audio-empty", "The file holds no audio track.")
-    stream = container.streams.audio[0]
-    codec = stream.codec_context.name if stream.codec_context else "unknown"
-    if codec not in CODECS:
-        raise Refusal("audio-unsupported", f"The codec {codec} is not taken: {TAKEN}.")
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def frames_of(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame | None]:
-    """Every decoded frame in order; None stands for a packet too damaged to decode."""
-    try:
-        for packet in container.demux(stream):
-            yield from decoded(packet)
-    except av.error.FFmpegError:
-        yield None
-
-
-def decoded(packet: "Packet[AudioStream]") -> list[AudioFrame] | list[None]:
-    try:
-        return packet.decode()
-    except av.error.FFmpegError:
-        return [None]
-
-
 def add_frame(recording: Recording, frame: AudioFrame) -> None:
     """Check a frame and add it; a recording keeps one sample rate, its channels may change."""
     rate, channels = frame.sample_rate, frame.layout.nb_channels
@@ -283,18 +192,6 @@ def add_frame(recording: Recording, frame: AudioFrame) -> None:
     samples = samples_of(frame)
     check_samples(samples, recording.duration_s, rate)
     recording.add(samples)
-
-
-def samples_of(frame: AudioFrame) -> Samples:
-    """A frame's samples, float64 (channels, frames), with integer formats scaled to [-1, 1)."""
-    raw = frame.to_ndarray()
-    if frame.format.is_packed:
-        raw = raw.reshape(-1, frame.layout.nb_channels).T
-    samples = raw.astype(np.float64)
-    if raw.dtype.kind == "f":
-        return samples
-    half = 2.0 ** (8 * raw.dtype.itemsize - 1)
-    return (samples - half if raw.dtype.kind == "u" else samples) / half
 
 
 def check_samples(samples: Samples, start_s: float, rate: int) -> None:
@@ -317,6 +214,13 @@ def check_length(recording: Recording, bounds: Bounds) -> None:
     if recording.duration_s < bounds.min_s:
         found = f"{recording.duration_s:.2f} s, at least {bounds.min_s:g} s are needed"
         raise Refusal("audio-too-short", f"The clip is too short: {found}.")
+
+
+def check_speech(speech_s: float, whole_s: float, bounds: Bounds) -> None:
+    """Refuse a clip of which too little is left once its silent edges are cut off."""
+    if speech_s < min(bounds.min_s, whole_s):
+        found = f"{speech_s:.2f} s of it are more than silence, at least {bounds.min_s:g} s"
+        raise Refusal("audio-too-short", f"The clip is too short: {found} are needed.")
 
 
 def check_level(rms_dbfs: float, dc_offset: float, channels: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROMPT_FORMAT = "1"
-PREPROCESSING = "1"
+PREPROCESSING = "2"
 TMP_PREFIX = ".tmp-"
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024

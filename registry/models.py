@@ -150,6 +150,9 @@ class ClipShape(BaseModel):
     channels: int
     peak_dbfs: float
     rms_dbfs: float
+    speech_s: float | None = Documented(
+        None, description="Without silent edges; null in a voice of an older version."
+    )
 
 
 class PromptShape(BaseModel):

@@ -11,6 +11,7 @@ from registry.audio import ReferenceClip
 from registry.files import ModelRef, PromptSource
 from registry.inference_client import ExtractedPrompt
 from registry.models import (
+    ClipShape,
     Features,
     Label,
     ModelInUse,
@@ -22,7 +23,7 @@ from registry.models import (
 )
 from registry.names import name_key
 
-CLIP_FIELDS = ("media_type", "duration_s", "sample_rate", "channels", "peak_dbfs", "rms_dbfs")
+CLIP_FIELDS = [name for name in ClipShape.model_fields if name not in ("sha256", "bytes")]
 
 
 @dataclass(frozen=True)

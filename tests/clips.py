@@ -3,6 +3,7 @@
 import io
 import struct
 from fractions import Fraction
+from importlib import resources
 from typing import Any
 
 import av
@@ -25,6 +26,22 @@ def tone(
     """A sine of peak `level`, the same in every channel."""
     wave = level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
     return np.tile(wave.astype(np.float32), (channels, 1))
+
+
+def spoken(name: str = "alice") -> Samples:
+    """A bundled clip of speech, (1, frames) at 24 kHz: 4.24 s of alice, 4.32 s of bob."""
+    content = resources.files("cli.data").joinpath(f"{name}.wav").read_bytes()
+    samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    assert rate == 24_000
+    return samples.T
+
+
+def silence(seconds: float, rate: int = 24_000) -> Samples:
+    return np.zeros((1, round(seconds * rate)), np.float32)
+
+
+def joined(*parts: Samples) -> Samples:
+    return np.concatenate(parts, axis=1)
 
 
 def file(samples: Samples, rate: int, format: str = "WAV", subtype: str = "PCM_16") -> bytes:

@@ -126,6 +126,7 @@ def quick_clip(upload: bytes) -> ReferenceClip:
         rms_dbfs=-20.0,
         clipped_fraction=0.0,
         dc_offset=0.0,
+        speech_s=len(samples) / rate,
         warnings=(),
         conditioned_wav=wave_file(samples.tobytes(), 24_000, IEEE_FLOAT, bits=32),
     )

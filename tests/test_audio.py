@@ -172,6 +172,22 @@ def test_a_good_clip_has_no_warnings():
     assert read_clip(clips.file(tone(4.0), 24_000), LIMITS).warnings == ()
 
 
+def test_silent_edges_are_cut_off_and_the_clip_says_how_much_is_left():
+    samples = clips.joined(clips.silence(10), clips.spoken(), clips.silence(5))
+    clip = read_clip(clips.file(samples, 24_000), LIMITS)
+    assert clip.duration_s == pytest.approx(19.24)
+    assert clip.speech_s == len(heard(clip)) / SAMPLE_RATE == pytest.approx(4.3, abs=0.2)
+    assert clip.rms_dbfs == pytest.approx(-21.6, abs=0.3)
+
+
+def test_a_clip_that_is_nearly_all_silence_is_too_short():
+    word = clips.spoken()[:, 12_000:18_000]
+    data = clips.file(clips.joined(clips.silence(5), word, clips.silence(5)), 24_000)
+    refused = refusal(data)
+    assert refused.code == "audio-too-short"
+    assert " s of it are more than silence, at least 1 s" in str(refused)
+
+
 def noted(value: float) -> bytes:
     samples = tone()[0].astype(np.float64)
     samples[12_000] = value

@@ -69,7 +69,7 @@ def test_the_file_is_plain_safetensors_with_a_small_header() -> None:
         "model_revision": "a" * 64,
         "transcript": features().source.transcript,
         "clip_sha256": "c" * 64,
-        "preprocessing": "1",
+        "preprocessing": "2",
         "fingerprint": features().fingerprint,
         "modes": "icl,xvec",
     }
