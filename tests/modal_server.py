@@ -9,7 +9,8 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +19,6 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 from grpclib.const import Handler
-from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
 from modal_apps import ENVIRONMENT, WORKSPACE, Functions
 from modal_files import Files, identify
@@ -27,6 +27,7 @@ from modal_proto.api_grpc import ModalClientBase
 
 TOKEN_ID, TOKEN_SECRET = "ak-fake", "as-fake"
 BUILDER = "2025.06"
+Door = Callable[[], asyncio.BaseProtocol]
 
 
 class Call(NamedTuple):
@@ -44,8 +45,9 @@ class ModalServer(Functions, Files):
         self.url = _url(self._grpc)
         self.requests: list[Call] = []
         self._token: str | None = TOKEN_ID
-        self._loop = asyncio.new_event_loop()
-        self._leaving = asyncio.Event()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()  # made here, once for all threads
+        self._reception = Reception()
         self._thread = threading.Thread(target=self._run)
 
     @property
@@ -64,9 +66,9 @@ class ModalServer(Functions, Files):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._leaving.set)
+        self._loop.call_soon_threadsafe(self._reception.close)
         self._thread.join()
-        self._loop.close()
+        self._runner.close()
 
     def refuse_token(self) -> None:
         """From now on nobody is let in."""
@@ -91,19 +93,21 @@ class ModalServer(Functions, Files):
         return [reply] if isinstance(reply, Message) else reply
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
+        with self._grpc, self._http:
+            self._runner.run(self._serve())
 
     async def _serve(self) -> None:
-        plane = _Plane([_Service(self)])  # type: ignore[abstract]
-        await plane.start(sock=self._grpc)
         application = web.Application()
         application.add_routes([web.put("/{key}", self.receive), web.get("/{key}", self.send)])
         runner = web.AppRunner(application)
         await runner.setup()
-        await web.SockSite(runner, self._http).start()
-        await self._leaving.wait()
-        await runner.cleanup()
-        await plane.leave()
+        assert runner.server is not None
+        plane = Server([_Service(self)])  # type: ignore[abstract]
+        doors = {self._grpc: plane._protocol_factory, self._http: runner.server}
+        try:
+            await self._reception.receive(doors)
+        finally:
+            await runner.cleanup()
 
     def ClientHello(self, request: Empty) -> Message:
         return pb.ClientHelloResponse(image_builder_version=BUILDER)
@@ -153,22 +157,39 @@ class _Service(ModalClientBase):
 _Service.__abstractmethods__ = frozenset()
 
 
-class _Plane(Server):
-    """Hangs up on its clients when it leaves, which otherwise it would wait for."""
+class Reception:
+    """Lets in one caller after the other, and at the end shows out all who are in.
 
-    def __init__(self, services: list[ModalClientBase]) -> None:
-        super().__init__(services)
-        self._connected: list[H2Protocol] = []
+    A server of asyncio lets a caller in by a task of its own, so that whoever closes one may meet
+    connections that are accepted, but that nobody can close yet.
+    """
 
-    def _protocol_factory(self) -> H2Protocol:
-        self._connected.append(super()._protocol_factory())
-        return self._connected[-1]
+    def __init__(self) -> None:
+        self._knocked = asyncio.Event()
+        self._closed = False
 
-    async def leave(self) -> None:
-        self.close()
-        for protocol in self._connected:
-            protocol.connection.close()
-        await self.wait_closed()
+    def close(self) -> None:
+        self._closed = True
+        self._knocked.set()
+
+    async def receive(self, doors: Mapping[socket.socket, Door]) -> None:
+        """Returns when it is closed."""
+        loop, callers = asyncio.get_running_loop(), []
+        for listener in doors:
+            listener.setblocking(False)
+            loop.add_reader(listener, self._knocked.set)
+        while not self._closed:
+            await self._knocked.wait()
+            self._knocked.clear()
+            for listener, door in doors.items():
+                with suppress(BlockingIOError, ConnectionAbortedError):
+                    connection, _ = listener.accept()
+                    caller, _ = await loop.connect_accepted_socket(door, connection)
+                    callers.append(caller)
+        for listener in doors:
+            loop.remove_reader(listener)
+        for caller in callers:
+            caller.abort()
 
 
 def _listen() -> socket.socket:

@@ -1,10 +1,14 @@
 """The fake control plane, held against the real client: its command line and its Python API."""
 
+import asyncio
+import gc
 import importlib
 import io
 import os
+import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -410,3 +414,45 @@ def test_what_the_fake_lacks_fails_by_name(server: ModalServer, client: modal.Cl
         modal.Queue.from_name("jobs", create_if_missing=True).hydrate()
     assert server.requests[-1].name == "QueueGetOrCreate"
     assert server.requests[-1].message.deployment_name == "jobs"
+
+
+async def call_again_and_again(
+    addresses: list[object], callers: list[socket.socket], leave: Callable[[], None]
+) -> None:
+    """On the server's own loop: one caller at each of its steps, of which one asks it to leave."""
+    for number in range(100):
+        for address in addresses:
+            callers.append(socket.socket())
+            callers[-1].setblocking(False)
+            callers[-1].connect_ex(address)
+        if number == 50:
+            leave()
+        await asyncio.sleep(0)
+
+
+def test_whoever_calls_while_it_leaves_is_shown_out() -> None:
+    callers: list[socket.socket] = []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with ModalServer() as server:
+            addresses = [listener.getsockname() for listener in (server._grpc, server._http)]
+            calling = call_again_and_again(addresses, callers, server._reception.close)
+            asyncio.run_coroutine_threadsafe(calling, server._loop)
+            server._thread.join()
+        gc.collect()
+    for caller in callers:
+        caller.settimeout(60)
+        assert is_over(caller), "its connection is still open"
+        caller.close()
+    assert [str(warning.message) for warning in warned] == []
+
+
+def is_over(caller: socket.socket) -> bool:
+    try:
+        while caller.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:  # reset, or never connected
+        return True
+    return True
