@@ -173,6 +173,7 @@ def speaking(format: str) -> subprocess.Popen[bytes]:
 def test_what_can_not_be_written_is_said(voices: Voices, remote: httpx.Client, home: Path) -> None:
     voices("add", "alice", "ref.wav", "hello there")
     os.mkfifo("pipe")
+    reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)  # so that no writer waits for one
     there = set(home.iterdir())
     for output, code, said in [
         ("no/a.wav", 1, "Can't write no/a.wav: No such file"),
@@ -182,6 +183,7 @@ def test_what_can_not_be_written_is_said(voices: Voices, remote: httpx.Client, h
         refused = voices("speak", "alice", "Hello", "--force", "-o", output, code=code)
         assert said in refused.stderr
     assert set(home.iterdir()) == there
+    os.close(reader)
 
 
 def test_a_link_still_leads_to_the_file_that_is_replaced(
