@@ -147,10 +147,16 @@ class InferenceService:
         return None if engine is None else engine.counters
 
     def warm(self) -> None:
-        """Start loading the model, if nothing else does; returns at once."""
+        """Start loading the model, if nothing else does, then the encoders; returns at once."""
         if self._at_work is None:
             with contextlib.suppress(Overloaded):  # then the requests before this one will load it
-                self._thread.submit(self._loaded)
+                self._thread.submit(self._loaded).add_done_callback(self._warm_extractor)
+
+    def _warm_extractor(self, loaded: "Future[AtWork]") -> None:
+        """Their imports take seconds, which the first enrolment need not wait for."""
+        if not loaded.cancelled() and loaded.exception() is None:
+            with contextlib.suppress(Overloaded):
+                self._extracting.submit(self._ready_extractor)
 
     async def ready(self) -> None:
         """Returns when the model is loaded; raises why it is not."""

@@ -240,6 +240,22 @@ def test_a_miss_opens_the_prompt_file_alone_and_a_hit_opens_nothing(
     run(go())
 
 
+def test_the_first_enrolment_on_a_warm_service_loads_nothing(
+    service_factory: ServiceFactory, enrol: Enrol, opened: Callable[[], list[str]]
+) -> None:
+    service, source = service_factory(), enrol()
+
+    async def go() -> None:
+        service.warm()
+        await service.ready()
+        await until_idle(service)
+        seen = opened()
+        await enrolled(service, source)
+        assert seen and not [path for path in seen if path.endswith("model.safetensors")]
+
+    run(go())
+
+
 def counted(service: InferenceService) -> tuple[int, int]:
     """Steps and frames that the engine has made."""
     counters = service.counters()
