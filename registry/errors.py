@@ -3,6 +3,7 @@
 RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
 ├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
+├── RequestMalformed 400 · PathInvalid 404
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
@@ -38,6 +39,18 @@ class RegistryError(Exception):
 class NameInvalid(RegistryError):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "name-invalid"
     title = "This name can't be used"
+
+
+class RequestMalformed(RegistryError):
+    """The body can't be parsed at all: it is no JSON, or no form."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "request-malformed"
+    title = "The request can't be read"
+
+
+class PathInvalid(RegistryError):
+    status, code = HTTPStatus.NOT_FOUND, "not-found"
+    title = "There is nothing here"
 
 
 class FieldInvalid(RegistryError):

@@ -13,6 +13,8 @@ Mode = Literal["auto", "icl", "xvec"]
 
 
 def _plain(value: str) -> str:
+    """With the line ends of Unix, whatever those of the sender."""
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
     for character in value:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
             raise ValueError(f"holds U+{ord(character):04X}, which is not text")

@@ -96,7 +96,10 @@ def _invalid(request: Request, error: Exception) -> Response:
     """Where and why, but never the input itself: echoing it breaks on NaN and lone surrogates."""
     assert isinstance(error, RequestValidationError)
     errors = [
-        {"field": ".".join(map(str, e["loc"][1:])) or str(e["loc"][0]), "message": e["msg"]}
+        {
+            "field": ".".join(map(str, e["loc"][1:])) or str(e["loc"][0]),
+            "message": e["msg"].removeprefix("Value error, "),
+        }
         for e in error.errors()[:20]
     ]
     said = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:3])

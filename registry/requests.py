@@ -1,20 +1,25 @@
 """How a request is taken in: how much body, of which type, and for as long as someone waits."""
 
 import asyncio
+import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from difflib import get_close_matches
 from email.message import Message as Headers
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.params import Form
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers as RawHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.errors import ContentTypeUnsupported
+from registry.charset import NotText, decode
+from registry.errors import ContentTypeUnsupported, FieldInvalid, PathInvalid, RequestMalformed
 from registry.inference_client import Patience, patience
 from registry.problems import ClientGone
 
@@ -91,31 +96,131 @@ class HeadAsGet:
 
 
 class CheckedRoute(APIRoute):
-    """A route that answers 415 to a body of another content type than its own."""
+    """A route that takes text only as what it is: of its own type, in UTF-8, under known names."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
-        is_form = isinstance(self.body_field.field_info, Form)
-        wanted = "multipart/form-data" if is_form else "application/json"
+        known = {param.alias: param for param in self.dependant.query_params}
+        repeated = {name for name, p in known.items() if p.field_info.annotation == list[str]}
 
         async def checked(request: Request) -> Response:
-            _refuse_other_type(request, wanted)
-            return await handle(request)
+            _refuse_odd_path(request)
+            _refuse_odd_query(request, known, repeated)
+            if self.body_field is None:
+                return await handle(request)
+            refuse_other_type(request, "application/json")
+            try:
+                return await handle(await JsonRequest.of(request))
+            except RequestValidationError as error:
+                _refuse_unknown_fields(error, self.body_field.field_info.annotation)
+                raise
 
         return checked
 
 
-def _refuse_other_type(request: Request, wanted: str) -> None:
-    headers = Headers()
-    headers["content-type"] = request.headers.get("content-type", "none/none")
-    found = headers.get_content_type()
+class JsonRequest(Request):
+    """Its JSON is read strictly, before FastAPI asks for it."""
+
+    parsed: Any
+
+    @classmethod
+    async def of(cls, request: Request) -> "JsonRequest":
+        """Raises RequestMalformed, FieldInvalid, ClientGone."""
+        strict = cls(request.scope, request.receive)
+        try:
+            body = await strict.body()
+        except ClientDisconnect as error:
+            raise ClientGone from error
+        charset = _content_type(request).get_param("charset")
+        strict.parsed = parse_json(body, None if charset is None else str(charset))
+        return strict
+
+    async def json(self) -> Any:
+        return self.parsed
+
+
+def parse_json(body: bytes, charset: str | None = None) -> Any:
+    """RequestMalformed for what is no JSON; FieldInvalid for a key that is there twice."""
+    try:
+        text = decode(body, charset)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except NotText as error:
+        raise RequestMalformed(f"The body {error}. Send it as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestMalformed(f"The body is not JSON that can be read: {error}.") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise FieldInvalid(f"The JSON has the key {twice[:80]!r} twice.", field=twice[:80])
+    return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def refuse_other_type(request: Request, wanted: str) -> None:
+    found = _content_type(request).get_content_type()
     if found != wanted:
         sent = "no content type" if found == "none/none" else found
         raise ContentTypeUnsupported(
             f"{request.method} {request.url.path} takes {wanted}; the request has {sent}."
         )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise ContentTypeUnsupported(
+            f"The body is sent as {encoding[:40]!r} (Content-Encoding); send it as it is."
+        )
+
+
+def _content_type(request: Request) -> Headers:
+    headers = Headers()
+    headers["content-type"] = request.headers.get("content-type", "none/none")
+    return headers
+
+
+def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
+    """Raises FieldInvalid with the name that looks alike, else with all there are."""
+    if name in known:
+        return
+    near = get_close_matches(name.lower(), known, n=1)
+    listed = f" There are {', '.join(known)}." if known else ""
+    hint = f" Did you mean {near[0]!r}?" if near else listed
+    raise FieldInvalid(f"{name[:80]!r} is not {what}.{hint}", field=name[:80])
+
+
+def _refuse_unknown_fields(error: RequestValidationError, model: Any) -> None:
+    schema = model.model_json_schema()
+    models = (schema, *schema.get("$defs", {}).values())
+    known = [name for found in models for name in found.get("properties", {})]
+    for one in error.errors():
+        if one["type"] == "extra_forbidden":
+            refuse_unknown(str(one["loc"][-1]), known, "a field of this request")
+
+
+def _refuse_odd_path(request: Request) -> None:
+    """The server puts U+FFFD where a path is no UTF-8, which could be the name of a voice."""
+    raw = request.scope.get("raw_path") or b""
+    try:
+        decode(unquote_to_bytes(raw))
+    except NotText as error:
+        raise PathInvalid(f"The path {error}.") from error
+
+
+def _refuse_odd_query(request: Request, known: Collection[str], repeated: Collection[str]) -> None:
+    try:
+        decode(unquote_to_bytes(request.scope["query_string"]))
+    except NotText as error:
+        raise FieldInvalid(f"The query {error}.") from error
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        refuse_unknown(name, known, "a query parameter here")
+        if names.count(name) > 1 and name not in repeated:
+            raise FieldInvalid(f"The query parameter {name!r} is given twice.", field=name)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -4,11 +4,13 @@ from http import HTTPStatus
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Form, Header, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from registry.enrol import Change, Enrolment, Words
-from registry.errors import EditConflict, FieldInvalid
+from registry.errors import EditConflict, FieldInvalid, RequestMalformed
+from registry.forms import MEDIA_TYPE as FORM
+from registry.forms import form_body, read_form
 from registry.models import (
     Description,
     Labels,
@@ -18,7 +20,13 @@ from registry.models import (
     VoiceShape,
 )
 from registry.queries import StoredVoice
-from registry.requests import PATIENCE, CheckedRoute, while_connected
+from registry.requests import (
+    PATIENCE,
+    CheckedRoute,
+    parse_json,
+    refuse_other_type,
+    while_connected,
+)
 from registry.services import ServicesDep
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
@@ -37,7 +45,7 @@ class EnrolmentForm(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(examples=["alice"])
-    audio: UploadFile = Field(
+    audio: bytes = Field(
         description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
     )
     transcript: str | None = Field(
@@ -46,6 +54,11 @@ class EnrolmentForm(BaseModel):
     language: PlainText | None = Field(None, max_length=32, examples=["english"])
     description: Description = ""
     labels: str = Field("{}", description="A JSON object of strings.", examples=['{"use": "demo"}'])
+
+
+async def enrolment_form(request: Request) -> EnrolmentForm:
+    refuse_other_type(request, FORM)
+    return await read_form(request, EnrolmentForm)
 
 
 class VoicePatch(BaseModel):
@@ -74,18 +87,18 @@ class VoicePatch(BaseModel):
     status_code=HTTPStatus.CREATED,
     summary="Enrol a voice",
     dependencies=[PATIENCE],
-    form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 65536},
+    openapi_extra=form_body(EnrolmentForm),
 )
 async def create(
     request: Request,
     response: Response,
     services: ServicesDep,
-    form: Annotated[EnrolmentForm, Form(media_type="multipart/form-data")],
+    form: Annotated[EnrolmentForm, Depends(enrolment_form)],
 ) -> VoiceShape:
     """Decodes and checks the clip, computes the prompt features once, keeps both."""
     asked = Enrolment(
         name=form.name,
-        upload=await form.audio.read(),
+        upload=form.audio,
         transcript=form.transcript,
         description=form.description,
         labels=_labels(form.labels),
@@ -176,7 +189,12 @@ def _file(content: bytes, media_type: str) -> Response:
 
 def _labels(text: str) -> dict[str, str]:
     try:
-        return LABELS.validate_json(text)
+        return LABELS.validate_python(parse_json(text.encode()))
+    except RequestMalformed as error:
+        reason = 'is no JSON. Send an object of strings, such as {"use": "books"}'
+        raise FieldInvalid(f"`labels` {reason}.", field="labels") from error
+    except FieldInvalid as error:
+        raise FieldInvalid(f"In `labels`: {error.detail}", field="labels") from error
     except ValidationError as error:
         reason = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise FieldInvalid(

@@ -1,0 +1,185 @@
+"""multipart/form-data, read strictly: no text is guessed, and no field is dropped without a word.
+
+Whether a field is a file or a text is for the form to say, not for the client: a file where words
+are meant gives its words, and a clip is a clip without a file name too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from registry.charset import NotText, decode
+from registry.errors import FieldInvalid, RequestMalformed
+from registry.problems import ClientGone
+from registry.requests import refuse_unknown
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+TEXT_LIMIT = 64 * 1024
+MEDIA_TYPE = "multipart/form-data"
+CHARSET = "_charset_"  # the field that names the charset of the others (RFC 7578, section 4.6)
+AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
+
+M = TypeVar("M", bound=BaseModel)
+Options = dict[bytes, bytes]
+
+
+@dataclass
+class Part:
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    name: str = ""
+    content: bytearray = field(default_factory=bytearray)
+
+    def options(self, header: bytes) -> Options:
+        return parse_options_header(self.headers.get(header))[1]
+
+    def text(self, charset: str | None) -> str:
+        own = self.options(b"content-type").get(b"charset")
+        with_charset = charset if own is None else own.decode("latin-1")
+        try:
+            return decode(bytes(self.content), with_charset)
+        except NotText as error:
+            raise FieldInvalid(
+                f"The field {self.name!r} {error}. Send it as UTF-8, or declare its charset in the "
+                "Content-Type of its part.",
+                field=self.name,
+            ) from error
+
+
+async def read_form(request: Request, model: type[M]) -> M:
+    """The body as `model`, whose `bytes` are files. FieldInvalid, RequestMalformed, ClientGone."""
+    _, options = parse_options_header(request.headers.get("content-type"))
+    reader = FormReader(model, options)
+    try:
+        parser = MultipartParser(_boundary(options), reader.callbacks())
+        async for chunk in request.stream():
+            parser.write(chunk)
+    except FormParserError as error:
+        reason = str(error).rstrip(".")
+        raise RequestMalformed(f"The body is not the form it is said to be: {reason}.") from error
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    return reader.form()
+
+
+def form_body(model: type[BaseModel]) -> dict[str, object]:
+    """What OpenAPI says of a request with such a form."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": schema}}}}
+
+
+def _boundary(options: Options) -> bytes:
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise RequestMalformed("The Content-Type of the form names no boundary.")
+    return boundary
+
+
+class FormReader(Generic[M]):
+    """Takes the parts as the parser meets them; refuses the first that is wrong."""
+
+    def __init__(self, model: type[M], options: Options) -> None:
+        self._model = model
+        self._charset = _declared(options)
+        self._parts: dict[str, Part] = {}
+        self._part = Part()
+        self._header = bytearray()
+        self._value = bytearray()
+        self._ended = False
+
+    def callbacks(self) -> "MultipartCallbacks":
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": _appender(lambda: self._header),
+            "on_header_value": _appender(lambda: self._value),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add,
+            "on_end": self._end,
+        }
+
+    def form(self) -> M:
+        if not self._ended:
+            raise RequestMalformed("The form is cut short: it has no closing boundary.")
+        if (charset := self._parts.pop(CHARSET, None)) is not None:
+            self._charset = charset.text(None).strip()
+        values = {name: self._value_of(part) for name, part in self._parts.items()}
+        try:
+            return self._model.model_validate(values)
+        except ValidationError as error:
+            errors = [{**e, "loc": ("body", *e["loc"])} for e in error.errors()]
+            raise RequestValidationError(errors) from error
+
+    def _value_of(self, part: Part) -> bytes | str:
+        return bytes(part.content) if self._is_file(part.name) else part.text(self._charset)
+
+    def _is_file(self, name: str) -> bool:
+        return name in self._model.model_fields and (
+            self._model.model_fields[name].annotation is bytes
+        )
+
+    def _begin_part(self) -> None:
+        self._part = Part()
+
+    def _end_header(self) -> None:
+        self._part.headers[bytes(self._header).lower()] = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _end_headers(self) -> None:
+        part = self._part
+        part.name = _name(part)
+        if part.name != CHARSET:
+            refuse_unknown(part.name, self._model.model_fields, "a field of this form")
+        if part.name in self._parts:
+            raise FieldInvalid(f"The field {part.name!r} is given twice.", field=part.name)
+        encoding = part.headers.get(b"content-transfer-encoding", b"").strip().lower()
+        if encoding not in AS_IT_IS:
+            raise FieldInvalid(
+                f"The field {part.name!r} is sent as {encoding.decode('latin-1')!r}. "
+                "A form takes it as it is.",
+                field=part.name,
+            )
+        self._parts[part.name] = part
+
+    def _add(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        part.content += data[start:end]
+        if len(part.content) > TEXT_LIMIT and not self._is_file(part.name):
+            raise FieldInvalid(
+                f"The field {part.name!r} has more than {TEXT_LIMIT // 1024} KiB of text.",
+                field=part.name,
+            )
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+def _name(part: Part) -> str:
+    name = part.options(b"content-disposition").get(b"name")
+    if name is None:
+        raise RequestMalformed("A part of the form has no name in its Content-Disposition.")
+    try:
+        return decode(name)
+    except NotText as error:
+        raise RequestMalformed(f"The name of a field {error}.") from error
+
+
+def _declared(options: Options) -> str | None:
+    charset = options.get(b"charset")
+    return None if charset is None else charset.decode("latin-1")
+
+
+def _appender(target: Callable[[], bytearray]) -> Callable[[bytes, int, int], None]:
+    def append(data: bytes, start: int, end: int) -> None:
+        target().extend(data[start:end])
+
+    return append
