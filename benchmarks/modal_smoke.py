@@ -20,9 +20,10 @@ from typing import Any
 import click
 
 from cli import data, deploy, modal_account
-from cli.client import Refused, Registry, connect, voice_path, when_warm
+from cli.client import Registry, connect, voice_path
 from cli.deploy_plan import model_name
 from cli.destination import Login
+from cli.refusals import Refused
 from registry.deployment import Deployment, deployment, variable
 
 NAME = "voices-smoke"
@@ -92,13 +93,14 @@ class Heard:
 
 def listen(site: Site, text: str) -> Heard:
     begun_s, arrived_s, size = clock(), [], 0
-    with site.registry() as voices, voices.speech(site.request(text) | {"stream": True}) as answer:
-        for part in answer.iter_raw():
+    request = site.request(text) | {"stream": True}
+    with site.registry() as voices, voices.speech(request) as (spoken, sound):
+        for part in sound:
             arrived_s.append(clock())
             size += len(part)
     if not size:
         raise Failed("Nothing was heard.")
-    return Heard(begun_s, arrived_s, size, answer.headers["X-Prompt-Cache"])
+    return Heard(begun_s, arrived_s, size, spoken.cache)
 
 
 # Each check returns what it saw, in words, or raises ClickException.
@@ -148,14 +150,8 @@ def health(site: Site) -> str:
 def enrol(site: Site) -> str:
     """A voice is enrolled, by a GPU that may have to start first."""
     text = (Path(data.__path__[0]) / "alice.txt").read_text(encoding="utf-8").strip()
-    form, files = {"name": site.voice, "transcript": text}, {"audio": ("ref", site.clip)}
     with site.registry() as voices:
-
-        def ask(wait_s: float) -> Any:
-            prefer = {"Prefer": f"wait={wait_s:.0f}"}
-            return voices.request("POST", "/voices", data=form, files=files, headers=prefer).json()
-
-        voice = when_warm(ask)
+        voice = voices.add({"name": site.voice, "transcript": text}, site.clip)
     return f"{voice['id']}, modes {', '.join(voice['modes'])}"
 
 
@@ -247,9 +243,9 @@ def cold_speak(site: Site) -> str:
         try:
             voices.request("POST", "/speak", json=site.request(), headers={"Prefer": "wait=1"})
         except Refused as refused:
-            if refused.cold_s is None:
+            if not refused.is_cold:
                 raise
-            said = f"gpu-cold, come back in {refused.cold_s:.0f} s"
+            said = f"gpu-cold, come back in {refused.retry_s:.0f} s"
         else:
             raise Failed("It spoke within a second: the GPU was not off.")
         spoken = voices.speak(site.request(), BytesIO())

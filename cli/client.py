@@ -9,42 +9,45 @@ from urllib.parse import quote
 import click
 import httpx
 
-from cli.destination import is_loopback, parsed
+from cli import answers
+from cli.answers import CLIP_LIMIT, HEALTH, JSON_LIMIT, PAGE, VOICE, Spoken, Unexpected
+from cli.connection import http_client
+from cli.destination import shown
 from cli.output import say, write_wave
+from cli.refusals import Refused, one_line
 
-TIMEOUT = httpx.Timeout(30.0, read=600.0)
 COLD_S = 300.0  # for a GPU that starts, all waiting together
+BUSY_S = 60.0  # for a registry that wants to be asked again
+PAUSE_S = 0.1  # at least, and twice as long each time
+MOST_VOICES = 1_000_000
+REFUSAL_LIMIT = 1 << 20
+WAV_HEADER = 44  # bytes
 T = TypeVar("T")
-MEDIA_ENDINGS = {
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/mpeg": "mp3",
-    "audio/ogg": "ogg",
-    "audio/mp4": "m4a",
-    "audio/webm": "webm",
-}
-
-
-class Refused(click.ClickException):
-    """By the server, in its own words."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        super().__init__(sentence(response))
-        self.status = response.status_code
-        self.cold_s = cold_s(response)
 
 
 class Registry:
     """One voice registry, wherever it runs."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, name: str | None = None) -> None:
         self._http = http
+        self._name = name or shown(str(http.base_url)).rstrip("/")
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer, whole; raises as `stream` does."""
-        with self.stream(method, path, **options) as response:
-            response.read()
-        return response
+    def request(
+        self, method: str, path: str, limit: int = JSON_LIMIT, **options: Any
+    ) -> httpx.Response:
+        """The answer, whole, of one attempt; raises as `stream` does."""
+        with self.stream(method, path, **options) as answer:
+            return _with(answer, answers.whole(answer, limit))
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer, whole, of as many attempts as `when_ready` makes."""
+        given = options.pop("headers", {})
+
+        def attempt(wait_s: float) -> httpx.Response:
+            headers = {"Prefer": f"wait={wait_s:.0f}"} | given
+            return self.request(method, path, headers=headers, **options)
+
+        return when_ready(attempt)
 
     @contextmanager
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
@@ -53,78 +56,113 @@ class Registry:
         Raises Refused with the server's own sentence for every answer but success, and
         ClickException for one that breaks off while it is read. No redirect is followed.
         """
-        url = str(self._http.base_url)
-        with _reachable(url), self._http.stream(method, path, **options) as response:
+        with _reachable(self._name), self._http.stream(method, path, **options) as response:
             if not response.is_success:
-                response.read()
-                raise Refused(response)
+                raise Refused(_with(response, _refusal(response)))
             yield response
 
     @contextmanager
-    def speech(self, request: dict[str, Any]) -> Iterator[httpx.Response]:
+    def speech(self, request: dict[str, Any]) -> Iterator[tuple[Spoken, Iterator[bytes]]]:
         """What /speak answers, to be read as it comes; a GPU that has to start is waited for."""
         with ExitStack() as answered:
 
-            def ask(wait_s: float) -> httpx.Response:
+            def attempt(wait_s: float) -> httpx.Response:
                 prefer = {"Prefer": f"wait={wait_s:.0f}"}
                 answer = self.stream("POST", "/speak", json=request, headers=prefer)
                 return answered.enter_context(answer)
 
-            yield when_warm(ask)
+            answer = when_ready(attempt)
+            yield answers.spoken(answer, request["format"]), answers.sound(answer)
 
-    def speak(self, request: dict[str, Any], file: BinaryIO) -> str:
-        """The audio into a file, which then tells its length; what came of it, in words.
+    def speak(self, request: dict[str, Any], file: BinaryIO) -> tuple[Spoken, float]:
+        """The audio into a file, which then tells its length; what came of it, and its seconds.
 
         PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
         """
         format = request["format"]
         streamed = {} if format == "flac" else {"format": "pcm", "stream": True}
-        with self.speech(request | streamed) as answer:
+        with self.speech(request | streamed) as (spoken, sound):
             if format == "wav":
-                write_wave(file, answer.iter_bytes(), sample_rate(answer))
+                write_wave(file, sound, spoken.rate)
             else:
-                file.writelines(answer.iter_bytes())
-            return summary(answer)
+                file.writelines(sound)
+        if spoken.seconds is not None:
+            return spoken, spoken.seconds
+        header = WAV_HEADER if format == "wav" else 0
+        return spoken, (file.tell() - header) / 2 / spoken.rate
+
+    def add(self, form: dict[str, str], clip: bytes) -> dict[str, Any]:
+        files = {"audio": ("clip", clip)}
+        return _voice(self.ask("POST", "/voices", data=form, files=files))
 
     def voice(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.request("GET", voice_path(name)).json()
-        return found
+        return _voice(self.ask("GET", voice_path(name)))
 
     def voices(self, search: str, label: str) -> Iterator[dict[str, Any]]:
         """Every voice, page by page."""
-        query = {"limit": "200", "search": search, "label": label}
+        query, seen = {"limit": "200", "search": search, "label": label}, 0
         while True:
-            page = self.request("GET", "/voices", params=query).json()
+            answer = self.ask("GET", "/voices", params=query)
+            page = answers.parsed_json(answer, PAGE)
             yield from page["data"]
+            seen += len(page["data"])
             if page["next"] is None:
                 return
+            if not page["data"] or page["next"] == query.get("after") or seen > MOST_VOICES:
+                raise Unexpected(answer, "its pages of voices do not end")
             query["after"] = page["next"]
 
     def patch(self, voice: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         """Edit what was read: a voice that changed meanwhile is refused, not overwritten."""
-        headers = {"If-Match": etag(voice)}
-        path = voice_path(voice["id"])
-        edited: dict[str, Any] = self.request("PATCH", path, json=change, headers=headers).json()
-        return edited
+        headers, path = {"If-Match": etag(voice)}, voice_path(voice["id"])
+        return _voice(self.ask("PATCH", path, json=change, headers=headers))
+
+    def delete(self, voice: dict[str, Any]) -> None:
+        """Nothing is answered to that; a page that says "200 OK" is no deletion."""
+        answer = self.ask("DELETE", voice_path(voice["id"]), headers={"If-Match": etag(voice)})
+        if answer.status_code != 204:
+            raise Unexpected(answer, f"it answers {answer.status_code} to a deletion, not 204")
+
+    def rebuild(self, name: str) -> dict[str, Any]:
+        return _voice(self.ask("POST", voice_path(name, "/rebuild")))
+
+    def clip(self, name: str) -> tuple[bytes, str]:
+        """The reference clip, and the ending of a file of its kind."""
+        answer = self.ask("GET", voice_path(name, "/clip"), limit=CLIP_LIMIT)
+        return answers.clip(answer)
+
+    def is_registry(self) -> bool:
+        """Whether what answers, answers as one."""
+        try:
+            answers.parsed_json(self.ask("GET", "/healthz"), HEALTH)
+            answers.parsed_json(self.ask("GET", "/voices", params={"limit": "1"}), PAGE)
+        except Unexpected:
+            return False
+        return True
 
 
-def when_warm(ask: Callable[[float], T]) -> T:
+def when_ready(ask: Callable[[float], T]) -> T:
     """What `ask` brings, which is given the seconds that it may wait for a GPU.
 
-    It is asked again while a GPU starts, for nothing has been done then; after COLD_S the last
-    refusal stands.
+    It is asked again where the answer says when, for nothing has been done then: within COLD_S
+    while a GPU starts, else within BUSY_S. After that the last refusal stands.
     """
-    until_s, told = time.monotonic() + COLD_S, False
+    since_s, asked = time.monotonic(), 0
     while True:
         try:
-            return ask(until_s - time.monotonic())
+            return ask(since_s + COLD_S - time.monotonic())
         except Refused as refused:
-            if refused.cold_s is None or time.monotonic() + refused.cold_s > until_s:
+            if refused.retry_s is None:
                 raise
-            if not told:
-                say(f"The GPU is starting; waiting for it, {COLD_S:.0f} s at most.")
-            told = True
-            time.sleep(refused.cold_s)
+            pause_s = max(refused.retry_s, PAUSE_S * 2**asked)
+            most_s = COLD_S if refused.is_cold else BUSY_S
+            if time.monotonic() + pause_s > since_s + most_s:
+                raise
+            if not asked:
+                who = "The GPU is starting" if refused.is_cold else "The registry is busy"
+                say(f"{who}; waiting for it, {most_s:.0f} s at most.")
+            asked += 1
+            time.sleep(pause_s)
 
 
 def voice_path(reference: str, part: str = "") -> str:
@@ -135,72 +173,50 @@ def etag(voice: dict[str, Any]) -> str:
     return f'"{voice["row_version"]}"'
 
 
-def cold_s(response: httpx.Response) -> float | None:
-    """In so many seconds to ask again, if a GPU is starting."""
-    if is_problem(response) and response.json()["code"] == "gpu-cold":
-        return float(response.headers["Retry-After"])
-    return None
+def _voice(answer: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = answers.parsed_json(answer, VOICE)
+    return found
 
 
-def is_problem(response: httpx.Response) -> bool:
-    media_type: str = response.headers.get("content-type", "")
-    return media_type.startswith("application/problem+json")
+def _refusal(answer: httpx.Response) -> bytes:
+    """As much of it as can be had: the status alone says that it is one."""
+    try:
+        return answers.whole(answer, REFUSAL_LIMIT)
+    except Unexpected:
+        return b""
 
 
-def sentence(response: httpx.Response) -> str:
-    """The `detail` of a problem document, or what little another server's answer says."""
-    if is_problem(response):
-        return str(response.json()["detail"])
-    if response.status_code in (401, 403):
-        return _about_token(response)
-    answered = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
-    if leads_to := response.headers.get("location"):
-        return f"{answered}, which leads to {leads_to}: no redirect is followed."
-    return f"{answered}."
-
-
-def _about_token(response: httpx.Response) -> str:
-    base = str(response.request.url.join("/")).rstrip("/")
-    if token_id := response.request.headers.get("Modal-Key"):
-        return (
-            f"{base} does not accept the token {token_id}. With a proxy token of its workspace, "
-            f"`voices login {base}` stores another one."
-        )
-    return f"{base} asks for a token, which `voices login {base}` takes and stores."
-
-
-def summary(speech: httpx.Response) -> str:
-    """It is as long as its header says, or as the PCM was that came."""
-    length = speech.headers.get("X-Audio-Seconds")
-    length = length or f"{speech.num_bytes_downloaded / 2 / sample_rate(speech):.3f}"
-    cache, seed = speech.headers["X-Prompt-Cache"], speech.headers["X-Seed"]
-    return f"{length} s, prompt from {cache}, seed {seed}"
-
-
-def sample_rate(pcm: httpx.Response) -> int:
-    return int(pcm.headers["Content-Type"].partition("rate=")[2].partition(";")[0])
+def _with(answer: httpx.Response, content: bytes) -> httpx.Response:
+    return httpx.Response(
+        answer.status_code,
+        headers=[(k, v) for k, v in answer.headers.raw if k.lower() != b"transfer-encoding"],
+        content=content,
+        request=answer.request,
+        extensions=answer.extensions,
+    )
 
 
 @contextmanager
-def connect(url: str, headers: dict[str, str]) -> Iterator[Registry]:
-    here = is_loopback(parsed(url).host)
-    with httpx.Client(
-        base_url=url,
-        headers=headers,
-        timeout=TIMEOUT,
-        follow_redirects=False,
-        trust_env=not here,  # a proxy would see what never leaves this machine
-    ) as http:
+def connect(url: str, headers: dict[str, str], wait_s: float | None = None) -> Iterator[Registry]:
+    """With `wait_s`, each step of an answer may take no longer."""
+    with http_client(url, headers, wait_s) as http:
         yield Registry(http)
 
 
 @contextmanager
-def _reachable(url: str) -> Iterator[None]:
+def _reachable(name: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise click.ClickException(f"{url} did not answer in time.") from error
+        raise click.ClickException(f"{name} did not answer in time.") from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-        raise click.ClickException(f"The answer of {url} broke off before its end.") from error
+        raise click.ClickException(_broken(name, str(error))) from error
     except httpx.TransportError as error:
-        raise click.ClickException(f"Can't talk to {url}: {error}.") from error
+        reason = one_line(str(error)).rstrip(".") or type(error).__name__
+        raise click.ClickException(f"Can't talk to {name}: {reason}.") from error
+
+
+def _broken(name: str, reason: str) -> str:
+    if "peer closed" in reason or "disconnected" in reason or not reason:
+        return f"The answer of {name} broke off before its end."
+    return f"{name} does not speak HTTP as a registry does: {one_line(reason)}."

@@ -83,8 +83,7 @@ def enrol(voices: "Registry", name: str) -> None:
     form = {"name": name, "transcript": transcript, "description": VOICES[name]}
     started = time.perf_counter()
     with progress(f"Enrolling {name} …"):
-        clip = {"audio": bundled(f"{name}.wav")}
-        voice = voices.request("POST", "/voices", data=form, files=clip).json()
+        voice = voices.add(form, bundled(f"{name}.wav"))
     took_s = time.perf_counter() - started
     length_s = voice["clip"]["duration_s"]
     say(f"Enrolled {name} from a clip of {length_s:.1f} s in {took_s:.2f} s.")
@@ -98,11 +97,11 @@ def speak(voices: "Registry", name: str) -> bytes:
     """16-bit samples at 24 kHz."""
     request = {"voice": name, "text": SENTENCE, "seed": SEED, "format": "pcm"}
     started = time.perf_counter()
-    with progress(f"{name} speaks …"):
-        reply = voices.request("POST", "/speak", json=request)
-    took_s, length_s = time.perf_counter() - started, reply.headers["X-Audio-Seconds"]
-    say(f"{name} said {SENTENCE!r}: {length_s} s in {took_s:.2f} s.")
-    return reply.content
+    with progress(f"{name} speaks …"), voices.speech(request) as (spoken, sound):
+        pcm = b"".join(sound)
+    took_s, length_s = time.perf_counter() - started, len(pcm) / 2 / spoken.rate
+    say(f"{name} said {SENTENCE!r}: {length_s:.3f} s in {took_s:.2f} s.")
+    return pcm
 
 
 def print_pitches(spoken: dict[str, bytes]) -> None:

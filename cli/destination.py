@@ -50,15 +50,35 @@ class Login:
 
 def parsed(url: str) -> "httpx.URL":
     """As the client reads it, so that what is compared here is where a request would go."""
+    try:
+        return url_of(url, ("http", "https"))
+    except ValueError as error:
+        raise click.UsageError(f"{shown(url)!r} is not the URL of a registry: {error}.") from error
+
+
+def url_of(url: str, schemes: tuple[str, ...]) -> "httpx.URL":
+    """Raises ValueError for what would fail only when it is looked up or connected to."""
     import httpx
 
     try:
         found = httpx.URL(url)
+        found.raw_host.decode().encode("idna")
     except httpx.InvalidURL as error:
-        raise click.UsageError(f"{url!r} is not a URL: {error}.") from error
-    if found.scheme not in ("http", "https") or not found.host:
-        raise click.UsageError(f"{url!r} is not an http:// or https:// URL.")
+        raise ValueError(str(error)) from error
+    except UnicodeError as error:
+        raise ValueError("its host is no name that can be looked up") from error
+    if found.scheme not in schemes or not found.host:
+        raise ValueError(f"it is not an {' or '.join(f'{s}://' for s in schemes)} URL")
+    if found.port is not None and not 0 < found.port < 65536:
+        raise ValueError("a port is 1 to 65535")
     return found
+
+
+def shown(url: str) -> str:
+    """Without the user and password that it may hold."""
+    scheme, slashes, rest = url.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def same_origin(url: str, other: str) -> bool:
@@ -90,6 +110,8 @@ def destination(asked: Asked) -> tuple[str, dict[str, str]] | None:
     url = asked.url or (login.url if login else None)
     if url is None:
         return None
+    if parsed(url).query or parsed(url).fragment:
+        raise click.UsageError("The URL of a registry has no ? and no # in it.")
     return url, login.headers(url) if login else {}
 
 

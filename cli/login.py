@@ -1,7 +1,6 @@
 """`voices login`, `logout`, `where`: which registry the commands talk to from now on."""
 
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,15 +15,12 @@ from cli.destination import (
     refuse_plain,
     stored,
 )
-from cli.input import json_option
+from cli.input import WORDS, json_option
 from cli.output import print_json, say
-
-if TYPE_CHECKING:
-    from cli.client import Registry
 
 
 @click.command()
-@click.argument("url")
+@click.argument("url", type=WORDS)
 @click.option("--token-id", envvar="VOICES_TOKEN_ID", help="It begins with wk-.")
 @click.option(
     "--token-secret",
@@ -106,13 +102,14 @@ def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
 
 def check(login: Login) -> None:
     """Raises unless a voice registry answers there, and lets this token in."""
-    from cli.client import Refused, connect
+    from cli.client import connect
+    from cli.refusals import Refused
     from cli.session import progress
 
     headers = login.headers(login.url)
     with connect(login.url, headers) as voices, progress(f"Asking {login.url} …"):
         try:
-            answered = is_registry(voices)
+            answered = voices.is_registry()
         except Refused as refused:
             if refused.status != 404:
                 raise
@@ -121,15 +118,6 @@ def check(login: Login) -> None:
         raise click.ClickException(
             f"{login.url} is no voice registry, or one that is stopped: it answers as none does."
         )
-
-
-def is_registry(voices: "Registry") -> bool:
-    alive = voices.request("GET", "/healthz")
-    page = voices.request("GET", "/voices", params={"limit": "1"})
-    try:
-        return bool(alive.json()["status"] == "ok") and isinstance(page.json()["data"], list)
-    except (ValueError, TypeError, KeyError):
-        return False
 
 
 @click.command()

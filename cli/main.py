@@ -1,18 +1,23 @@
 """The verbs on voices. Everything here is HTTP, to a registry or to a private server of its own."""
 
 import json
-from importlib import import_module
-from typing import IO, Any
+from shlex import quote as quoted
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from cli.completion import VOICE
 from cli.destination import Asked
+from cli.exits import if_interrupted
 from cli.input import (
+    WORDS,
+    agreed,
     json_option,
     labels_after,
     labels_option,
     parse_labels,
+    read_clip,
     read_text,
 )
 from cli.output import (
@@ -21,38 +26,10 @@ from cli.output import (
     print_table,
     report,
     say,
+    visible,
 )
 from cli.session import progress, registry
-
-VERBS = {
-    "speak": "cli.speak",
-    "clip": "cli.speak",
-    "serve": "cli.serve",
-    "demo": "cli.demo",
-    "model": "cli.model",
-    "bench": "cli.bench",
-    "doctor": "cli.doctor",
-    "backup": "cli.backup",
-    "restore": "cli.backup",
-    "deploy": "cli.deploy",
-    "login": "cli.login",
-    "logout": "cli.login",
-    "where": "cli.login",
-    "version": "cli.doctor",
-}
-
-
-class Verbs(click.Group):
-    """Imports the verbs on this machine only when one is asked for, or listed."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        return [*self.commands, *VERBS]
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in VERBS:
-            command: click.Command = getattr(import_module(VERBS[name]), name)
-            return command
-        return super().get_command(context, name)
+from cli.verbs import Verbs
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,11 +49,13 @@ def cli(context: click.Context, url: str | None, local: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
-@click.argument("audio", type=click.File("rb"))
-@click.argument("transcript", required=False)
-@click.option("--language", help="What the voice speaks by default, for example english.")
-@click.option("--description", default="", help="A line about the voice.")
+@click.argument("name", type=WORDS)
+@click.argument("audio", type=click.Path(allow_dash=True))
+@click.argument("transcript", type=WORDS, required=False)
+@click.option(
+    "--language", type=WORDS, help="What the voice speaks by default, for example english."
+)
+@click.option("--description", type=WORDS, default="", help="A line about the voice.")
 @labels_option
 @json_option
 @click.pass_context
@@ -84,7 +63,7 @@ def add(
     context: click.Context,
     /,
     name: str,
-    audio: IO[bytes],
+    audio: str,
     transcript: str | None,
     labels: tuple[str, ...],
     as_json: bool,
@@ -92,27 +71,43 @@ def add(
 ) -> None:
     """Enrol a voice from a reference clip and its transcript.
 
-    AUDIO is wav, flac, mp3, ogg, m4a or webm, 1 to 60 s (3 to 30 s are best). TRANSCRIPT is the
-    words of the clip, `@file`, or `-` for stdin; without it the voice speaks in x-vector mode.
+    AUDIO is wav, flac, mp3, ogg, m4a or webm, 1 to 60 s (3 to 30 s are best): a file, or `-` for
+    stdin. TRANSCRIPT is the words of the clip, `@file`, or `-` for stdin; without it the voice
+    speaks in x-vector mode. Prints the id of the voice.
 
     \b
-    Example:
+    Examples:
       voices add alice ref.wav "the invention of movable metal letters"
+      ffmpeg -i talk.mp4 -t 20 -f flac - | voices add bob - @words.txt
     """
+    if audio == transcript == "-":
+        raise click.UsageError("AUDIO and TRANSCRIPT can't both come from stdin.")
     form = {k: v for k, v in fields.items() if v is not None} | {"name": name}
     form["labels"] = json.dumps(parse_labels(labels))
     if transcript is not None:
         form["transcript"] = read_text(transcript)
-    with registry(context) as voices, progress(f"Enrolling {name} …"):
-        voice = voices.request("POST", "/voices", data=form, files={"audio": audio}).json()
+    clip = read_clip(audio)
+    with if_interrupted("Nothing was stored."), registry(context) as voices:
+        enrolled = f"{name} may have been enrolled: `voices show {quoted(name)}` tells."
+        with if_interrupted(enrolled), progress(f"Enrolling {name} …"):
+            voice = voices.add(form, clip)
     for warning in voice["warnings"]:
         say(f"Note: {warning}")
-    report(voice, as_json, f"Enrolled {voice['name']} as {voice['id']}.")
+    if as_json:
+        return print_json(voice)
+    say(f"Enrolled {voice['name']}.")
+    click.echo(visible(voice["id"]))
 
 
 @cli.command("list")
-@click.option("--search", default="", help="Only names that begin so.")
-@click.option("--label", default="", metavar="KEY[=VALUE]", help="Only voices with this label.")
+@click.option("--search", type=WORDS, default="", help="Only names that begin so.")
+@click.option(
+    "--label",
+    type=WORDS,
+    default="",
+    metavar="KEY[=VALUE]",
+    help="Only voices with this label.",
+)
 @json_option
 @click.pass_context
 def list_voices(context: click.Context, search: str, label: str, as_json: bool) -> None:
@@ -134,7 +129,7 @@ def list_voices(context: click.Context, search: str, label: str, as_json: bool) 
 
 
 @cli.command()
-@click.argument("voice")
+@click.argument("voice", type=VOICE)
 @json_option
 @click.pass_context
 def show(context: click.Context, voice: str, as_json: bool) -> None:
@@ -153,11 +148,13 @@ def show(context: click.Context, voice: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("voice")
-@click.option("--description", help="A line about the voice.")
+@click.argument("voice", type=VOICE)
+@click.option("--description", type=WORDS, help="A line about the voice.")
 @labels_option
-@click.option("--remove-label", "dropped", multiple=True, metavar="KEY", help="Take a label off.")
-@click.option("--language", help="Default language; `auto` finds it from the text.")
+@click.option(
+    "--remove-label", "dropped", type=WORDS, multiple=True, metavar="KEY", help="Take a label off."
+)
+@click.option("--language", type=WORDS, help="Default language; `auto` finds it from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default mode.")
 @click.option("--temperature", type=float, help="Default temperature.")
 @click.option("--top-k", type=int, help="Default top-k.")
@@ -191,13 +188,14 @@ def edit(
             change["labels"] = labels_after(found["labels"], added, dropped)
         if given:
             change["defaults"] = found["defaults"] | given
-        edited = voices.patch(found, change)
+        with if_interrupted(f"It may have been edited: `voices show {found['id']}` tells."):
+            edited = voices.patch(found, change)
     report(edited, as_json, f"Edited {edited['name']}.")
 
 
 @cli.command()
-@click.argument("voice")
-@click.argument("new_name")
+@click.argument("voice", type=VOICE)
+@click.argument("new_name", type=WORDS)
 @json_option
 @click.pass_context
 def rename(context: click.Context, voice: str, new_name: str, as_json: bool) -> None:
@@ -208,12 +206,14 @@ def rename(context: click.Context, voice: str, new_name: str, as_json: bool) -> 
       voices rename alice "Alice (studio)"
     """
     with registry(context) as voices:
-        renamed = voices.patch(voices.voice(voice), {"name": new_name})
+        found = voices.voice(voice)
+        with if_interrupted(f"It may have been renamed: `voices show {found['id']}` tells."):
+            renamed = voices.patch(found, {"name": new_name})
     report(renamed, as_json, f"Renamed to {renamed['name']}.")
 
 
 @cli.command()
-@click.argument("voice")
+@click.argument("voice", type=VOICE)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def rm(context: click.Context, voice: str, yes: bool) -> None:
@@ -223,18 +223,17 @@ def rm(context: click.Context, voice: str, yes: bool) -> None:
     Example:
       voices rm alice --yes
     """
-    from cli.client import etag, voice_path
-
-    with registry(context) as voices:
+    with if_interrupted("Nothing was deleted."), registry(context) as voices:
         found = voices.voice(voice)
-        if not yes:
-            click.confirm(f"Delete {found['name']} ({found['id']})?", abort=True, err=True)
-        voices.request("DELETE", voice_path(found["id"]), headers={"If-Match": etag(found)})
+        if not yes and not agreed(f"Delete {found['name']} ({found['id']})?"):
+            raise click.ClickException("Nothing was deleted.")
+        with if_interrupted(f"It may have been deleted: `voices show {found['id']}` tells."):
+            voices.delete(found)
     say(f"Deleted {found['name']}.")
 
 
 @cli.command()
-@click.argument("voice")
+@click.argument("voice", type=VOICE)
 @json_option
 @click.pass_context
 def rebuild(context: click.Context, voice: str, as_json: bool) -> None:
@@ -244,10 +243,11 @@ def rebuild(context: click.Context, voice: str, as_json: bool) -> None:
     Example:
       voices rebuild alice
     """
-    from cli.client import voice_path
-
-    with registry(context) as voices, progress(f"Rebuilding {voice} …"):
-        rebuilt = voices.request("POST", voice_path(voice, "/rebuild")).json()
+    outcome = (
+        f"It may have been rebuilt, and speaks as before: `voices show {quoted(voice)}` tells."
+    )
+    with registry(context) as voices, if_interrupted(outcome), progress(f"Rebuilding {voice} …"):
+        rebuilt = voices.rebuild(voice)
     report(rebuilt, as_json, f"Rebuilt {rebuilt['name']}.")
 
 

@@ -1,7 +1,9 @@
 """What a command prints: data on stdout, talk on stderr."""
 
 import json
+import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,16 +12,43 @@ from typing import Any, BinaryIO
 
 import click
 
-ID_WIDTH = 38
 WIDE = 10_000
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # which Persian and Hindi are written with
+
+
+def visible(text: str) -> str:
+    """What could command the terminal, or hide there, as escapes; lines and tabs stay."""
+    return "".join(c if _is_harmless(c) else _escape(c) for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return (
+        character.isprintable()
+        or character in "\n\t"
+        or character in JOINERS
+        or unicodedata.category(character) not in UNSEEN
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def say(message: str) -> None:
-    click.echo(message, err=True)
+    """A stderr that is full, or whose reader has left, is no reason to stop."""
+    with suppress(OSError):
+        click.echo(visible(message), err=True)
 
 
 def print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """JSON's own escapes stand for what is not seen, and for what stdout can't encode."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=2)
+    click.echo("".join(c if _is_harmless(c) else f"\\u{ord(c):04x}" for c in text))
 
 
 def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
@@ -37,11 +66,12 @@ def print_table(voices: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("NAME", "MODES", "CLIP", "LABELS", "DESCRIPTION"):
         table.add_column(heading, overflow="fold")
-    table.add_column("ID", no_wrap=True, min_width=ID_WIDTH)
-    for voice in voices:
-        table.add_row(*_table_row(voice))
-    terminal = sys.stdout.isatty()
-    Console(markup=False, highlight=False, width=None if terminal else WIDE).print(table)
+    rows = [[visible(" ".join(cell.split())) for cell in _table_row(voice)] for voice in voices]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    table.add_column("ID", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False, width=width).print(table)
 
 
 def _table_row(voice: dict[str, Any]) -> list[str]:
@@ -54,7 +84,8 @@ def _table_row(voice: dict[str, Any]) -> list[str]:
 def print_fields(voice: dict[str, Any]) -> None:
     for field, value in voice.items():
         for key, shown in _flat(field, value):
-            click.echo(f"{key:<20} {shown}")
+            lines = visible(shown).replace("\n", "\n" + " " * 21)
+            click.echo(f"{visible(key):<20} {lines}")
 
 
 def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:

@@ -1,13 +1,17 @@
 """The registry of this machine, served to one command on a socket that nobody else can reach."""
 
 import logging
+import shutil
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import click
+
+from cli.exits import Interrupted
 from cli.host import load_settings, make_app, open_store
 
 if TYPE_CHECKING:
@@ -25,36 +29,75 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 
     settings = settings or load_settings()
     with serving_privately(make_app(settings, open_store(settings))) as http:
-        yield Registry(http)
+        yield Registry(http, "The registry of this machine")
 
 
 @contextmanager
 def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
-    """The app on a Unix socket in a folder of our own, and a client that talks to it."""
+    """The app on a Unix socket in a folder of our own, and a client that talks to it.
+
+    Who presses Ctrl-C does not wait for it: what is not stored yet is not there.
+    """
     import httpx
     import uvicorn
 
-    from cli.client import TIMEOUT
+    from cli.connection import TIMEOUT
 
-    with tempfile.TemporaryDirectory(prefix="voices-") as folder:
-        path = f"{folder}/registry.sock"
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen()  # connections wait here until the server runs: no polling
+    with listening() as (listener, path):
         config = uvicorn.Config(app, http="h11", ws="none", log_level="critical", access_log=False)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         log = logging.getLogger("registry")
         level = log.level
         log.setLevel(logging.ERROR)  # the command says itself what is less than a fault of ours
         thread.start()
+        patience_s: float | None = None
         try:
             transport = httpx.HTTPTransport(uds=path, verify=False)  # no TLS: reads no certificates
             with httpx.Client(
                 transport=transport, base_url="http://voices", timeout=TIMEOUT
             ) as http:
                 yield http
+        except (KeyboardInterrupt, Interrupted, click.Abort):
+            patience_s = 0.3
+            raise
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(patience_s)
             log.setLevel(level)
+
+
+@contextmanager
+def listening() -> Iterator[tuple[socket.socket, str]]:
+    """A socket in a folder for its owner alone, where connections wait until the server runs."""
+    folder, listener = _socket()
+    try:
+        yield listener, listener.getsockname()
+    finally:
+        listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _socket() -> tuple[str, socket.socket]:
+    """TMPDIR is left where its path is too long for a socket, or none can be made there."""
+    for place in _temporary_folders():
+        with suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="voices-", dir=place)  # its mode is 0700
+            listener = socket.socket(socket.AF_UNIX)
+            try:
+                listener.bind(f"{folder}/registry.sock")
+                listener.listen()
+            except OSError:
+                listener.close()
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            return folder, listener
+    raise click.ClickException(
+        "No folder can hold a socket for this command: set TMPDIR to one that can be written."
+    )
+
+
+def _temporary_folders() -> Iterator[str]:
+    with suppress(FileNotFoundError):  # none at all can be used
+        yield tempfile.gettempdir()
+    yield from ("/tmp", "/var/tmp")

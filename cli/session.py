@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.output import visible
+
 if TYPE_CHECKING:
     from cli.client import Registry
 
@@ -30,10 +32,11 @@ def registry(context: click.Context) -> Iterator["Registry"]:
 def progress(message: str) -> Iterator[None]:
     """A spinner on a terminal's stderr; nothing elsewhere."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(message):
+    with console.status(Text(visible(message))):
         yield

@@ -5,9 +5,13 @@ from typing import Any
 
 import click
 
-from cli.input import FORMATS, format_of, read_text
+from cli.completion import VOICE
+from cli.exits import if_interrupted
+from cli.filenames import FORMATS, file_for, format_for, refuse_other_ending
+from cli.input import WORDS, json_option, read_text
 from cli.output import (
     new_file,
+    print_json,
     refuse_overwriting,
     refuse_terminal,
     say,
@@ -20,8 +24,8 @@ STDOUT = Path("-")
 
 
 @click.command()
-@click.argument("voice")
-@click.argument("text")
+@click.argument("voice", type=VOICE)
+@click.argument("text", type=WORDS)
 @click.option(
     "-o",
     "--output",
@@ -30,12 +34,13 @@ STDOUT = Path("-")
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--format", type=click.Choice(FORMATS), help="Default: by the file's ending, or wav.")
-@click.option("--language", help="Default: the voice's own, else found from the text.")
+@click.option("--language", type=WORDS, help="Default: the voice's own, else found from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default: the voice's.")
 @click.option("--seed", type=int, help="The same seed gives the same audio.")
 @click.option("--temperature", type=float, help="0 (greedy) to 2.")
 @click.option("--top-k", type=int, help="Sample among the K most probable codes.")
 @click.option("--top-p", type=float, help="Sample among the codes that hold this probability.")
+@json_option
 @click.pass_context
 def speak(
     context: click.Context,
@@ -45,36 +50,56 @@ def speak(
     output: Path | None,
     force: bool,
     format: str | None,
+    as_json: bool,
     **params: Any,
 ) -> None:
     """Speak TEXT with a voice and write the audio to a file.
 
-    TEXT is the words themselves, `@file`, or `-` for stdin.
+    TEXT is the words themselves, `@file`, or `-` for stdin; `@@` begins a text with an @. A text
+    that begins with - goes after `--`. A file whose ending says nothing of its format gets wav.
 
     \b
     Examples:
       voices speak alice "Hello" -o hello.wav
-      cat chapter.txt | voices speak alice - -o - --format flac | ffplay -
+      cat page.txt | voices speak alice - -o - --format flac | ffplay -
     """
-    format = format or format_of(output)
-    output = output or Path(f"{voice}.{format}")
+    format = format_for(output, format)
     if output == STDOUT:
         refuse_terminal()
+        if as_json:
+            raise click.UsageError("--json and `-o -` contradict each other: both use stdout.")
     else:
+        output = output or file_for(voice, f".{format}")
         refuse_overwriting(output, force)
     request = {"voice": voice, "text": read_text(text), "format": format}
     request |= {knob: value for knob, value in params.items() if value is not None}
     with registry(context) as voices, progress(f"{voice} speaks …"):
         if output == STDOUT:
-            with voices.speech(request | {"stream": True}) as answer:
-                return write_stdout(answer.iter_bytes())
-        with new_file(output, force) as file:
-            summary = voices.speak(request, file)
-    say(f"Wrote {output}: {summary}.")
+            with (
+                if_interrupted("What stdout has got is not all of the speech."),
+                voices.speech(request | {"stream": True}) as (_, sound),
+            ):
+                return write_stdout(sound)
+        with if_interrupted("Nothing was written."), new_file(output, force) as file:
+            spoken, seconds = voices.speak(request, file)
+    if as_json:
+        return print_json(
+            {
+                "voice": voice,
+                "voice_id": spoken.voice_id,
+                "seed": spoken.seed,
+                "mode": spoken.mode,
+                "seconds": round(seconds, 3),
+                "cache": spoken.cache,
+                "format": format,
+                "file": str(output),
+            }
+        )
+    say(f"Wrote {output}: {seconds:.3f} s, prompt from {spoken.cache}, seed {spoken.seed}.")
 
 
 @click.command()
-@click.argument("voice")
+@click.argument("voice", type=VOICE)
 @click.option(
     "-o",
     "--output",
@@ -90,16 +115,16 @@ def clip(context: click.Context, voice: str, output: Path | None, force: bool) -
     Example:
       voices clip alice -o alice-reference.wav
     """
-    from cli.client import MEDIA_ENDINGS, voice_path
-
     if output == STDOUT:
         refuse_terminal()
-    with registry(context) as voices:
-        response = voices.request("GET", voice_path(voice, "/clip"))
+    elif output is not None:
+        refuse_overwriting(output, force)
+    with registry(context) as voices, if_interrupted("Nothing was written."):
+        content, ending = voices.clip(voice)
     if output == STDOUT:
-        return write_stdout([response.content])
-    media_type = response.headers["content-type"].partition(";")[0]
-    path = output or Path(f"{voice}-clip.{MEDIA_ENDINGS.get(media_type, 'bin')}")
+        return write_stdout([content])
+    path = output or file_for(voice, f"-clip.{ending}")
+    refuse_other_ending(path, ending, f"The clip of {voice}")
     refuse_overwriting(path, force)
-    write_file(path, response.content, force)
+    write_file(path, content, force)
     say(f"Wrote {path}.")

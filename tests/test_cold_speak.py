@@ -1,20 +1,22 @@
-"""`voices speak` to a registry whose GPU is off: it waits, and speaks once."""
+"""The verbs that need a GPU, at a registry whose GPU is off: they wait, and do it once."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from api import add
+from api import CLIP, add
 from click.testing import CliRunner, Result
 from dresses import client_of
 from fakes import FakeInference, Pace
 
 from cli import client as http_client
 from cli.main import cli
-from registry.errors import GpuCold, Overloaded, RegistryError
-from registry.files import PromptRef
+from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken
+from registry.files import PromptRef, PromptSource
 from registry.inference_client import SpeakParams, Speech, patience
 from registry.store import VoiceStore
 
@@ -27,10 +29,17 @@ class Cold(FakeInference):
     asked_s: list[float] = field(default_factory=list)
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        self._refuse()
+        return await super().speak(ref, text, params)
+
+    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+        self._refuse()
+        return await super().extract_prompt(source)
+
+    def _refuse(self) -> None:
         self.asked_s.append(patience.get().most_s)
         if self.refusals:
             raise self.refusals.pop(0)
-        return await super().speak(ref, text, params)
 
 
 @pytest.fixture
@@ -40,12 +49,17 @@ def gpu(store: VoiceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.chdir(tmp_path)
     with client_of("server", store, cold) as http:
         assert add(http, "alice").status_code == 201
+        cold.asked_s.clear()
         monkeypatch.setenv("VOICES_URL", str(http.base_url))
         yield cold
 
 
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
 def speak(*options: str) -> Result:
-    return CliRunner().invoke(cli, ["speak", "alice", "Hello", *options])
+    return run("speak", "alice", "Hello", *options)
 
 
 def starting(times: int, retry_after_s: int = 0) -> list[RegistryError]:
@@ -73,9 +87,30 @@ def test_what_waits_too_long_is_refused_in_the_servers_words(
     assert not Path("alice.wav").exists()
 
 
-def test_nothing_else_is_asked_again(gpu: Cold) -> None:
+def test_a_registry_that_is_busy_is_asked_again(gpu: Cold) -> None:
     gpu.refusals = [Overloaded("Too many wait.", 0)]
-    assert speak().stderr == "Error: Too many wait.\n"
+    said = speak()
+    assert said.exit_code == 0, said.output
+    assert said.stderr.startswith("The registry is busy; waiting for it, 60 s at most.\n")
+    assert (len(gpu.asked_s), gpu.started) == (2, ["Hello"])
+
+
+@pytest.mark.parametrize("verb", ["add", "rebuild"])
+def test_every_verb_that_needs_the_gpu_waits_for_it(gpu: Cold, verb: str) -> None:
+    Path("ref.wav").write_bytes(CLIP)
+    gpu.refusals = starting(2)
+    done = run("add", "bob", "ref.wav", "hi") if verb == "add" else run("rebuild", "alice")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("The GPU is starting; waiting for it, 300 s at most.\n") == 1
+    assert len(gpu.asked_s) == 3
+    assert json.loads(run("list", "--json").stdout)[-1]["name"] == (
+        "bob" if verb == "add" else "alice"
+    )
+
+
+def test_what_says_not_when_is_not_asked_again(gpu: Cold) -> None:
+    gpu.refusals = [StreamBroken("It broke.")]
+    assert speak().stderr == "Error: It broke.\n"
     assert len(gpu.asked_s) == 1
 
 
@@ -97,5 +132,8 @@ def test_who_does_not_want_to_wait_can_leave(gpu: Cold, monkeypatch: pytest.Monk
     monkeypatch.setattr(http_client.time, "sleep", interrupted)
     gpu.refusals = starting(1, retry_after_s=200)
     said = speak()
-    assert said.exit_code == 1 and said.stderr.split()[-1] == "Aborted!"
+    assert (said.exit_code, said.stderr.splitlines()[-1]) == (
+        130,
+        "Interrupted. Nothing was written.",
+    )
     assert not Path("alice.wav").exists() and not gpu.started

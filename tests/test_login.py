@@ -165,8 +165,8 @@ def test_login_asks_the_server_before_it_believes(voices: Voices, url: str, conf
     wrong = f"{ID}\nws-wrong\n".encode()
     refused = voices("login", url, input=wrong, code=1).stderr
     assert refused == (
-        f"Error: {url} does not accept the token {ID}. With a proxy token of its workspace, "
-        f"`voices login {url}` stores another one.\n"
+        f"Error: {url} does not accept the token {ID} (modal-http: missing credentials). With a "
+        f"proxy token of its workspace, `voices login {url}` stores another one.\n"
     )
     asks = voices("login", url, "--no-token", code=1).stderr
     assert asks == (

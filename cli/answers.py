@@ -1,0 +1,198 @@
+"""What is taken for an answer of a registry: its media type, its size and its shape are checked.
+
+Another server may stand at the address, or a registry of another time, and answer anything.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import httpx
+
+MIB = 1 << 20
+JSON_LIMIT = 32 * MIB  # a page of 200 voices with all that they may hold is a third of it
+CLIP_LIMIT = 64 * MIB
+SPEECH_LIMIT = 1024 * MIB  # six hours
+BODY_S = 120.0  # for all of an answer that is read whole, once it has begun
+DEEPEST = 20
+
+Shape = type | tuple["Shape", ...] | list["Shape"] | dict[Any, "Shape"] | None
+VOICE: Shape = {
+    "id": str,
+    "name": str,
+    "description": str,
+    "labels": {str: str},
+    "defaults": dict,
+    "row_version": int,
+    "modes": [str],
+    "clip": {"duration_s": float},
+    "warnings": [str],
+}
+PAGE: Shape = {"data": [VOICE], "next": (str, None)}
+PROBLEM: Shape = {"detail": str, "code": str}
+HEALTH: Shape = {"status": str}
+
+CLIP_ENDINGS = {
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/mp4": "m4a",
+    "audio/webm": "webm",
+    "audio/matroska": "mka",
+}
+
+
+class Unexpected(click.ClickException):
+    """An answer that no registry gives."""
+
+    def __init__(self, answer: httpx.Response, reason: str) -> None:
+        place = answer.request.url.copy_with(query=None, userinfo=b"")
+        super().__init__(f"{place} answers as no voice registry does: {reason}.")
+
+
+def media_type(answer: httpx.Response) -> str:
+    return str(answer.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+def whole(answer: httpx.Response, limit: int) -> bytes:
+    """The body, which must have told its end: what is cut off must not look whole."""
+    refuse_unreadable(answer)
+    until_s, parts, size = time.monotonic() + BODY_S, list[bytes](), 0
+    for part in answer.iter_raw():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise Unexpected(answer, f"it sends more than {limit // MIB} MiB")
+        if time.monotonic() > until_s:
+            raise Unexpected(answer, f"after {BODY_S:.0f} s it has not sent all")
+    return b"".join(parts)
+
+
+def refuse_unreadable(answer: httpx.Response) -> None:
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Unexpected(answer, f"it sends {encoding!r}, which was not asked for")
+    told = {"content-length", "transfer-encoding"} & answer.headers.keys()
+    if not told and answer.status_code != 204:
+        raise Unexpected(answer, "it does not tell where its answer ends")
+
+
+def parsed_json(answer: httpx.Response, shape: Shape) -> Any:
+    """Raises Unexpected for all but JSON of this shape."""
+    if media_type(answer) not in ("application/json", "application/problem+json"):
+        sent = media_type(answer) or "something of no type"
+        raise Unexpected(answer, f"it sends {sent}, not JSON")
+    try:
+        found = json.loads(answer.content, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Unexpected(answer, "what it sends is not JSON") from error
+    if _is_deeper(found, DEEPEST):
+        raise Unexpected(answer, "its JSON is too deep")
+    if wrong := misfit(found, shape):
+        raise Unexpected(answer, f"{wrong} of another shape, or missing")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deeper(v, levels - 1) for v in inner)
+
+
+def misfit(value: object, shape: Shape, place: str = "its JSON is") -> str | None:
+    """Which part has another shape, or None.
+
+    A shape is a type, a tuple of those that may be, [one for all of a list], {str: one for all
+    values}, or the keys that a mapping must have, among others.
+    """
+    match shape, value:
+        case tuple(), _:
+            return None if any(misfit(value, one) is None for one in shape) else place
+        case list(), list():
+            parts = [(place, part, shape[0]) for part in value]
+        case dict(), dict():
+            every = shape.get(str)
+            keys = value if every else shape
+            parts = [(f"{key!r} is", value.get(key, _ABSENT), every or shape[key]) for key in keys]
+        case ((list() | dict()), _):
+            return place
+        case _:
+            return None if _is_a(value, shape) else place
+    return next(filter(None, (misfit(part, one, name) for name, part, one in parts)), None)
+
+
+_ABSENT = object()
+
+
+def _is_a(value: object, kind: Shape) -> bool:
+    if kind is None:
+        return value is None
+    if kind is float:
+        return isinstance(value, int | float) and -1e9 < value < 1e9
+    return type(value) is kind
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What the headers tell of a speech."""
+
+    voice_id: str
+    seed: int
+    mode: str
+    cache: str
+    seconds: float | None  # absent from a stream
+    rate: int = 0  # of PCM, in Hz
+
+
+def spoken(answer: httpx.Response, format: str) -> Spoken:
+    """Raises Unexpected unless it is a speech in this format."""
+    refuse_unreadable(answer)
+    if media_type(answer) != f"audio/{format}":
+        sent = media_type(answer) or "something of no type"
+        raise Unexpected(answer, f"it sends {sent}, not audio/{format}")
+    headers = answer.headers
+    rate = re.search(r";\s*rate=([1-9]\d{3,5})\s*(?:;|$)", headers["content-type"], re.ASCII)
+    if format == "pcm" and rate is None:
+        raise Unexpected(answer, "it sends samples of an unknown rate")
+    length = headers.get("X-Audio-Seconds")
+    try:
+        return Spoken(
+            voice_id=headers["X-Voice-Id"],
+            seed=int(headers["X-Seed"]),
+            mode=headers["X-Mode"],
+            cache=headers["X-Prompt-Cache"],
+            seconds=None if length is None else float(length),
+            rate=int(rate[1]) if rate else 0,
+        )
+    except (KeyError, ValueError) as error:
+        raise Unexpected(answer, "its headers do not tell of a speech") from error
+
+
+def sound(answer: httpx.Response) -> Iterator[bytes]:
+    """The body as it comes."""
+    size = 0
+    for part in answer.iter_raw():
+        size += len(part)
+        if size > SPEECH_LIMIT:
+            raise Unexpected(answer, f"it speaks more than {SPEECH_LIMIT // MIB} MiB")
+        yield part
+    if size == 0:
+        raise Unexpected(answer, "it sends no sound")
+
+
+def clip(answer: httpx.Response) -> tuple[bytes, str]:
+    """A recording, and the ending of a file of its kind; no page that calls itself one."""
+    kind = media_type(answer)
+    if not kind.startswith("audio/"):
+        raise Unexpected(answer, f"it sends {kind or 'something of no type'}, not a clip")
+    if answer.content.lstrip()[:1] in (b"", b"<", b"{"):
+        raise Unexpected(answer, f"what it calls {kind} is none")
+    return answer.content, CLIP_ENDINGS.get(kind, "bin")

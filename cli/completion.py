@@ -1,0 +1,63 @@
+"""Completes the names of voices in a shell: quickly or not at all, and without a word of error."""
+
+import os
+import re
+
+import click
+from click.shell_completion import CompletionItem
+
+from cli.destination import Asked, destination
+from cli.input import Words
+from cli.output import visible
+
+MOST = 50
+WAIT_S = 1.0
+NOT_PLAIN = re.compile(r"([^\w@%+=:,./-])")
+
+
+class VoiceName(Words):
+    def shell_complete(
+        self, context: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        options = context.find_root().params
+        asked = Asked(local=True) if options.get("local") else Asked(options.get("url") or None)
+        return [CompletionItem(escaped(name)) for name in names(asked, incomplete)]
+
+
+VOICE = VoiceName()
+
+
+def names(asked: Asked, beginning: str) -> list[str]:
+    """Those that begin so. What can't be asked has none."""
+    try:
+        found = destination(asked)
+        known = _local(beginning) if found is None else _remote(*found, beginning)
+    except (click.ClickException, OSError):
+        return []
+    return [name for name in known if visible(name) == name and "\n" not in name]
+
+
+def _remote(url: str, headers: dict[str, str], beginning: str) -> list[str]:
+    from cli import answers
+    from cli.client import connect
+
+    with connect(url, headers, WAIT_S) as voices:
+        query = {"limit": str(MOST), "search": beginning}
+        page = answers.parsed_json(voices.request("GET", "/voices", params=query), answers.PAGE)
+    return [voice["name"] for voice in page["data"]]
+
+
+def _local(beginning: str) -> list[str]:
+    from cli import host
+    from registry.files import DataDir
+    from registry.known_names import names_beginning
+
+    data = DataDir(host.home_of(host.load_settings()))
+    return names_beginning(data.database, beginning, MOST)
+
+
+def escaped(name: str) -> str:
+    """bash puts it on the line as it is; the other shells escape what they must."""
+    if os.environ.get("_VOICES_COMPLETE") != "bash_complete":
+        return name
+    return NOT_PLAIN.sub(r"\\\1", name)

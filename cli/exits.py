@@ -1,0 +1,104 @@
+"""How a command ends: with a code, and with a sentence on stderr unless the code is 0.
+
+What the operating system refuses anywhere, a full disk or a folder without permission, is a
+sentence too. Nothing here hides a fault of the program itself.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO, TextIOWrapper
+
+import click
+
+from cli.output import say
+
+FAILED, INTERRUPTED = 1, 130
+STREAMS = ((os.O_WRONLY, "stdin", "r"), (os.O_RDONLY, "stdout", "w"), (os.O_RDWR, "stderr", "w"))
+
+
+class Interrupted(click.ClickException):
+    """By Ctrl-C; the message tells what came of it."""
+
+    exit_code = INTERRUPTED
+
+
+@contextmanager
+def if_interrupted(outcome: str) -> Iterator[None]:
+    """Tell what came of the work within, when Ctrl-C ends it."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort) as error:
+        raise Interrupted(outcome) from error
+
+
+def exit_code(command: Callable[[], object]) -> int:
+    """Run a command of click's, and say how it ended."""
+    open_streams()
+    code = _ended(command)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _refused_by_system(error)
+        _drop_output()
+    return code
+
+
+def _ended(command: Callable[[], object]) -> int:
+    try:
+        code = command()  # of click's own exits, as of --help; a verb returns nothing
+    except Interrupted as interrupted:
+        say(f"Interrupted. {interrupted.message}")
+        return INTERRUPTED
+    except click.ClickException as error:
+        told = StringIO()
+        error.show(told)
+        say(told.getvalue().rstrip("\n"))
+        return error.exit_code
+    except click.Abort:
+        say("Interrupted.")
+        return INTERRUPTED
+    except SystemExit as ended:
+        code = ended.code
+    except OSError as error:
+        return _refused_by_system(error)
+    return code if isinstance(code, int) else 0
+
+
+def _refused_by_system(error: OSError) -> int:
+    """A listener who left is told nothing."""
+    if error.errno == errno.EPIPE:
+        _drop_output()
+    else:
+        say(f"Error: {of_system(error)}")
+    return FAILED
+
+
+def of_system(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    return f"{place or 'The system refuses'}: {reason}."
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_streams() -> None:
+    """After `>&-` a file that is opened would get the number of stdout, and what is printed.
+
+    stdin and stdout then fail as they should when they are used; stderr is nothing but talk.
+    """
+    for number, (mode, name, direction) in enumerate(STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, direction, closefd=False))
+    if isinstance(sys.stdout, TextIOWrapper):  # an odd encoding must not refuse a name
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,0 +1,75 @@
+"""The group of all verbs: it imports one when it is asked for or listed, and tells how it ended."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import click
+
+from cli.exits import INTERRUPTED, exit_code
+
+ELSEWHERE = {
+    "speak": "cli.speak",
+    "clip": "cli.speak",
+    "serve": "cli.serve",
+    "demo": "cli.demo",
+    "model": "cli.model",
+    "bench": "cli.bench",
+    "doctor": "cli.doctor",
+    "backup": "cli.backup",
+    "restore": "cli.backup",
+    "deploy": "cli.deploy",
+    "login": "cli.login",
+    "logout": "cli.login",
+    "where": "cli.login",
+    "version": "cli.doctor",
+}
+LIKE_WORDS = re.compile(r"-[^-a-zA-Z]|--?[^=]*\s")  # no option of ours
+DASHES = "A text that begins with '-' goes after `--`, as in: voices speak alice -- '-5 degrees'"
+
+
+class Verbs(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*self.commands, *ELSEWHERE]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in ELSEWHERE:
+            command: click.Command = getattr(import_module(ELSEWHERE[name]), name)
+            return command
+        return super().get_command(context, name)
+
+    def main(self, *given: Any, **options: Any) -> Any:
+        """As click's, but it ends as cli.exits says."""
+        words = given[0] if given else options.get("args") or sys.argv[1:]
+
+        def run() -> object:
+            with hinted(words):
+                return super(Verbs, self).main(*given, **options | {"standalone_mode": False})
+
+        if options.get("standalone_mode", True):
+            sys.exit(exit_code(run))
+        return run()
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        """The process is this command: after Ctrl-C it waits for no thread, for nothing is lost."""
+        try:
+            return self.main(*given, **options)
+        except SystemExit as ended:
+            if ended.code == INTERRUPTED:
+                os._exit(INTERRUPTED)
+            raise
+
+
+@contextmanager
+def hinted(words: Sequence[str]) -> Iterator[None]:
+    """Say what `--` is for, where words were taken for an option."""
+    try:
+        yield
+    except click.UsageError as error:
+        if not any(LIKE_WORDS.match(word) for word in words):
+            raise
+        raise click.UsageError(f"{error.format_message()} {DASHES}", error.ctx) from error
