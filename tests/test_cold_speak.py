@@ -99,7 +99,7 @@ def test_a_registry_that_is_busy_is_asked_again(gpu: Cold) -> None:
 def test_every_verb_that_needs_the_gpu_waits_for_it(gpu: Cold, verb: str) -> None:
     Path("ref.wav").write_bytes(CLIP)
     gpu.refusals = starting(2)
-    done = run("add", "bob", "ref.wav", "hi") if verb == "add" else run("rebuild", "alice")
+    done = run("add", "bob", "ref.wav", "hello there") if verb == "add" else run("rebuild", "alice")
     assert done.exit_code == 0, done.output
     assert done.stderr.count("The GPU is starting; waiting for it, 300 s at most.\n") == 1
     assert len(gpu.asked_s) == 3
