@@ -31,6 +31,10 @@ TRANSCRIPT = "The birch canoe slid on the smooth planks."
 ServiceFactory = Callable[..., InferenceService]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cases", metavar="FOLDER", help="clips for test_public_reports.py")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint; its speech ends with the text."""
