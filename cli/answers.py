@@ -150,6 +150,17 @@ class Spoken:
     cache: str
     seconds: float | None  # absent from a stream
     rate: int = 0  # of PCM, in Hz
+    retries: int = 0  # how often it could not be heard
+    fallback: str = "none"  # the mode that nobody asked for
+
+    @property
+    def made_again(self) -> str:
+        """What to say of a speech that could not be heard at first."""
+        if not self.retries:
+            return ""
+        times = "once" if self.retries == 1 else f"{self.retries} times"
+        how = "" if self.fallback == "none" else f", in mode {self.fallback} in the end"
+        return f", made again {times} because nothing could be heard{how}"
 
 
 def spoken(answer: httpx.Response, format: str) -> Spoken:
@@ -171,6 +182,8 @@ def spoken(answer: httpx.Response, format: str) -> Spoken:
             cache=headers["X-Prompt-Cache"],
             seconds=None if length is None else float(length),
             rate=int(rate[1]) if rate else 0,
+            retries=int(headers.get("X-Retries", "0")),
+            fallback=headers.get("X-Fallback", "none"),
         )
     except (KeyError, ValueError) as error:
         raise Unexpected(answer, "its headers do not tell of a speech") from error

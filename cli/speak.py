@@ -91,11 +91,14 @@ def speak(
                 "mode": spoken.mode,
                 "seconds": round(seconds, 3),
                 "cache": spoken.cache,
+                "retries": spoken.retries,
+                "fallback": spoken.fallback,
                 "format": format,
                 "file": str(output),
             }
         )
-    say(f"Wrote {output}: {seconds:.3f} s, prompt from {spoken.cache}, seed {spoken.seed}.")
+    told = f"{seconds:.3f} s, prompt from {spoken.cache}, seed {spoken.seed}{spoken.made_again}"
+    say(f"Wrote {output}: {told}.")
 
 
 @click.command()

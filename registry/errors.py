@@ -10,6 +10,7 @@ RegistryError
 ├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
 ├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
 ├── StreamBroken 500                     a speech that ended before it should
+├── SpeechInaudible 500                  made again before a client sees it
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
 ├── SchemaTooNew · DatabaseLost · SettingInvalid · FolderInUse
 │                                         refused before anything is served
@@ -212,6 +213,15 @@ class StreamBroken(SpeechFailed):
     """The sound stopped before its end. It is never asked for again: some of it was heard."""
 
     code, title = "stream-broken", "The speech broke off"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(self.code, detail)
+
+
+class SpeechInaudible(SpeechFailed):
+    """Nothing can be heard of the speech, or less than its text takes."""
+
+    code, title = "speech-inaudible", "The model made no speech of this text"
 
     def __init__(self, detail: str) -> None:
         super().__init__(self.code, detail)

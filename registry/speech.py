@@ -1,35 +1,70 @@
-"""From a voice and a text to audio. It knows nothing about HTTP, and opens a clip only to heal."""
+"""From a voice and a text to audio. It knows nothing about HTTP, and opens a clip only to heal.
+
+A speech that can't be heard is made again, with other seeds and then in x-vector mode: what is
+derived from the request's seed is the same at every request.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from anyio import to_thread
 
+from registry.audible import AudibleChunks
 from registry.encode import Encoder
 from registry.enrol import Enroller
-from registry.errors import PromptBroken
+from registry.errors import PromptBroken, SpeechInaudible
 from registry.inference_client import Description, Inference, SpeakParams, Speech
 from registry.languages import language_named
 from registry.queries import StoredVoice
 from registry.store import VoiceStore
 
+T = TypeVar("T")
+
+RETRIES = 2  # with other seeds
+GREEDY_BELOW = 0.01  # the temperature of a speech to which seeds are all one
+
 
 @dataclass(frozen=True)
 class Spoken:
     voice: StoredVoice
-    speech: Speech
+    speech: Speech  # the last one that was made
+    chunks: AudibleChunks
+    first: Speech
     rebuilt: bool
+    retries: int = 0
+    retries_s: float = 0.0  # all before the last one was asked for
 
     @property
     def prompt_cache(self) -> str:
-        return "rebuilt" if self.rebuilt else self.speech.prompt_cache
+        return "rebuilt" if self.rebuilt else self.first.prompt_cache
 
-    async def encoded(self, encoder: Encoder) -> AsyncGenerator[bytes, None]:
-        """The audio as it is spoken, never ahead of whoever takes it; its end ends the speech."""
-        async with aclosing(self.speech.chunks) as chunks:
+    @property
+    def fell_back(self) -> bool:
+        """Whether another mode had to speak."""
+        return self.speech.mode != self.first.mode
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Those of the last one, and what came before and after it until something was heard."""
+        told = dict(self.speech.timings)
+        if self.retries:
+            told = {"retries": self.retries_s} | told
+        return told | {"ttfa": self.retries_s + told["ttfa"] + self.chunks.held_s}
+
+    async def encoded(self, encoder: Encoder, *, hold: bool) -> AsyncGenerator[bytes, None]:
+        """The audio as it is spoken, never ahead of whoever takes it; its end ends the speech.
+
+        SpeechInaudible if it can't be its text: before the first part for one that is silent, if
+        it may `hold` that back, else at the end.
+        """
+        async with aclosing(self.chunks) as chunks:
+            if hold:
+                await chunks.hold()
             async for chunk in chunks:
                 if part := await to_thread.run_sync(encoder.feed, chunk):
                     yield part
@@ -44,11 +79,37 @@ class Speaker:
         self._enroller = enroller
         self._healing = WeakValueDictionary[str, asyncio.Lock]()
 
-    async def speak(self, reference: str, text: str, params: SpeakParams) -> Spoken:
-        """Returns once the first chunk exists. A broken prompt is rebuilt once from its clip."""
+    async def speak(
+        self, reference: str, text: str, params: SpeakParams, use: Callable[[Spoken], Awaitable[T]]
+    ) -> T:
+        """What `use` makes of the first speech in which it does not meet SpeechInaudible."""
         voice = await to_thread.run_sync(self._store.get, reference)
         description = await self._enroller.refuse_other_model(voice)
         params = in_words_of(description, with_defaults(params, voice))
+        begun_s = time.perf_counter()
+        spoken = await self._healed(voice, text, params)
+        for other in other_takes(params, spoken.first):
+            try:
+                return await use(spoken)
+            except SpeechInaudible:
+                retries_s = time.perf_counter() - begun_s
+                again = await self._healed(spoken.voice, text, other)
+                spoken = replace(
+                    spoken,
+                    voice=again.voice,
+                    speech=again.speech,
+                    chunks=again.chunks,
+                    rebuilt=spoken.rebuilt or again.rebuilt,
+                    retries=spoken.retries + 1,
+                    retries_s=retries_s,
+                )
+        try:
+            return await use(spoken)
+        except SpeechInaudible as error:
+            raise _given_up(error, spoken, params) from error
+
+    async def _healed(self, voice: StoredVoice, text: str, params: SpeakParams) -> Spoken:
+        """Once the first chunk exists. A broken prompt is rebuilt once from its clip."""
         try:
             return await self._from_prompt(voice, text, params, rebuilt=False)
         except PromptBroken:
@@ -60,7 +121,9 @@ class Speaker:
         ref = voice.prompt_ref()
         if ref is None:
             raise PromptBroken(f"{voice.row.name!r} has no prompt features for this model.")
-        return Spoken(voice, await self._inference.speak(ref, text, params), rebuilt)
+        speech = await self._inference.speak(ref, text, params)
+        chunks = AudibleChunks(speech.chunks, speech.sample_rate, text)
+        return Spoken(voice, speech, chunks, speech, rebuilt)
 
     async def _heal_and_speak(self, voice: StoredVoice, text: str, params: SpeakParams) -> Spoken:
         """Under the voice's lock: of many callers that meet the damage, the first one heals it."""
@@ -84,3 +147,28 @@ def in_words_of(description: Description, params: SpeakParams) -> SpeakParams:
     if params.language is None:
         return params
     return replace(params, language=language_named(params.language, description.languages))
+
+
+def other_takes(params: SpeakParams, first: Speech) -> Iterator[SpeakParams]:
+    """How else the text may be spoken, without a mode that nobody asked for if one was asked."""
+    sampled = params.temperature is None or params.temperature >= GREEDY_BELOW
+    for number in range(1, RETRIES + 1 if sampled else 1):
+        yield replace(params, seed=derived_seed(first.seed, number))
+    if first.mode == "icl" and params.mode != "icl":
+        yield replace(params, seed=first.seed, mode="xvec")
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """Far from its neighbours, so that who counts seeds up hears none of them twice."""
+    return (seed + number * 0x9E3779B1) % 2**31
+
+
+def _given_up(error: SpeechInaudible, spoken: Spoken, params: SpeakParams) -> SpeechInaudible:
+    tried = f" {spoken.retries} more tries came to no better." if spoken.retries else ""
+    asked = params.mode in ("icl", "xvec")
+    modes = f"in mode {params.mode}, which is asked for" if asked else "in any mode"
+    advice = ", or ask for mode auto" if params.mode == "icl" else ""
+    return SpeechInaudible(
+        f"{error.detail}{tried} The model can't speak this text {modes}: write it as a longer"
+        f" sentence, in a language and script that the model knows{advice}."
+    )

@@ -92,6 +92,7 @@ class FakeInference:
     extracted: int = 0
     seen: set[PromptRef] = field(default_factory=set)
     chunks: list[Chunks] = field(default_factory=list)  # of each speech that began
+    sounds: list[np.ndarray] = field(default_factory=list)  # of the next speeches, else tones
 
     def describe(self) -> SimpleNamespace:
         return SimpleNamespace(
@@ -123,12 +124,13 @@ class FakeInference:
         self.started.append(text)
         self.params.append(params)
         cache = self._look_up(ref)
-        self.chunks.append(Chunks(tone(ref.voice_id, len(text)), self.pace))
+        sound = self.sounds.pop(0) if self.sounds else tone(ref.voice_id, len(text))
+        self.chunks.append(Chunks(sound, self.pace))
         return Speech(
             sample_rate=SAMPLE_RATE,
             seed=params.seed or 0,
             prompt_cache=cache,
-            mode=params.mode or "icl",
+            mode="xvec" if params.mode == "xvec" else "icl",
             timings={"queue": 0.0, "prompt": 0.0, "ttfa": 0.0},
             chunks=self.chunks[-1],
         )

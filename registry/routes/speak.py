@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from registry.encode import encoder, media_type
+from registry.encode import Encoder, encoder, media_type
 from registry.errors import RegistryError, SpeechFailed
 from registry.inference_client import SpeakParams, patience
 from registry.models import Mode, PlainText
@@ -33,12 +33,27 @@ EXAMPLE: dict[str, JsonValue] = {
     "voice": "alice",
     "text": "Enrol a voice once, speak with it by name.",
 }
+HEADERS = {
+    "X-Voice-Id": "The id of the voice that spoke.",
+    "X-Voice-Version": "Which enrolment of it.",
+    "X-Prompt-Cache": "Where the prompt features came from: memory, file, or rebuilt.",
+    "X-Mode": "The mode that spoke: icl or xvec.",
+    "X-Fallback": "xvec if nothing could be heard in mode icl, so that this mode spoke; else none.",
+    "X-Seed": "The seed: with it the same request gives the same audio.",
+    "X-Retries": "How often the speech was made again because nothing of it could be heard.",
+    "X-Audio-Seconds": "The length of the audio; absent from a stream.",
+    "Server-Timing": "Where the time went, in milliseconds.",
+}
 AUDIO: dict[int | str, dict[str, object]] = {
     200: {
         "description": "The audio: whole, or in chunks as it is spoken.",
         "content": {
             kind: {"schema": {"type": "string", "format": "binary"}}
             for kind in ("audio/wav", "audio/flac", "audio/pcm")
+        },
+        "headers": {
+            name: {"description": description, "schema": {"type": "string"}}
+            for name, description in HEADERS.items()
         },
     }
 }
@@ -76,7 +91,11 @@ class SpeakRequest(BaseModel):
     dependencies=[PATIENCE],
 )
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
-    """`X-Prompt-Cache` says where the prompt features came from: memory, file, or rebuilt."""
+    """A speech that can't be heard is made again with other seeds, and then in x-vector mode.
+
+    Then `X-Retries` and `X-Fallback` say so. In a mode that the request or the voice asks for by
+    its name, what can't be heard is an error instead.
+    """
     text = clean_text(body.text, services.settings.max_text)
     # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
     streams = body.stream and request.scope["http_version"] != "1.0"
@@ -110,17 +129,29 @@ def leave_time(text: str, limit_s: float, streams: bool) -> None:
 
 
 async def _answer(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:
-    started = time.perf_counter()
-    spoken = await services.speaker.speak(body.voice, text, body.params())
-    made = encoder(body.format, spoken.speech.sample_rate)
-    parts = spoken.encoded(made)
-    kind = media_type(body.format, made.sample_rate)
-    if streams:
+    started_s = time.perf_counter()
+
+    async def stream(spoken: Spoken) -> Response:
+        made, kind = _encoder(body, spoken)
+        parts = spoken.encoded(made, hold=True)
         return AudioStream(await anext(parts), parts, media_type=kind, headers=_headers(spoken))
-    content = made.whole(b"".join([part async for part in parts]))
-    audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - started
-    headers = _headers(spoken, audio_s, total=total_s)
-    return Response(content, media_type=kind, headers=headers)
+
+    async def whole(spoken: Spoken) -> Response:
+        made, kind = _encoder(body, spoken)
+        parts = spoken.encoded(made, hold=False)
+        content = made.whole(b"".join([part async for part in parts]))
+        audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - started_s
+        headers = _headers(spoken, audio_s, total=total_s)
+        return Response(content, media_type=kind, headers=headers)
+
+    use = stream if streams else whole
+    return await services.speaker.speak(body.voice, text, body.params(), use)
+
+
+def _encoder(body: SpeakRequest, spoken: Spoken) -> tuple[Encoder, str]:
+    """With the media type of what it makes."""
+    sample_rate = spoken.speech.sample_rate
+    return encoder(body.format, sample_rate), media_type(body.format, sample_rate)
 
 
 class AudioStream(StreamingResponse):
@@ -166,13 +197,15 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGener
 
 def _headers(spoken: Spoken, audio_s: float | None = None, **timings: float) -> dict[str, str]:
     length = {} if audio_s is None else {"X-Audio-Seconds": f"{audio_s:.3f}"}
-    timings = {**spoken.speech.timings, **timings}
+    timings = {**spoken.timings, **timings}
     return {
         "X-Voice-Id": spoken.voice.row.id,
         "X-Voice-Version": str(spoken.voice.row.version),
         "X-Prompt-Cache": spoken.prompt_cache,
         **length,
         "X-Mode": spoken.speech.mode,
-        "X-Seed": str(spoken.speech.seed),
+        "X-Fallback": spoken.speech.mode if spoken.fell_back else "none",
+        "X-Seed": str(spoken.first.seed),
+        "X-Retries": str(spoken.retries),
         "Server-Timing": ", ".join(f"{k};dur={1000 * v:.1f}" for k, v in timings.items()),
     }

@@ -34,7 +34,8 @@ class Speaker(Protocol):
 
     def embedding(self, clip: Sound) -> Sound: ...
 
-    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int) -> Spoken: ...
+    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int | None) -> Spoken:
+        """Sampled as the model came; greedy without a seed."""
 
 
 class QwenSpeaker:
@@ -61,10 +62,15 @@ class QwenSpeaker:
         found: Sound = item.ref_spk_embedding.float().numpy()
         return found
 
-    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int) -> Spoken:
-        torch.manual_seed(seed)
+    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int | None) -> Spoken:
+        torch.manual_seed(seed or 0)
+        greedy = {"do_sample": False, "subtalker_dosample": False} if seed is None else {}
         sounds, _ = self._model.generate_voice_clone(
-            text=text, language=language, voice_clone_prompt=voice[mode], max_new_tokens=LONGEST
+            text=text,
+            language=language,
+            voice_clone_prompt=voice[mode],
+            max_new_tokens=LONGEST,
+            **greedy,
         )
         sound = np.asarray(sounds[0], np.float32)
         return Spoken(sound, len(sound) < (LONGEST - 1) * 1920)
@@ -88,10 +94,11 @@ class OurSpeaker:
     def embedding(self, clip: Sound) -> Sound:
         return self._extractor.extract(clip, None).ref_spk_embedding
 
-    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int) -> Spoken:
+    def speak(self, voice: Any, mode: str, text: str, language: str, seed: int | None) -> Spoken:
         from inference.engine import Request, SamplingParams
 
-        asked = Request(voice, text, language.lower(), mode, SamplingParams(seed=seed))  # type: ignore[arg-type]
+        sampling = SamplingParams(temperature=0) if seed is None else SamplingParams(seed=seed)
+        asked = Request(voice, text, language.lower(), mode, sampling)  # type: ignore[arg-type]
         self._engine.submit(asked)
         outputs = list(self._engine.run())
         sound = np.concatenate([output.pcm for output in outputs])
