@@ -56,9 +56,10 @@ class ClipLimits:
 class ReferenceClip:
     """A clip that passed every check.
 
-    Peak and clipping are over all channels as uploaded, DC is of their mean, RMS of the conditioned
-    clip. `conditioned_wav` is what the model hears: mono float32 at SAMPLE_RATE, without DC and
-    without silent edges. `speech_s` is how long it plays; the pauses inside count.
+    Peak and clipping are over all channels as uploaded, DC is of their mean. `conditioned_wav` is
+    what the model hears: mono float32 at SAMPLE_RATE, of the channels that carry the voice, without
+    silent edges and what is below 60 Hz. `rms_dbfs` is its level before `gain_db` brought it to
+    that of any other; `speech_s` is how long it plays, pauses inside included.
     """
 
     sha256: str  # of the bytes as uploaded
@@ -71,6 +72,7 @@ class ReferenceClip:
     clipped_fraction: float
     dc_offset: float
     speech_s: float
+    gain_db: float
     warnings: tuple[str, ...]
     conditioned_wav: bytes
 
@@ -84,7 +86,7 @@ def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
     command = [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
     most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
     report, pcm = understood(converse(command, data, limits.wall_s, most))
-    advice = tuple(warnings(report, report.pop("damaged_packets")))
+    advice = (*report.pop("notes"), *warnings(report, report.pop("damaged_packets")))
     wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
     return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **report)
 

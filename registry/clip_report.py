@@ -34,4 +34,6 @@ class Report:
     dc_offset: float
     damaged_packets: int
     speech_s: float  # of the conditioned clip, which has lost its silent edges; pauses count
+    gain_db: float  # what brought it to the level of any conditioned clip
+    notes: list[str]  # sentences on what was done beyond the ordinary
     samples: int

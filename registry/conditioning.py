@@ -1,8 +1,9 @@
-"""From a decoded clip to what the model hears: without its silent edges.
+"""From a decoded clip to what the model hears: no rumble, no silent edges, one level.
 
 Arrays in, arrays out, mono at one rate; it knows nothing of files, codecs or refusals.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +20,23 @@ RANGE_DB, ABOVE_FLOOR_DB, LEAST_RANGE_DB = 40.0, 8.0, 12.0
 DIGITAL_SILENCE_DB = 70.0  # below the speech
 SUSTAINED, SUSTAINED_OF = 6, 10  # steps: a click is no speech
 LEAD_S, TAIL_S = 0.15, 0.2
+RUMBLE_HZ, VOICE_HZ = 55.0, 75.0  # all goes below the first, and nothing above the second
+MIRROR_S = 0.5
+TARGET_DBFS, CEILING = -20.0, 0.89  # of the speech, and of its peaks (-1 dBFS)
+GATE_S, GATE = 0.05, 0.1  # pauses are 10 dB below the mean, and don't count
+KNOCKS = 4  # of these blocks may be louder than all speech
+LIMITER_S = 0.005
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """What the model hears, and what was done to get it; levels are in dBFS, before the gain."""
+
+    samples: Mono
+    span: "Span"
+    rms_dbfs: float
+    rumble_dbfs: float
+    gain_db: float
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,63 @@ class Span:
 
     start: int
     stop: int
+
+
+def condition(samples: Mono, rate: int, most: int) -> Conditioned:
+    """At most `most` samples of a clip without rumble and silent edges, at the level of any."""
+    voice = without_rumble(samples, rate)
+    span = speech_span(voice, rate)
+    span = Span(span.start, min(span.stop, span.start + most))
+    kept = voice[span.start : span.stop]
+    rumble = samples[span.start : span.stop] - kept
+    gain_db = TARGET_DBFS - speech_dbfs(kept, rate)
+    louder = limited(kept * np.float32(10 ** (gain_db / 20)), rate)
+    return Conditioned(louder, span, rms(kept), rms(rumble - rumble.mean()), gain_db)
+
+
+def without_rumble(samples: Mono, rate: int) -> Mono:
+    """Without what is under the lowest voice, DC too, and without moving any of the rest in time.
+
+    The clip goes on at both ends as its mirror image, so that nothing begins or stops there.
+    """
+    margin = min(round(MIRROR_S * rate), len(samples) - 1)
+    longer = np.pad(samples - samples.mean(), margin, "reflect")
+    size = 1 << (len(longer) - 1).bit_length()
+    spectrum = np.fft.rfft(longer, size)
+    hertz = np.arange(len(spectrum)) * rate / size
+    part = np.clip((hertz - RUMBLE_HZ) / (VOICE_HZ - RUMBLE_HZ), 0, 1)
+    filtered = np.fft.irfft(spectrum * np.sin(part * np.pi / 2) ** 2, size)
+    return np.asarray(filtered[margin : margin + len(samples)], np.float32)
+
+
+def speech_dbfs(samples: Mono, rate: int) -> float:
+    """The level of the speech alone, whatever pauses and knocks are in it."""
+    size = min(round(GATE_S * rate), len(samples))
+    power = np.square(samples[: len(samples) // size * size].reshape(-1, size)).mean(axis=1)
+    power = np.minimum(power, np.sort(power)[-KNOCKS:][0])
+    return decibels(math.sqrt(power[power >= GATE * power.mean()].mean()))
+
+
+def limited(samples: Mono, rate: int) -> Mono:
+    """Turned down for the moments around each peak above the ceiling; no wave is cut."""
+    size = round(LIMITER_S * rate)
+    blocks = np.pad(np.abs(samples), (0, -len(samples) % size)).reshape(-1, size).max(axis=1)
+    if blocks.max() <= CEILING:
+        return samples
+    needed = np.pad(CEILING / np.maximum(blocks, CEILING), 1, "edge")
+    gains = np.minimum(np.minimum(needed[:-2], needed[2:]), needed[1:-1])
+    centres = np.arange(len(gains)) * size + size // 2
+    curve = np.interp(np.arange(len(samples)), centres, gains)
+    return np.asarray(samples * curve, np.float32)
+
+
+def rms(samples: Mono) -> float:
+    return decibels(math.sqrt(float(np.square(samples).mean(dtype=np.float64))))
+
+
+def decibels(level: float) -> float:
+    """Decibels below full scale, where 1.0 is 0 dB and nothing is below -200 dB."""
+    return 20.0 * math.log10(max(level, 1e-10))
 
 
 def speech_span(samples: Mono, rate: int) -> Span:

@@ -6,6 +6,7 @@ FFmpeg reads them from memory, by the demuxer that their first bytes call for an
 import io
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import av.error
@@ -15,8 +16,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from registry.clip_report import Refusal
-
-Samples = NDArray[np.float64]  # (channels, frames)
+from registry.recording import Block
 
 CONTAINERS = (  # the first bytes, FFmpeg's demuxer, the media type
     (rb"(RIFF|RF64|BW64)....WAVE", "wav", "audio/wav"),
@@ -88,13 +88,12 @@ def decoded(packet: "Packet[AudioStream]") -> list[AudioFrame] | list[None]:
         return [None]
 
 
-def samples_of(frame: AudioFrame) -> Samples:
-    """A frame's samples, float64 (channels, frames), with integer formats scaled to [-1, 1)."""
-    raw = frame.to_ndarray()
+def samples_of(frame: AudioFrame) -> Block:
+    """A frame's samples (channels, frames), with integer formats scaled to [-1, 1)."""
+    raw: NDArray[Any] = frame.to_ndarray()
     if frame.format.is_packed:
         raw = raw.reshape(-1, frame.layout.nb_channels).T
-    samples = raw.astype(np.float64)
     if raw.dtype.kind == "f":
-        return samples
-    half = 2.0 ** (8 * raw.dtype.itemsize - 1)
-    return (samples - half if raw.dtype.kind == "u" else samples) / half
+        return raw
+    half = np.float32(2.0 ** (8 * raw.dtype.itemsize - 1))
+    return np.asarray((raw.astype(np.float32) - half * (raw.dtype.kind == "u")) / half)

@@ -7,30 +7,27 @@ memory and time before it reads a byte.
 
 import ctypes
 import json
-import math
 import resource
 import struct
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import av
 import av.error
 import av.logging
-import numpy as np
-import soxr
 from av import AudioFrame
-from numpy.typing import NDArray
 
 from registry.clip_report import Bounds, Refusal, Report
-from registry.conditioning import speech_span
+from registry.conditioning import Conditioned, condition, decibels
 from registry.container import (
-    Samples,
     audio_stream,
     container_of,
     frames_of,
     opened,
     samples_of,
 )
+from registry.recording import Recording
 
 MEMORY_BYTES = 1 << 30
 LIMITS = {
@@ -43,42 +40,9 @@ LIMITS = {
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 384_000, 32
-CLIPPED, TOO_LOUD, SILENT_DBFS = 0.9999, 4.0, -60.0
+SILENT_DBFS = -60.0
 DAMAGED_SHARE = 0.05
-
-
-@dataclass
-class Recording:
-    """What is decoded so far: mono blocks at the clip's own rate, counts over all channels."""
-
-    sample_rate: int = 0
-    channels: int = 0
-    frames: int = 0
-    peak: float = 0.0
-    clipped: int = 0
-    values: int = 0
-    total: float = 0.0  # of the mono samples
-    damaged: int = 0
-    blocks: list[NDArray[np.float32]] = field(default_factory=list)
-
-    @property
-    def duration_s(self) -> float:
-        return self.frames / self.sample_rate
-
-    @property
-    def dc_offset(self) -> float:
-        return self.total / self.frames
-
-    def add(self, samples: Samples) -> None:
-        """Count a block of shape (channels, frames), and fold it to mono by the mean."""
-        level = np.abs(samples)
-        self.peak = max(self.peak, float(level.max(initial=0.0)))
-        self.clipped += int(np.count_nonzero(level >= CLIPPED))
-        self.values += samples.size
-        self.frames += samples.shape[1]
-        mono = samples.mean(axis=0)
-        self.total += float(mono.sum())
-        self.blocks.append(mono.astype(np.float32))
+NOTED_EDGE_S, NOTED_RUMBLE_DB = 1.0, 6.0
 
 
 def rehearse(bounds: Bounds) -> None:
@@ -88,7 +52,7 @@ def rehearse(bounds: Bounds) -> None:
     noise = b"\0\x80\xff" * (bounds.rate // 10)
     data = b"data" + struct.pack("<I", len(noise)) + noise
     wav = b"RIFF" + struct.pack("<I", 28 + len(data)) + b"WAVE" + layout + data
-    condition(wav, Bounds(0.1, 1.0, bounds.rate))
+    examine(wav, Bounds(0.1, 1.0, bounds.rate))
 
 
 def limit_self() -> None:
@@ -118,7 +82,7 @@ def main(arguments: list[str]) -> None:
     say(b"\n")
     answer: dict[str, object]
     try:
-        report, pcm = condition(sys.stdin.buffer.read(), bounds)
+        report, pcm = examine(sys.stdin.buffer.read(), bounds)
         answer = asdict(report)
     except Refusal as refusal:
         answer, pcm = {"code": refusal.code, "message": str(refusal)}, b""
@@ -130,37 +94,46 @@ def say(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def condition(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
+def examine(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
     """The report on a clip, and the clip as mono float32 PCM at `bounds.rate`; raises Refusal."""
     demuxer, media_type = container_of(data)
     recording = record(data, demuxer, bounds)
     check_length(recording, bounds)
-    whole = resample(recording, bounds.rate)
-    span = speech_span(whole, bounds.rate)
-    conditioned = whole[span.start : span.stop]
-    rms_dbfs = dbfs(math.sqrt(float(np.square(conditioned).mean(dtype=np.float64))))
-    check_level(rms_dbfs, recording.dc_offset, recording.channels)
-    speech_s = len(conditioned) / bounds.rate
-    check_speech(speech_s, len(whole) / bounds.rate, bounds)
+    folded = recording.folded()
+    made = condition(folded.samples, bounds.rate, round(bounds.max_s * bounds.rate))
+    check_level(made.rms_dbfs, recording.dc_offset)
+    speech_s = len(made.samples) / bounds.rate
+    check_speech(speech_s, len(folded.samples) / bounds.rate, bounds)
     report = Report(
         media_type=media_type,
         sample_rate=recording.sample_rate,
         channels=recording.channels,
         duration_s=round(recording.duration_s, 6),
-        peak_dbfs=round(dbfs(recording.peak), 2),
-        rms_dbfs=round(rms_dbfs, 2),
+        peak_dbfs=round(decibels(recording.peak), 2),
+        rms_dbfs=round(made.rms_dbfs, 2),
         clipped_fraction=round(recording.clipped / recording.values, 6),
         dc_offset=round(recording.dc_offset, 6) + 0.0,
         damaged_packets=recording.damaged,
         speech_s=round(speech_s, 6),
-        samples=len(conditioned),
+        gain_db=round(made.gain_db, 2),
+        notes=[*folded.notes, *notes_on(made, folded.samples.size, bounds)],
+        samples=len(made.samples),
     )
-    return report, conditioned.astype("<f4").tobytes()
+    return report, made.samples.astype("<f4").tobytes()
+
+
+def notes_on(made: Conditioned, samples: int, bounds: Bounds) -> Iterator[str]:
+    """A sentence for each thing that was done and that a person may not expect."""
+    lead_s, tail_s = made.span.start / bounds.rate, (samples - made.span.stop) / bounds.rate
+    if max(lead_s, tail_s) >= NOTED_EDGE_S:
+        yield f"Silence was cut off: {lead_s:.1f} s before the speech, {tail_s:.1f} s after it."
+    if made.rumble_dbfs >= made.rms_dbfs - NOTED_RUMBLE_DB:
+        yield f"Rumble below the voice ({made.rumble_dbfs:.0f} dBFS) was filtered out."
 
 
 def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
     """Decode until the end or until the longest duration is passed, whatever the header claims."""
-    recording = Recording()
+    recording = Recording(bounds)
     with opened(data, demuxer) as container:
         for frame in frames_of(container, audio_stream(container)):
             if frame is None:
@@ -170,7 +143,7 @@ def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
             if recording.duration_s > bounds.max_s:
                 found = f"at least {recording.duration_s:.1f} s, {bounds.max_s:g} s are the most"
                 raise Refusal("audio-too-long", f"The clip is too long: {found}.")
-    if recording.damaged > DAMAGED_SHARE * len(recording.blocks):
+    if recording.damaged > DAMAGED_SHARE * recording.blocks:
         found = f"{recording.damaged} of its packets cannot be decoded"
         raise Refusal("audio-undecodable", f"The clip is damaged: {found}.")
     return recording
@@ -188,24 +161,8 @@ def add_frame(recording: Recording, frame: AudioFrame) -> None:
     if rate != (recording.sample_rate or rate):
         found = f"from {recording.sample_rate:,} to {rate:,} Hz"
         raise Refusal("audio-undecodable", f"The sample rate changes {found} within the clip.")
-    recording.sample_rate, recording.channels = rate, max(channels, recording.channels)
-    samples = samples_of(frame)
-    check_samples(samples, recording.duration_s, rate)
-    recording.add(samples)
-
-
-def check_samples(samples: Samples, start_s: float, rate: int) -> None:
-    """Refuse a block that starts at `start_s` if a value is not finite, or far outside [-1, 1]."""
-    bad = ~(np.abs(samples) <= TOO_LOUD)
-    if not bad.any():
-        return
-    at = int(np.flatnonzero(bad.any(axis=0))[0])
-    value = float(samples[bad[:, at], at][0])
-    where = f"{start_s + at / rate:.3f} s"
-    if not math.isfinite(value):
-        raise Refusal("audio-not-finite", f"The sample at {where} is not a number ({value}).")
-    found = f"{value:.4g}; audio lies between -1 and 1"
-    raise Refusal("audio-too-loud", f"The sample at {where} is {found}.")
+    recording.sample_rate = rate
+    recording.add(samples_of(frame), [channel.name for channel in frame.layout.channels])
 
 
 def check_length(recording: Recording, bounds: Bounds) -> None:
@@ -223,28 +180,14 @@ def check_speech(speech_s: float, whole_s: float, bounds: Bounds) -> None:
         raise Refusal("audio-too-short", f"The clip is too short: {found} are needed.")
 
 
-def check_level(rms_dbfs: float, dc_offset: float, channels: int) -> None:
-    """Refuse a clip with nothing to hear in it; the RMS is that of the conditioned clip."""
+def check_level(rms_dbfs: float, dc_offset: float) -> None:
+    """Refuse a clip with nothing to hear in it; the RMS is that of its speech, before the gain."""
     if rms_dbfs >= SILENT_DBFS:
         return
-    if dbfs(abs(dc_offset)) >= SILENT_DBFS:
+    if decibels(abs(dc_offset)) >= SILENT_DBFS:
         raise Refusal("audio-dc-only", f"The clip is the constant {dc_offset:.3f}, not sound.")
-    mixed = f" once its {channels} channels are mixed into one" if channels > 1 else ""
     level = f"{rms_dbfs:.1f} dBFS; at least {SILENT_DBFS:g} dBFS is needed"
-    raise Refusal("audio-silent", f"The clip is silent{mixed}: {level}.")
-
-
-def resample(recording: Recording, rate: int) -> NDArray[np.float32]:
-    """The recording without its DC, at `rate` Hz; block by block, to be in memory but once."""
-    stream = soxr.ResampleStream(recording.sample_rate, rate, 1, dtype="float32", quality="HQ")
-    offset = np.float32(recording.dc_offset)
-    parts = [stream.resample_chunk(block - offset) for block in recording.blocks]
-    return np.concatenate([*parts, stream.resample_chunk(np.zeros(0, np.float32), last=True)])
-
-
-def dbfs(level: float) -> float:
-    """Decibels below full scale, where 1.0 is 0 dB and nothing is below -200 dB."""
-    return 20.0 * math.log10(max(level, 1e-10))
+    raise Refusal("audio-silent", f"The clip is silent: {level}.")
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ class ClipShape(BaseModel):
     speech_s: float | None = Documented(
         None, description="Without silent edges; null in a voice of an older version."
     )
+    gain_db: float | None = Documented(None, description="What brought it to the usual level.")
 
 
 class PromptShape(BaseModel):

@@ -127,6 +127,7 @@ def quick_clip(upload: bytes) -> ReferenceClip:
         clipped_fraction=0.0,
         dc_offset=0.0,
         speech_s=len(samples) / rate,
+        gain_db=0.0,
         warnings=(),
         conditioned_wav=wave_file(samples.tobytes(), 24_000, IEEE_FLOAT, bits=32),
     )

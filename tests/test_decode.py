@@ -109,7 +109,7 @@ def flipped(i):
 ends = []
 for damaged in [*map(cut, range(40)), *map(flipped, range(60))]:
     try:
-        report, pcm = decode.condition(damaged, bounds)
+        report, pcm = decode.examine(damaged, bounds)
         ends.append("ok" if len(pcm) == 4 * report.samples else "wrong length")
     except decode.Refusal as refusal:
         ends.append(refusal.code)
