@@ -161,7 +161,7 @@ def raised_codes() -> set[str]:
     }  # refused before anything is served
     model = {c.code for c in vars(inference_errors).values() if is_error(c)}
     model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals
-    sources = [(ROOT / "registry" / f"{name}.py").read_text() for name in ("decode", "audio")]
+    sources = [path.read_text("utf-8") for path in (ROOT / "registry").glob("*.py")]
     clips = set(re.findall(r'"(audio-[a-z-]+)"', "".join(sources)))
     return own | model | clips | set(problems.HTTP_CODES.values())
 
