@@ -156,6 +156,35 @@ def test_a_damaged_config_is_one_sentence(checkpoint: Path, copy: Path, content:
         Extractor.load(copy, read_shape(checkpoint), "cpu")
 
 
+KERNELS = "someone/kernels-of-theirs"  # transformers would fetch and run it
+
+
+@pytest.mark.parametrize("file", ["config.json", "speech_tokenizer/config.json"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"_attn_implementation_internal": KERNELS},
+        {"_attn_implementation": KERNELS},
+        {"attn_implementation": KERNELS},
+        {"attn_implementation": {"": KERNELS}},
+        {"auto_map": {"AutoModel": f"{KERNELS}--model.Model"}},
+    ],
+    ids=lambda named: next(iter(named)),
+)
+def test_a_config_cannot_choose_code(
+    extractor: Extractor, copy: Path, file: str, named: dict[str, object]
+) -> None:
+    def plant(config: dict[str, object]) -> dict[str, object]:
+        inner = {k: plant(v) if isinstance(v, dict) else v for k, v in config.items()}
+        return inner | named
+
+    config = json.loads((copy / file).read_text("utf-8"))
+    (copy / file).write_text(json.dumps(plant(config)), "utf-8")
+    clip, loaded = make_clip(0, 1.0), load(copy)
+    assert loaded._codec.config._attn_implementation == "sdpa"
+    assert (loaded.extract(clip, "x").ref_code == extractor.extract(clip, "x").ref_code).all()
+
+
 @pytest.mark.parametrize("device", ["no-such-device", "cuda:99"])
 def test_a_wrong_device_is_one_sentence(checkpoint: Path, device: str) -> None:
     with pytest.raises(ModelUnavailable, match=r"encoders in .* did not load"):

@@ -30,6 +30,7 @@ MEL = {  # as in qwen_tts' extract_speaker_embedding
     "fmin": 0,
     "fmax": 12_000,
 }
+ATTENTION = "sdpa"  # torch's own, which stock qwen_tts comes to as well
 RETRY_S = 10.0  # after which memory may be free again: the length of a speech
 BUILD_ERRORS = (
     ImportError,
@@ -153,13 +154,25 @@ def _modules(folder: Path, device: torch.device) -> tuple[Any, Any, Any]:
     encoded = Qwen3TTSTokenizerV2Config(**_config(folder / "speech_tokenizer")).encoder_config
     with no_init_weights():
         speaker = talker.Qwen3TTSSpeakerEncoder(heard)
-        encoder = codec.Qwen3TTSTokenizerV2Encoder._from_config(encoded, dtype=torch.float32)
+        encoder = codec.Qwen3TTSTokenizerV2Encoder._from_config(
+            encoded, dtype=torch.float32, attn_implementation=ATTENTION
+        )
     return speaker.eval().to(device), encoder.eval().to(device), talker.mel_spectrogram
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    """config.json without what would choose code, at any depth.
+
+    transformers takes the name of an attention implementation for a repository of kernels, which
+    it fetches and runs (CVE-2026-4372); `auto_map` names classes in the same way.
+    """
+    text = (folder / "config.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text, object_pairs_hook=_without_code)
     return found
+
+
+def _without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {k: v for k, v in pairs if not (k.startswith(("_", "attn_")) or k == "auto_map")}
 
 
 def _pieces(module: Any, file: TensorFile, prefix: str) -> Iterator[Piece]:
