@@ -123,6 +123,7 @@ class Shelf:
             found = self._highest(known.number) or known
             following = self._ledger.following(found.number)
             if self._ledger.outcome(following) is None:
+                self._withdraw_abandoned(found)
                 return found
             if found == before:  # settled before this reload, which did not show it
                 raise DatabaseLost(f"Snapshot {following} is gone. Restore a backup.")
@@ -147,11 +148,25 @@ class Shelf:
             self._prune(base)
             self._mount.commit()
 
-    def withdraw(self, snapshot: Snapshot) -> None:
-        """Take back one that does not count, lest it does when the ledger has forgotten it."""
+    def withdraw(self, *snapshots: Snapshot) -> None:
+        """Take back what does not count, lest it does when the ledger has forgotten it."""
         with self._mount.gate:
-            (self._folder / snapshot.name).unlink(missing_ok=True)
+            for snapshot in snapshots:
+                (self._folder / snapshot.name).unlink(missing_ok=True)
             self._mount.commit()
+
+    def _withdraw_abandoned(self, newest: Snapshot) -> None:
+        """Take back what was abandoned above the newest that counts; its writer may be dead.
+
+        An error here is the caller's: whoever goes on tells someone that those writes did not
+        happen, and the ledger remembers that for a week only.
+        """
+        with self._mount.gate:
+            above = [s for s in self._present() if s.number > newest.number]
+            # One that nobody has settled is of a writer who is at it, and came with a reload since.
+            abandoned = [s for s in above if self._ledger.outcome(s.number) not in (None, s.name)]
+            if abandoned:
+                self.withdraw(*abandoned)
 
     def _present(self) -> set[Snapshot]:
         names = os.listdir(self._folder) if self._folder.is_dir() else []

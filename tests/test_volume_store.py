@@ -1,13 +1,14 @@
 """Voices on a shared Volume: restarts, containers that overlap, storage that fails, backups."""
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 from faults import noise
-from modal_volume import Cloud, Container, Dict
+from modal_volume import Cloud, Container, Dict, Killed
 from volume_faults import FAILURES, Site
 
 from registry import files, snapshot_database
@@ -140,6 +141,30 @@ def test_a_claim_that_nothing_comes_of_is_abandoned(
     claims.put(f"claim {number}", "someone", skip_if_exists=True)
     add(site, "alice")
     assert claims.get(f"outcome {number}") == ABANDONED
+    assert names(fresh(cloud)) == ["alice"]
+
+
+def test_an_abandoned_write_has_not_happened_a_week_later_either(cloud: Cloud) -> None:
+    """Its snapshot is committed late, by a writer that dies before it takes it back."""
+    site = Site.start(cloud)
+    alice = add(site, "alice")
+    number = site.store._db.number + 1  # type: ignore[attr-defined]
+    claims = claims_of(cloud.container("another writer"))
+
+    def at(point: str, container: Container) -> None:
+        if container is site.container and point == "commit.before":
+            claims.put(f"outcome {number}", ABANDONED, skip_if_exists=True)
+        if container is site.container and point == "commit.after":
+            raise Killed(point)
+
+    cloud.at = at
+    with pytest.raises(Killed):
+        site.store.delete(alice, None)
+    cloud.at = lambda point, container: None
+    assert any(name.startswith(f"{number:012d}-") for name in snapshots(cloud))
+    assert names(fresh(cloud)) == ["alice"]
+    cloud.clock = lambda: time.time() + 8 * 86400  # the Dict has forgotten every outcome
+    assert names(fresh(cloud)) == ["alice"]
     assert names(fresh(cloud)) == ["alice"]
 
 

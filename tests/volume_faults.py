@@ -30,6 +30,7 @@ from registry.volume_store import SharedDict, SharedVolume, VolumeStore
 FAILURES = (RuntimeError, OSError)
 LOST_ANSWERS = 0.01
 STALL_S = 0.15  # longer than a claim lives, in these tests
+DAY_S = 86_400
 BACKGROUND_S = 0.02  # between two commits of the platform's, on average
 NAMES = [f"voice {letter}" for letter in "abcdefghijklmnopqrst"]
 
@@ -194,7 +195,7 @@ def seen(store: VoiceStore, voice_id: str, clip: bytes) -> Known:
 
 
 class World:
-    """Kills, overlaps, background commits and lost answers, all from one seed."""
+    """Kills, overlaps, background commits, lost answers and quiet weeks, all from one seed."""
 
     def __init__(
         self,
@@ -210,6 +211,8 @@ class World:
         self.overlap, self.stalls, self.life = overlap, stalls, life
         self.cloud = Cloud(folder, seed)
         self.cloud.at = self._at
+        self.cloud.clock = lambda: time.time() + self.days * DAY_S
+        self.days = 0
         self.left: dict[Container, int] = {}  # points until it dies
         self.owners = [Owner(random.Random(f"{seed} {n}")) for n in range(4)]
         self.kills, self.quiet = 0, False
@@ -236,6 +239,7 @@ class World:
             for site in sites:
                 self._end(site)
             self.check().container.kill()
+        self.days += self.rng.choice((0, 0, 1, 8))  # of quiet: after 8, the Dict is empty
 
     def check(self) -> Site:
         """A fresh container in which everything is as it was acknowledged."""
