@@ -143,7 +143,8 @@ class Owner:
         store.edit(voice.id, change, None)
 
     def _rename(self, store: VoiceStore, voice: Known) -> None:
-        after = replace(voice, name=self.rng.choice(NAMES), row_version=voice.row_version + 1)
+        others = [name for name in NAMES if name != voice.name]
+        after = replace(voice, name=self.rng.choice(others), row_version=voice.row_version + 1)
         self.doubts.append((voice, after))
         store.edit(voice.id, VoiceEdit(after.name), None)
 
