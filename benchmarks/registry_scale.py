@@ -48,7 +48,7 @@ class Question:
 
     def at_store(self, store: VoiceStore) -> None:
         if self.reference is None:
-            page = store.page(PAGE, self.after, self.search, self.label)
+            page = store.page(PAGE, self.after, self.search, [self.label] if self.label else [])
             [voice.shape() for voice in page.voices]
         else:
             with suppress(VoiceNotFound):
@@ -84,8 +84,9 @@ class Registry:
             "get by name": [Question(reference=v.name) for v in voices],
             "first page": [Question()],
             "middle page": [Question(after=cursor) for cursor in self._cursors(voices)],
-            "prefix search, a page": [Question(search=COMMON_PREFIX)],
-            "prefix search, one hit": [Question(search=v.name) for v in voices if self._only(v)],
+            "search, a page": [Question(search=COMMON_PREFIX)],
+            "search, one hit": [Question(search=v.name) for v in voices if self._only(v)],
+            "search, no hit": [Question(search="wxqz-7718")],
             "label, a third have it": [Question(label="use=audiobook")],
             "label, five have it": [Question(label=f"campaign={v.campaign}") for v in voices],
             "404, a slip": [Question(reference=wrong) for wrong in self._slips(voices, keys)],
@@ -95,12 +96,12 @@ class Registry:
 
     def _cursors(self, voices: list[Known]) -> list[str]:
         """The `next` of a page of one narrowed to some prefix, which is a place in the whole."""
-        pages = [self.store.page(1, None, v.name[: 2 + i % 3], "") for i, v in enumerate(voices)]
+        pages = [self.store.page(1, None, v.name[: 2 + i % 3], ()) for i, v in enumerate(voices)]
         found = [page.next for page in pages if page.next]
-        return [c for c in found if len(self.store.page(PAGE, c, "", "").voices) == PAGE]
+        return [c for c in found if len(self.store.page(PAGE, c, "", ()).voices) == PAGE]
 
     def _only(self, voice: Known) -> bool:
-        return len(self.store.page(2, None, voice.name, "").voices) == 1
+        return len(self.store.page(2, None, voice.name, ()).voices) == 1
 
     def _slips(self, voices: list[Known], keys: set[str]) -> list[str]:
         slips = [slip(self.random, voice.name) for voice in voices]

@@ -81,14 +81,14 @@ def restarted(folder: Path, claims: Entries, number: int) -> float:
     """Seconds until a container with an empty disk can answer."""
     started_s = time.perf_counter()
     store = opened(folder, claims, folder / f"container {number}")
-    store.page(1, None, "", "")
+    store.page(1, None, "", ())
     took_s = time.perf_counter() - started_s
     store.close()
     return took_s
 
 
 def edit(store: VolumeStore) -> None:
-    [voice] = store.page(1, None, "", "").voices
+    [voice] = store.page(1, None, "", ()).voices
     store.edit(voice.row.id, VoiceEdit(description="again"), None)
 
 

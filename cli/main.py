@@ -100,7 +100,7 @@ def add(
 
 
 @cli.command("list")
-@click.option("--search", type=WORDS, default="", help="Only names that begin so.")
+@click.option("--search", type=WORDS, default="", help="Only names with this in them, in any case.")
 @click.option(
     "--label",
     type=WORDS,

@@ -3,7 +3,7 @@
 RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
 ├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
-├── RequestMalformed 400 · PathInvalid 404
+├── RequestMalformed 400 · PathInvalid 404 · RangeUnsatisfiable 416
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · SpeechFailed                                                     500
@@ -140,6 +140,18 @@ class PromptNotReady(RegistryError):
 class EditConflict(RegistryError):
     status, code = HTTPStatus.PRECONDITION_FAILED, "edit-conflict"
     title = "The voice has changed since you read it"
+
+
+class RangeUnsatisfiable(RegistryError):
+    status, code = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range-unsatisfiable"
+    title = "There are no such bytes"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"None of the ranges asked for is within the {size:,} bytes of the file.")
+        self.size = size
+
+    def headers(self) -> dict[str, str]:
+        return {"Content-Range": f"bytes */{self.size}"}
 
 
 class ClipDamaged(RegistryError):

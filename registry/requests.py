@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine
 from difflib import get_close_matches
 from email.message import Message as Headers
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Header, Request, Response
@@ -84,14 +84,15 @@ def _too_large(limit: int) -> str:
 
 
 class HeadAsGet:
-    """Answers HEAD as GET is answered; the server sends no body then."""
+    """Answers HEAD as GET of the whole is answered; the server sends no body then."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            headers = [header for header in scope["headers"] if header[0] != b"range"]
+            scope = {**scope, "method": "GET", "headers": headers}
         await self._app(scope, receive, send)
 
 
@@ -101,7 +102,7 @@ class CheckedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         known = {param.alias: param for param in self.dependant.query_params}
-        repeated = {name for name, p in known.items() if p.field_info.annotation == list[str]}
+        repeated = {n for n, p in known.items() if get_origin(p.field_info.annotation) is list}
 
         async def checked(request: Request) -> Response:
             _refuse_odd_path(request)

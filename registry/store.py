@@ -63,9 +63,9 @@ class VoiceStore:
         with self._db.read() as session:
             return find(session, reference)
 
-    def page(self, limit: int, after: str | None, search: str, label: str) -> Page:
+    def page(self, limit: int, after: str | None, search: str, labels: Sequence[str]) -> Page:
         with self._db.read() as session:
-            return page(session, limit, after, search, label)
+            return page(session, limit, after, search, labels)
 
     def refuse_taken(self, name: str) -> None:
         """The cheap look before the work; `insert` looks again under the write lock."""

@@ -35,10 +35,10 @@ HOT: dict[str, Callable[[VoiceStore, Any], Any]] = {
     "get by name": lambda store, voice: store.get(voice.name),
     "near names": lambda store, voice: store.get(voice.name + "x"),
     "is a name taken": lambda store, voice: store.refuse_taken("alice"),
-    "first page": lambda store, voice: store.page(20, None, "", ""),
-    "page after a cursor": lambda store, voice: store.page(20, CURSOR, "", ""),
-    "prefix search": lambda store, voice: store.page(20, None, voice.name[:2], ""),
-    "search after a cursor": lambda store, voice: store.page(20, CURSOR, "narrator", ""),
+    "first page": lambda store, voice: store.page(20, None, "", ()),
+    "page after a cursor": lambda store, voice: store.page(20, CURSOR, "", ()),
+    "search": lambda store, voice: store.page(20, None, voice.name[:2], ()),
+    "search after a cursor": lambda store, voice: store.page(20, CURSOR, "narrator", ()),
 }
 
 
@@ -89,7 +89,7 @@ def test_page_asks_the_same_few_questions_for_any_number_of_voices(
     counts = []
     for limit in (1, 100):
         with recorded() as statements:
-            store.page(limit, None, "", "")
+            store.page(limit, None, "", ())
         counts.append(len(statements))
     assert counts[0] == counts[1]
 

@@ -42,7 +42,7 @@ def add(store: VoiceStore, name: str) -> None:
 
 def names(home: Path) -> list[str]:
     with closing(VoiceStore(DataDir(home))) as store:
-        return [voice.row.name for voice in store.page(10, None, "", "").voices]
+        return [voice.row.name for voice in store.page(10, None, "", ()).voices]
 
 
 def make(folder: Path) -> Path:

@@ -57,7 +57,7 @@ def test_a_backup_is_made_kept_and_put_back(
     site.enrol("bob", noise(Random(2)), "mark")
     assert deploy.restore.local(name) == f"The voices are those of {name}: 1."
     assert isinstance(site.store, VolumeStore) and site.store._db.look_around()
-    assert [voice.row.name for voice in site.store.page(9, None, "", "").voices] == ["alice"]
+    assert [voice.row.name for voice in site.store.page(9, None, "", ()).voices] == ["alice"]
     assert deploy.doctor.local(read_data=True) == []
     assert "All is sound." in capsys.readouterr().out
 

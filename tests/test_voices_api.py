@@ -63,19 +63,32 @@ def test_pages_cover_every_voice_once_in_order(client: httpx.Client) -> None:
     assert seen == names
 
 
-def test_search_is_a_prefix_and_label_a_key_or_pair(client: httpx.Client) -> None:
+def test_search_is_a_part_of_the_name_and_labels_all_hold(client: httpx.Client) -> None:
+    wide = "\uff26\uff55\uff4c\uff4c Straße"  # in letters of full width
     add(client, "Anna", labels='{"use": "book"}')
     add(client, "anton", labels='{"use": "game"}')
-    add(client, "bert", labels='{"use": "book", "x": "1"}')
+    add(client, "Bert_100%", labels='{"use": "book", "x": "1"}')
+    add(client, wide)
 
-    def names(**query: str) -> list[str]:
+    def names(**query: str | list[str]) -> list[str]:
         return [v["name"] for v in client.get("/voices", params=query).json()["data"]]
 
     assert names(search="AN") == ["Anna", "anton"]
-    assert names(label="use=book") == ["Anna", "bert"]
-    assert names(label="x") == ["bert"]
-    assert names(label="use=book", search="b") == ["bert"]
-    assert names(search="%") == []
+    assert names(search="nn") == ["Anna"]
+    assert names(search="LL STRASSE") == [wide]
+    assert (
+        names(search="\uff25\uff32\uff34")
+        == names(search="_1")
+        == names(search="%")
+        == ["Bert_100%"]
+    )
+    assert names(search="*") == names(search="_n") == names(search="'") == []
+    assert names(label="use=book") == ["Anna", "Bert_100%"]
+    assert names(label="x") == ["Bert_100%"]
+    assert names(label="use=book", search="b") == ["Bert_100%"]
+    assert names(label=["use=book", "x"]) == names(label=["x=1", "", "x"]) == ["Bert_100%"]
+    assert names(label=["use=book", "use=game"]) == []
+    assert problem(client.get("/voices", params={"label": ["a"] * 33}))[0] == 422
 
 
 def test_edits_replace_what_they_name_and_count(client: httpx.Client) -> None:
@@ -89,15 +102,34 @@ def test_edits_replace_what_they_name_and_count(client: httpx.Client) -> None:
     assert client.get(f"/voices/{voice['id']}").json() == edited.json()
 
 
-@pytest.mark.parametrize("tag", ['"1"', "1", "garbage", '"99"'])
+@pytest.mark.parametrize(
+    "tag", ['"1"', "1", "2", "garbage", '"99"', 'W/"2"', '"1", "3"', "", '"2', "*, *", "'2'"]
+)
 def test_a_stale_or_foreign_etag_changes_nothing(client: httpx.Client, tag: str) -> None:
     add(client, "alice")
     before = client.patch("/voices/alice", json={"description": "theirs"}).json()
+    assert before["row_version"] == 2
     stale = client.patch("/voices/alice", json={"description": "mine"}, headers={"If-Match": tag})
     assert problem(stale) == (412, "edit-conflict")
+    assert 'its ETag is "2"' in stale.json()["detail"] and stale.json()["row_version"] == 2
     gone = client.delete("/voices/alice", headers={"If-Match": tag})
     assert problem(gone) == (412, "edit-conflict")
     assert client.get("/voices/alice").json() == before
+
+
+@pytest.mark.parametrize("tag", ['"1"', "*", '"0", "1"', '"1","2"', ', W/"1" , "1",'])
+def test_an_edit_goes_by_the_etag_that_was_read(client: httpx.Client, tag: str) -> None:
+    add(client, "alice")
+    edited = client.patch("/voices/alice", json={"description": "x"}, headers={"If-Match": tag})
+    assert (edited.status_code, edited.headers["etag"]) == (200, '"2"')
+    missing = client.patch("/voices/bob", json={"description": "x"}, headers={"If-Match": tag})
+    assert problem(missing) == (404, "voice-not-found")
+
+
+def test_if_match_may_come_in_several_lines(client: httpx.Client) -> None:
+    add(client, "alice")
+    lines = [("If-Match", '"7"'), ("If-Match", '"1"')]
+    assert client.delete("/voices/alice", headers=lines).status_code == 204
 
 
 def test_renaming_frees_the_old_name_and_keeps_the_id(client: httpx.Client) -> None:

@@ -35,7 +35,7 @@ def add(site: Site, name: str) -> str:
 
 
 def names(store: VolumeStore) -> list[str]:
-    return [voice.row.name for voice in store.page(200, None, "", "").voices]
+    return [voice.row.name for voice in store.page(200, None, "", ()).voices]
 
 
 def fresh(cloud: Cloud) -> VolumeStore:

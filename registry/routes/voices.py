@@ -1,17 +1,22 @@
 """The voices: enrol, list, read, edit, delete, and give back what they were made from."""
 
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from registry.enrol import Change, Enrolment, Words
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
+from registry.etags import Tags
+from registry.file_answers import answer, clip_file, prompt_file
+from registry.files import sha256_of
 from registry.forms import MEDIA_TYPE as FORM
 from registry.forms import form_body, read_form
 from registry.models import (
+    MAX_LABELS,
     Description,
     Labels,
     PlainText,
@@ -36,9 +41,31 @@ FILE: dict[int | str, dict[str, object]] = {
 }
 LABELS = TypeAdapter(Labels)
 
+LabelQuery = Annotated[str, StringConstraints(max_length=320)]
+
 IfMatch = Annotated[
     str | None, Header(description="The ETag you read; a stale one answers 412.", examples=['"3"'])
 ]
+
+
+def expected_version(
+    voice: str, request: Request, services: ServicesDep, if_match: IfMatch = None
+) -> int | None:
+    """The row_version that an edit may find; None if any will do. Raises EditConflict."""
+    sent = ", ".join(request.headers.getlist("if-match"))
+    if if_match is None or (tags := Tags.of(sent)).any:
+        return None
+    row = services.store.get(voice).row
+    if not tags.has(f'"{row.row_version}"'):
+        raise EditConflict(
+            f'{row.name!r} is at edit {row.row_version}, and its ETag is "{row.row_version}"; '
+            f"If-Match has {sent[:80] or 'nothing'}. Read it again and repeat the edit.",
+            row_version=row.row_version,
+        )
+    return row.row_version
+
+
+ExpectedVersion = Annotated[int | None, Depends(expected_version)]
 
 
 class EnrolmentForm(BaseModel):
@@ -116,10 +143,13 @@ def list_voices(
     after: Annotated[
         str | None, Query(max_length=512, description="The `next` of the page before.")
     ] = None,
-    search: Annotated[str, Query(max_length=64, description="The beginning of the name.")] = "",
-    label: Annotated[str, Query(max_length=320, description="`key` or `key=value`.")] = "",
+    search: Annotated[str, Query(max_length=64, description="A part of the name.")] = "",
+    label: Annotated[
+        list[LabelQuery],
+        Query(max_length=MAX_LABELS, description="`key` or `key=value`; all that are given hold."),
+    ] = [],  # noqa: B006
 ) -> VoicePage:
-    page = services.store.page(limit, after, search, label)
+    page = services.store.page(limit, after, search, [one for one in label if one])
     return VoicePage(data=[voice.shape() for voice in page.voices], next=page.next)
 
 
@@ -136,10 +166,10 @@ async def edit(
     request: Request,
     response: Response,
     services: ServicesDep,
-    if_match: IfMatch = None,
+    expected: ExpectedVersion,
 ) -> VoiceShape:
     """All of it or nothing. A patch that says what is so already changes nothing."""
-    work = services.enroller.edit(voice, patch.change(), _expected(if_match))
+    work = services.enroller.edit(voice, patch.change(), expected)
     return _shown(response, await while_connected(request, work))
 
 
@@ -149,21 +179,27 @@ async def edit(
     response_class=Response,
     summary="Delete a voice",
 )
-def delete(voice: str, services: ServicesDep, if_match: IfMatch = None) -> None:
+def delete(voice: str, services: ServicesDep, expected: ExpectedVersion) -> None:
     """The voice is marked as deleted and its name is free at once."""
-    services.store.delete(voice, _expected(if_match))
+    services.store.delete(voice, expected)
 
 
 @router.get("/{voice}/clip", summary="The reference clip, as uploaded", responses=FILE)
-def clip(voice: str, services: ServicesDep) -> Response:
+def clip(voice: str, request: Request, services: ServicesDep) -> Response:
+    """In ranges too. The ETag is the SHA-256 of the clip."""
     found = services.store.get(voice)
-    return _file(services.store.clip(found), str(found.enrolment.clip["media_type"]))
+    sha256, media_type = found.enrolment.clip_sha256, str(found.enrolment.clip["media_type"])
+    content = partial(services.store.clip, found)
+    return answer(request, clip_file(found.row.name, sha256, media_type, content))
 
 
 @router.get("/{voice}/prompt", summary="The prompt features, as safetensors", responses=FILE)
-def prompt(voice: str, services: ServicesDep) -> Response:
+def prompt(voice: str, request: Request, services: ServicesDep) -> Response:
+    """In ranges too. The ETag is the SHA-256 of the file."""
     found = services.store.get(voice)
-    return _file(services.store.prompt(found), "application/octet-stream")
+    ref, content = found.prompt_ref(), partial(services.store.prompt, found)
+    sha256 = sha256_of(content()) if ref is None else ref.sha256
+    return answer(request, prompt_file(found.row.name, sha256, content))
 
 
 @router.post(
@@ -183,10 +219,6 @@ def _shown(response: Response, voice: StoredVoice) -> VoiceShape:
     return voice.shape()
 
 
-def _file(content: bytes, media_type: str) -> Response:
-    return Response(content, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
-
-
 def _labels(text: str) -> dict[str, str]:
     try:
         return LABELS.validate_python(parse_json(text.encode()))
@@ -200,13 +232,3 @@ def _labels(text: str) -> dict[str, str]:
         raise FieldInvalid(
             f"`labels` is not a JSON object of strings: {reason}.", field="labels"
         ) from error
-
-
-def _expected(if_match: str | None) -> int | None:
-    """The row_version of an If-Match header; `*` asks only that the voice exists."""
-    if if_match is None or if_match.strip() == "*":
-        return None
-    tag = if_match.strip().strip('"')
-    if not tag.isdecimal():
-        raise EditConflict(f"If-Match: {if_match!r} is not the ETag of any voice here.")
-    return int(tag[:18])
