@@ -92,10 +92,12 @@ def make_inference(settings: "Settings", store: "VoiceStore") -> "Inference":
 
 def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService":
     """Find the model (raises if it is not on this machine) without loading it."""
+    from inference.gpu import refuse_missing_gpu
     from inference.results import ServiceConfig
     from inference.service import InferenceService
     from inference.weights import DEMO, locate
 
+    refuse_missing_gpu(settings.device)
     model = locate(model_spec(settings, store), store.data)
     config = ServiceConfig(
         device=None if settings.device == "auto" else settings.device,

@@ -101,6 +101,11 @@ class DeviceThread:
         return int(self._busy)
 
     @property
+    def has_died(self) -> bool:
+        """True if it ended although nobody closed it."""
+        return self._thread is not None and not self._thread.is_alive() and not self.closed
+
+    @property
     def retry_after_s(self) -> float:
         """A guess at when the queue will be empty: every job as long as the last one."""
         with self._changed:

@@ -15,14 +15,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inference.device_thread import DeviceThread, FailureGoesTo, closing
-from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import (
     InferenceError,
-    ModelUnavailable,
     Overloaded,
     PromptMissing,
     SpeechFailed,
@@ -32,7 +29,7 @@ from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
 from inference.speaking import Chunks, Clock, Listener, Wish
 from inference.voice_files import VoiceFiles
-from inference.weights import LocatedModel, not_installed
+from inference.weights import LocatedModel, model_shape, not_installed
 from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 if TYPE_CHECKING:
@@ -132,13 +129,14 @@ class InferenceService:
 
     def status(self) -> Status:
         engine = self._engine
+        ended = self._thread.has_died or self._extracting.has_died
         return Status(
-            state=self._state,
+            state="failed" if ended else self._state,
             queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
             running=max(self._thread.running, engine.running if engine else 0)
             + self._extracting.running,
             slots=engine.setup.limits.slots if engine else None,
-            error=self._error,
+            error="A thread of the model has died" if ended else self._error,
         )
 
     def counters(self) -> "Counters | None":
@@ -265,6 +263,7 @@ class InferenceService:
                 self._at_work = self._load()
             except (InferenceError, ValueError, TypeError) as error:
                 self._error = str(error)
+                log.error("The model can't be loaded: %s", error)
                 raise
             finally:
                 self._state = "failed" if self._at_work is None else "warm"
@@ -334,15 +333,6 @@ class InferenceService:
                 f" not {model.ref.id}."
             )
         return features
-
-
-def model_shape(folder: Path) -> ModelShape:
-    """The shape in the configs of `folder`, or ModelUnavailable."""
-    try:
-        return read_shape(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error
 
 
 def _retrieve(waiting: "asyncio.Future[Any]") -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.hashes import HashCache, folder_revision, sha256_of_file
 from registry.files import DataDir, ModelRef
@@ -125,6 +126,15 @@ def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) 
     _check_can_clone(config, name)
     revision = folder_revision(path, CONFIGS, WEIGHTS, _hash_cache(data))
     return _located(wanted, path, ModelRef(name, revision))
+
+
+def model_shape(folder: Path) -> ModelShape:
+    """The shape in the configs of `folder`, or ModelUnavailable."""
+    try:
+        return read_shape(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error
 
 
 def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:

@@ -5,6 +5,10 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from registry.errors import ModelMismatch, ModelUnavailable
+from registry.files import ModelRef
+from registry.inference_client import Description, Status
+from registry.models import ModelInUse
 from registry.services import ServicesDep
 
 router = APIRouter(tags=["health"])
@@ -35,15 +39,28 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can it answer?")
 def readyz(services: ServicesDep) -> Readiness:
-    """Reads the database; says what the model is doing without asking anything of it."""
+    """503 with the reason while no voice can speak. Asks the database, and nothing of the model."""
     used = services.store.model_in_use()
-    return Readiness(model=None if used is None else used.source, inference=_inference(services))
-
-
-def _inference(services: ServicesDep) -> InferenceHealth:
-    if services.settings.inference == "off":
-        return InferenceHealth(state="off")
     status = services.inference.status()
+    if services.settings.inference == "off" or status is not None:
+        _refuse_another(services.inference.describe(), used)
+    if status is not None and status.state == "failed":
+        raise ModelUnavailable(
+            f"The model can't be used: {(status.error or 'it failed').rstrip('.')}. "
+            "The next request that needs it tries again."
+        )
+    return Readiness(model=None if used is None else used.source, inference=_inference(status))
+
+
+def _refuse_another(running: Description, used: ModelInUse | None) -> None:
+    if used is not None and ModelRef(used.model_id, used.revision) != running.model:
+        raise ModelMismatch(
+            f"This server runs {running.model.id} at {running.model.revision}, but the data "
+            f"directory now uses {used.source}. Restart the server."
+        )
+
+
+def _inference(status: Status | None) -> InferenceHealth:
     if status is None:
         return InferenceHealth(state="cold")
     return InferenceHealth(
