@@ -72,7 +72,10 @@ class Settings(BaseModel):
     )
     max_clip_mib: int = Field(20, ge=1, le=20, description="The largest upload, in MiB.")
     max_text: int = Field(
-        5000, ge=1, le=5000, description="The longest text of one request, in characters."
+        5000,
+        ge=1,
+        le=5000,
+        description="The longest text of one request, in characters; the model may take less.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the server says on stderr."

@@ -7,19 +7,26 @@ from numpy.typing import NDArray
 
 from inference.engine.admission import Waiting
 from inference.engine.layout import Composer, Script
-from inference.engine.params import GREEDY_BELOW, MAX_FRAMES, SamplingParams, frame_budget
+from inference.engine.params import (
+    FRAMES_PER_S,
+    GREEDY_BELOW,
+    MAX_FRAMES,
+    MAX_TOKENS,
+    SamplingParams,
+)
 from inference.engine.request import Request
+from inference.engine.room import Room
 from inference.engine.shapes import ModelShape
 from inference.engine.state import Choice, Limits
 from inference.engine.text import PlainText
-from inference.errors import LanguageUnsupported, SpeechFailed, TextTooLong
+from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
 
 class Intake:
     def __init__(
         self, shape: ModelShape, composer: Composer, text: PlainText, limits: Limits
     ) -> None:
-        self._shape, self._composer, self._text, self._limits = shape, composer, text, limits
+        self._shape, self._text, self._room = shape, text, Room(composer, limits)
 
     def check(self, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None) -> None:
         """ValueError if features do not fit the model."""
@@ -37,15 +44,11 @@ class Intake:
     def waiting(self, request: Request) -> Waiting:
         """What the request comes to. Raises what Engine.submit does, but for Overloaded."""
         script = self._script(request)
-        budget = frame_budget(len(script.ids))
-        prompt, ahead = self._composer.lengths(script)
-        # Transcript that outlasts its codes is read while frames are made.
-        budget = min(MAX_FRAMES, budget + max(0, ahead - len(script.ids) - 1))
-        choice = self._choice(request.sampling)
-        now = time.perf_counter()
-        waiting = Waiting(request, script, choice, prompt, ahead, budget, now)
-        self._check_size(waiting)
-        return waiting
+        if not self._room.holds(script):
+            raise self._refusal(request.text, script)
+        size = self._room.size(script)
+        choice, now = self._choice(request.sampling), time.perf_counter()
+        return Waiting(request, script, choice, size.prompt, size.ahead, size.budget, now)
 
     def _script(self, request: Request) -> Script:
         voice, ids = request.voice, self._text.ids(request.text)
@@ -67,16 +70,24 @@ class Intake:
             penalty=asked.repetition_penalty or model.repetition_penalty,
         )
 
-    def _check_size(self, waiting: Waiting) -> None:
-        limits = self._limits
-        most = min(limits.positions, limits.rows)
-        if waiting.positions > most or waiting.ahead > limits.text:
-            raise TextTooLong(
-                f"The reference and the text take {waiting.positions} positions,"
-                f" {waiting.ahead} of them text read while speaking;"
-                f" one request has {most} and {limits.text}."
-                " Shorten the text, or enrol a shorter clip."
+    def _refusal(self, text: str, script: Script) -> TextTooLong | ModeUnavailable:
+        """Of a text that does not fit: how much of it does, and what takes the rest."""
+        most = self._room.most(script)
+        if most == 0:
+            return ModeUnavailable(
+                f"This voice leaves no room for a text: {self._room.taken(script)}. Give it the"
+                " words of its clip alone, enrol a shorter clip, or use mode xvec."
             )
+        fitting = self._text.fitting(text, most)
+        why = f"{MAX_FRAMES} frames, {MAX_FRAMES / FRAMES_PER_S:.0f} s of speech"
+        if most < MAX_TOKENS:
+            why = f"of this voice, {self._room.taken(script)}"
+        return TextTooLong(
+            f"The text has {len(script.ids):,} tokens (of a few letters each), and one request"
+            f" speaks {most} at most ({why}): about {_rounded(fitting):,} of these"
+            f" {len(text):,} characters fit. Split it at a sentence and speak the parts one"
+            " after another."
+        )
 
     def _language(self, name: str | None) -> str | None:
         if name is None or name.lower() == "auto":
@@ -86,3 +97,8 @@ class Intake:
             known = ", ".join(sorted(languages))
             raise LanguageUnsupported(f"The model doesn't speak {name!r}. It speaks {known}.")
         return name.lower()
+
+
+def _rounded(count: int) -> int:
+    """Down to tens, as a word should not be cut."""
+    return count // 10 * 10 or count

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from inference.errors import TextTooLong
-
 Mode = Literal["auto", "icl", "xvec"]
 
 FRAMES_PER_S = 12.5
 BASE_FRAMES = 50
 FRAMES_PER_TOKEN = 6
 MAX_FRAMES = 2048
+MAX_TOKENS = (MAX_FRAMES - BASE_FRAMES) // FRAMES_PER_TOKEN  # of a text
 GREEDY_BELOW = 0.01
 
 
@@ -49,13 +48,5 @@ def _check(name: str, value: float | None, low: float, high: float) -> None:
 
 
 def frame_budget(tokens: int) -> int:
-    """The most frames that a text of so many tokens may speak; TextTooLong above 2,048."""
-    frames = BASE_FRAMES + FRAMES_PER_TOKEN * tokens
-    if frames <= MAX_FRAMES:
-        return frames
-    limit = (MAX_FRAMES - BASE_FRAMES) // FRAMES_PER_TOKEN
-    raise TextTooLong(
-        f"The text has {tokens} tokens (of a few letters each), and one request speaks"
-        f" {limit} at most ({MAX_FRAMES} frames, {MAX_FRAMES / FRAMES_PER_S:.0f} s of speech)."
-        " Split it at a sentence and speak the parts one after another."
-    )
+    """The most frames that a text of so many tokens may speak; MAX_TOKENS is all there is."""
+    return BASE_FRAMES + FRAMES_PER_TOKEN * tokens

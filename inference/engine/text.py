@@ -22,6 +22,10 @@ class PlainText:
     def ids(self, text: str) -> list[int]:
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
+    def fitting(self, text: str, tokens: int) -> int:
+        """How many characters of a longer text the first so many tokens hold."""
+        return int(self._plain.encode(text, add_special_tokens=False).offsets[tokens][0])
+
     def target(self, text: str) -> list[int]:
         """The turn to speak: 3 ids of the role, the text, 5 ids that close it."""
         return [*self._control(OPENING), *self.ids(text), *self._control(END + OPENING)]

@@ -65,7 +65,10 @@ class SpeakRequest(BaseModel):
     )
 
     voice: PlainText = Field(min_length=1, max_length=256, description="The voice's name or id.")
-    text: str = Field(description="1 to 5,000 characters.")
+    text: str = Field(
+        description="Up to 333 tokens of the model, of a few letters each: some 800 characters of"
+        " English, never more than 5,000. A refusal says how many of the text fit."
+    )
     language: PlainText | None = Field(
         None, max_length=32, description="Default: the voice's own, else found from the text."
     )
