@@ -2,7 +2,6 @@
 
 import json
 from shlex import quote as quoted
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -14,7 +13,6 @@ from cli.input import (
     WORDS,
     agreed,
     json_option,
-    labels_after,
     labels_option,
     parse_labels,
     read_clip,
@@ -145,52 +143,6 @@ def show(context: click.Context, voice: str, as_json: bool) -> None:
         print_json(found)
     else:
         print_fields(found)
-
-
-@cli.command()
-@click.argument("voice", type=VOICE)
-@click.option("--description", type=WORDS, help="A line about the voice.")
-@labels_option
-@click.option(
-    "--remove-label", "dropped", type=WORDS, multiple=True, metavar="KEY", help="Take a label off."
-)
-@click.option("--language", type=WORDS, help="Default language; `auto` finds it from the text.")
-@click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default mode.")
-@click.option("--temperature", type=float, help="Default temperature.")
-@click.option("--top-k", type=int, help="Default top-k.")
-@click.option("--top-p", type=float, help="Default top-p.")
-@json_option
-@click.pass_context
-def edit(
-    context: click.Context,
-    /,
-    voice: str,
-    description: str | None,
-    labels: tuple[str, ...],
-    dropped: tuple[str, ...],
-    as_json: bool,
-    **defaults: Any,
-) -> None:
-    """Edit a voice's description, labels, or what it speaks with by default.
-
-    \b
-    Example:
-      voices edit alice --label use=audiobook --language english
-    """
-    added = parse_labels(labels)
-    given = {knob: value for knob, value in defaults.items() if value is not None}
-    if description is None and not (added or dropped or given):
-        raise click.UsageError("Nothing to edit: give at least one option.")
-    with registry(context) as voices:
-        found = voices.voice(voice)
-        change: dict[str, Any] = {} if description is None else {"description": description}
-        if added or dropped:
-            change["labels"] = labels_after(found["labels"], added, dropped)
-        if given:
-            change["defaults"] = found["defaults"] | given
-        with if_interrupted(f"It may have been edited: `voices show {found['id']}` tells."):
-            edited = voices.patch(found, change)
-    report(edited, as_json, f"Edited {edited['name']}.")
 
 
 @cli.command()

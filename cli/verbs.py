@@ -15,6 +15,7 @@ from cli.exits import INTERRUPTED, exit_code
 ELSEWHERE = {
     "speak": "cli.speak",
     "clip": "cli.speak",
+    "edit": "cli.edit",
     "serve": "cli.serve",
     "demo": "cli.demo",
     "model": "cli.model",

@@ -66,7 +66,7 @@ class Enroller:
         transcript = checked_transcript(request.transcript)
         await to_thread.run_sync(self._store.refuse_taken, name)
         clip = await self._decode(request.upload)
-        refuse_absurd(transcript, clip.duration_s)
+        refuse_absurd(transcript, clip.speech_s)
         await self.adopt_model()
         language = await to_thread.run_sync(self.language, request.language)
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
@@ -112,7 +112,7 @@ class Enroller:
         await self.refuse_other_model(voice)
         upload = await to_thread.run_sync(self._store.clip, voice)
         clip = await self._decode(upload)
-        refuse_absurd(transcript, clip.duration_s)
+        refuse_absurd(transcript, clip.speech_s)
         source = replace(voice.source, transcript=transcript)
         await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
         prompt = await self._inference.extract_prompt(source)
@@ -159,7 +159,7 @@ class Enroller:
         return description
 
     def _warnings(self, source: PromptSource, clip: ReferenceClip) -> list[str]:
-        return [*clip.warnings, *transcript_warnings(source.transcript, clip.duration_s)]
+        return [*clip.warnings, *transcript_warnings(source.transcript, clip.speech_s)]
 
     async def _decode(self, upload: bytes) -> ReferenceClip:
         async with self._decoders:

@@ -8,7 +8,7 @@ from registry.errors import TranscriptMismatch
 from registry.text import clean_text, has_spaces, spoken_s
 
 MAX_LENGTH = 2000
-FASTEST, SLOWEST = 1.8, 0.4  # times the calm pace: whatever is beyond is rare among people
+FASTEST, SLOWEST = 1.8, 1 / 3  # times the calm pace: whatever is beyond is rare among people
 ABSURD_FAST, ABSURD_SLOW = 4.0, 0.1
 NO_TRANSCRIPT = (
     "No transcript was given: the voice speaks in x-vector mode, which follows its timbre but not "

@@ -235,6 +235,40 @@ def test_verbs_on_a_voice(voices: Voices, remote: httpx.Client) -> None:
     assert json.loads(voices("list", "--json").stdout) == []
 
 
+def test_a_transcript_is_put_right(voices: Voices, remote: httpx.Client) -> None:
+    many = "hello there, " * 5
+    noted = voices("add", "alice", "ref.wav", many).stderr
+    assert "Note: The transcript has 10 words for 2.0 s of speech" in noted
+    assert "10 words for 2.0 s" in voices("show", "alice").stdout
+    edited = voices("edit", "alice", "--transcript", "hello there", "--label", "a=1")
+    assert edited.stderr == "Note: The clip lasts 2.0 s; 3 to 30 s make the best voice.\n" + (
+        "Edited alice.\n"
+    )
+    found = json.loads(voices("show", "alice", "--json").stdout)
+    assert (found["version"], found["transcript"]) == (2, "hello there")
+    Path("words.txt").write_text("hello you", encoding="utf-8")
+    voices("edit", "alice", "--transcript", "@words.txt")
+    assert "is so already" in voices("edit", "alice", "--transcript", "hello you").stderr
+    voices("edit", "alice", "--transcript", "-", input=b"hello")
+    assert json.loads(voices("show", "alice", "--json").stdout)["transcript"] == "hello"
+    assert "x-vector mode" in voices("edit", "alice", "--no-transcript").stderr
+    last = json.loads(voices("edit", "alice", "--transcript", "hello", "--json").stdout)
+    assert (last["version"], last["id"]) == (6, found["id"])
+    assert "as fast as" in voices("edit", "alice", "--transcript", "hello " * 99, code=1).stderr
+
+
+def test_a_default_is_unset(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there", "--language", "en-US")
+    voices("edit", "alice", "--temperature", "0.5", "--top-k", "9", "--mode", "icl")
+    voices("edit", "alice", "--unset", "temperature", "--unset", "mode", "--top-p", "0.9")
+    knobs = {"language": "english", "top_k": 9, "top_p": 0.9, "temperature": None, "mode": None}
+    assert json.loads(voices("show", "alice", "--json").stdout)["defaults"] == knobs
+    voices("edit", "alice", "--unset", "top-k", "--unset", "language", "--unset", "top-p")
+    found = json.loads(voices("show", "alice", "--json").stdout)["defaults"]
+    assert set(found.values()) == {None}
+    assert "is so already" in voices("edit", "alice", "--unset", "top-k").stderr
+
+
 def test_the_servers_sentence_is_the_commands_error(voices: Voices, remote: httpx.Client) -> None:
     voices("add", "alice", "ref.wav", "hello there")
     wrong = voices("speak", "alcie", "Hello", "-o", "x.wav", code=1)
@@ -269,6 +303,9 @@ def test_a_change_in_between_is_not_overwritten(voices: Voices, remote: httpx.Cl
         ("speak",),
         ("bogus",),
         ("edit", "alice"),
+        ("edit", "alice", "--transcript", "a", "--no-transcript"),
+        ("edit", "alice", "--temperature", "1", "--unset", "temperature"),
+        ("edit", "alice", "--unset", "volume"),
         ("add", "a", "missing.wav"),
         ("add", "a", "ref.wav", "--label", "x"),
         ("speak", "alice", "x", "--mode", "both"),

@@ -70,7 +70,7 @@ def test_words_at_the_pace_of_people_are_no_matter(transcript: str, speech_s: fl
         (f"{SIXTEEN} {SIXTEEN}", 4.2, "32 words for 4.2 s of speech, about 2.4 times as fast"),
         (f"{CHINESE}{CHINESE}", 5.0, "54 characters for 5.0 s of speech, about 2.2 times as fast"),
         (SIXTEEN, 2.0, "16 words for 2.0 s of speech, about 2.5 times as fast"),
-        ("Good morning, my name", 4.2, "4 words for 4.2 s of speech, about 2.8 times as slow"),
+        ("Good morning, all", 4.2, "3 words for 4.2 s of speech, about 3.5 times as slow"),
         ("Hello.", 4.0, "1 word for 4.0 s of speech, about 9.3 times as slow"),
     ],
 )
