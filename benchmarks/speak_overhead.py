@@ -21,8 +21,8 @@ from server import served
 from registry.encode import encode
 from registry.enrol import Enroller, Enrolment
 from registry.files import DataDir
-from registry.queries import StoredVoice
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 
 CLIP = measure.ROOT / "cli" / "data" / "alice.wav"
 TEXT = "The second sentence needs no file at all."  # the stand-in hums 50 ms a character

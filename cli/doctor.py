@@ -40,8 +40,9 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
         for name, value in about.items():
             click.echo(f"{name:<15} {value}")
         for finding in findings:
-            click.echo(f"{finding.severity:<10} {finding.what}")
-    if any(finding.severity != "repaired" for finding in findings):
+            whose = ", ".join(f"{voice.name} ({voice.id})" for voice in finding.voices)
+            click.echo(f"{finding.severity:<10} {finding.what}{whose and f': {whose}'}")
+    if any(finding.severity not in ("repaired", "foreign") for finding in findings):
         raise SystemExit(1)
 
 

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from inference.clips import read_conditioned
 from inference.errors import PromptCorrupt, PromptMissing, StorageFailed
 from inference.prompt import FILE_LIMIT_BYTES
-from registry.files import DataDir, PromptRef, PromptSource, sha256_of, write_atomically
+from registry.files import (
+    DataDir,
+    PromptRef,
+    PromptSource,
+    read_stored,
+    sha256_of,
+    write_atomically,
+)
 
 
 class VoiceFiles:
@@ -25,12 +32,12 @@ class VoiceFiles:
     def prompt(self, ref: PromptRef) -> bytes:
         """The file as it is; PromptMissing, or PromptCorrupt if it can't be read at all."""
         try:
-            with open(self.data.prompt(ref), "rb") as file:
-                return file.read(FILE_LIMIT_BYTES)
-        except FileNotFoundError as error:
-            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.") from error
+            content = read_stored(self.data.stored_prompt(ref), FILE_LIMIT_BYTES)
         except OSError as error:
             raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
+        if not content:
+            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
+        return content
 
     def keep(self, ref: PromptRef, data: bytes) -> None:
         write_atomically(self.data.prompt(ref), data)

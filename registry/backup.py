@@ -10,12 +10,14 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -35,9 +37,11 @@ MIB = 2**20
 LAYOUT = (  # all the names that a member may have, and its most bytes
     (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # what a tar of the plain kind holds
     (re.compile(r"clips/[0-9a-f]{64}"), 20 * MIB),
-    (re.compile(r"prompts/voice_[0-9a-f]{32}/[0-9a-f]{64}\.safetensors"), MIB),
+    (re.compile(r"prompts/voice_[0-9a-f]{32}/[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"), MIB),
     (re.compile(r"manifest\.json"), 256 * MIB),
 )
+
+MOST_FILES = 500_000  # of which the manifest can tell in its most bytes
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -67,6 +71,14 @@ class Manifest(BaseModel):
     @property
     def size(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
+
+
+@dataclass(frozen=True)
+class Promised:
+    """A file that a row names. It may lie, and be in older backups, under its former name."""
+
+    sha256: str
+    former_name: str
 
 
 class _Sealed(BaseModel):
@@ -139,19 +151,44 @@ def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
         tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
     ):
         copy = Path(folder, DATABASE)
+        _refuse_small_folder(store, copy.parent)
         store.copy_database(copy)
         refuse_damaged(copy)
-        return _write_members(store, copy, tar)
+        promised = promised_files(copy)
+        _refuse_too_much(copy, len(promised))
+        return _write_members(store, copy, promised, tar)
 
 
-def _write_members(store: VoiceStore, copy: Path, tar: tarfile.TarFile) -> Manifest:
+def _refuse_small_folder(store: VoiceStore, folder: Path) -> None:
+    """The copy is written, and then written once more without what was deleted from it."""
+    needed, free = 3 * store.database_bytes(), shutil.disk_usage(folder).free
+    if needed > free:
+        raise BackupRefused(
+            f"The temporary folder {folder.parent} has {free:,} bytes free; a copy of the database "
+            f"needs {needed:,}. Name a larger one in TMPDIR."
+        )
+
+
+def _refuse_too_much(copy: Path, files: int) -> None:
+    """Told before the work, and not by the restore that comes too late."""
+    if files > MOST_FILES:
+        raise BackupRefused(
+            f"The voices here have {files:,} files; a backup holds at most {MOST_FILES:,}. Copy "
+            "the data directory while no program uses it."
+        )
+    size, most = copy.stat().st_size, most_bytes(DATABASE) or 0
+    if size > most:
+        raise BackupRefused(f"{DATABASE} has {size:,} bytes; a backup holds at most {most:,}.")
+
+
+def _write_members(
+    store: VoiceStore, copy: Path, promised: Mapping[str, Promised], tar: tarfile.TarFile
+) -> Manifest:
     missing: list[str] = []
     with copy.open("rb") as file:
         files = {DATABASE: _pack(tar, DATABASE, file)}
-    promised = promised_files(copy)
-    for name in sorted(promised):
-        content = store.read_file(store.data.root / name)
-        if sha256_of(content) == promised[name]:
+    for name, file_ in sorted(promised.items()):
+        if (content := _content(store, name, file_)) is not None:
             files[name] = _pack(tar, name, BytesIO(content))
         else:
             missing.append(name)
@@ -166,6 +203,15 @@ def _write_members(store: VoiceStore, copy: Path, tar: tarfile.TarFile) -> Manif
     return manifest
 
 
+def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
+    """None if it is missing or damaged."""
+    for at in (name, promised.former_name):
+        content = store.read_file(store.data.root / at)
+        if sha256_of(content) == promised.sha256:
+            return content
+    return None
+
+
 def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Entry:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     member = tarfile.TarInfo(name)
@@ -175,14 +221,18 @@ def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> En
     return Entry(sha256=digest, bytes=member.size)
 
 
-def promised_files(database: Path) -> dict[str, str]:
-    """The files that rows name, deleted voices' too, and the sha256 that each must have."""
+def promised_files(database: Path) -> dict[str, Promised]:
+    """The files that rows name, deleted voices' too, by their names."""
     at = DataDir(Path())
+    found: dict[str, Promised] = {}
     with rows_of(database) as session:
-        clips = session.exec(select(VoiceVersion.clip_sha256).distinct())
-        found = {at.clip(str(sha256)).as_posix(): sha256 for sha256 in clips}
+        for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
+            name = at.clip(sha256).as_posix()
+            found[name] = Promised(sha256, name)
         for row in session.exec(select(Features.voice_id, Features.fingerprint, Features.sha256)):
-            found[at.prompt(PromptRef(*map(str, row))).as_posix()] = row[2]
+            ref = PromptRef(*row)
+            former = at.former_prompt(ref).as_posix()
+            found[at.prompt(ref).as_posix()] = Promised(ref.sha256, former)
     return found
 
 
@@ -204,7 +254,10 @@ def rows_of(path: Path) -> Iterator[Session]:
 
 
 def refuse_damaged(path: Path) -> None:
-    """A database whose pages or references are not sound, or that does things by itself."""
+    """A database whose pages or references are not sound, or that does things by itself.
+
+    Of any schema: what its tables should be is asked once it is migrated.
+    """
     wanted = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
     try:
         with closing(sqlite3.connect(path)) as connection:

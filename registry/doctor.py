@@ -1,42 +1,52 @@
-"""Holds the data directory against itself: database, references to files, files without references.
+"""Holds the data directory against itself: database, rows, references to files, files without them.
 
 `repair` does only what loses nothing, and doing it twice changes nothing more. A clip that is gone
-or damaged can't be repaired: it is reported, for a backup to mend.
+or damaged can't be repaired: it is reported, for a backup to mend. What is not ours is left alone.
 """
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
 from registry.database import (
-    BUSY_TIMEOUT_S,
     NO_DATABASE,
     SCHEMA,
     Database,
-    is_damage,
+    database_faults,
     migrate,
     schema_revision,
 )
-from registry.files import DataDir, PromptRef, PromptSource, is_settled, sha256_of
+from registry.files import DataDir, PromptRef, PromptSource, is_settled, read_stored, sha256_of
 from registry.folder_lock import share_folder
 from registry.models import Features, NameVariant, Voice, VoiceVersion
 from registry.names import name_key, variants
+from registry.row_faults import RowFault, row_faults
 from registry.rows import index_name
+from registry.storage_errors import is_damage, storage_errors
 
-Severity = Literal["repairable", "repaired", "loss"]
+GONE = "is missing or damaged"
+Severity = Literal["repairable", "repaired", "loss", "foreign"]
+
+
+@dataclass(frozen=True)
+class NamedVoice:
+    id: str
+    name: str
 
 
 @dataclass(frozen=True)
 class Finding:
+    """`foreign` is what no program of ours put there; all else may be sound."""
+
     severity: Severity
     what: str
+    voices: tuple[NamedVoice, ...] = ()  # whose it is
 
 
 def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
@@ -46,25 +56,26 @@ def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
     look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory,
     FolderInUse while a backup is being restored.
     """
-    try:
+    with storage_errors(data.root, writing=repair):
+        if faults := _database_faults(data):
+            return [Finding("loss", f"registry.db: {fault}") for fault in faults]
         if schema_revision(data.database) is None:
-            lost = any(data.content_files())
-            return [Finding("loss", f"registry.db: {NO_DATABASE}")] if lost else []
+            return []  # never used
         with share_folder(data.root):
-            faults = [Finding("loss", f"registry.db: {fault}") for fault in _database_faults(data)]
-            return faults or _examine_files(data, read_data, repair)
-    except (sqlite3.DatabaseError, DatabaseError) as error:
-        if not is_damage(error):
-            raise
-        return [Finding("loss", f"registry.db: {str(error).splitlines()[0]}")]
+            return _examine_files(data, read_data, repair)
 
 
 def _database_faults(data: DataDir) -> list[str]:
-    migrate(data)
-    with closing(sqlite3.connect(data.database, timeout=BUSY_TIMEOUT_S)) as connection:
-        rows = [*connection.execute("PRAGMA integrity_check")]
-        rows += connection.execute("PRAGMA foreign_key_check")
-    return [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
+    try:
+        if schema_revision(data.database) is None:
+            return [NO_DATABASE] if any(data.content_files()) else []
+        with share_folder(data.root):
+            migrate(data)
+            return database_faults(data.database)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return [str(error)]
 
 
 def _examine_files(data: DataDir, read_data: bool, repair: bool) -> list[Finding]:
@@ -88,13 +99,19 @@ def examine_files(
     """
     with database.read() as session:
         named = list(_named_files(data, session))
-    sound = set()
+        unbelieved = [_unbelieved(fault) for fault in row_faults(session)]
+    faults = dict[tuple[Path, str], str]()
     for path, sha256 in named:
         with files:
-            if _is_sound(path, sha256, read_data):
-                sound.add((path, sha256))
+            faults[path, sha256] = _fault(path, sha256, read_data)
     with database.write() if repair else database.read() as session, files:
-        return list(_Examination(data, session, sound, read_data, repair).findings())
+        found = _Examination(data, session, faults, read_data, repair).findings()
+        return [*unbelieved, *found]
+
+
+def _unbelieved(fault: RowFault) -> Finding:
+    voices = (NamedVoice(fault.voice_id, fault.name),) if fault.voice_id else ()
+    return Finding("loss", f"{fault.field} in a row is not valid: {fault.why}", voices)
 
 
 def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
@@ -102,13 +119,23 @@ def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
     for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
         yield data.clip(sha256), sha256
     for row in session.exec(select(Features)):
-        yield data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256)), row.sha256
+        yield data.stored_prompt(_ref(row)), row.sha256
 
 
-def _is_sound(path: Path, sha256: str, read_data: bool) -> bool:
-    if not read_data:
-        return path.exists() and path.stat().st_size > 0
-    return path.exists() and sha256_of(path.read_bytes()) == sha256
+def _ref(row: Features) -> PromptRef:
+    return PromptRef(row.voice_id, row.fingerprint, row.sha256)
+
+
+def _fault(path: Path, sha256: str, read_data: bool) -> str:
+    """Why it is not what it should be; nothing if it is."""
+    try:
+        if read_data:
+            sound = sha256_of(read_stored(path)) == sha256
+        else:
+            sound = path.is_file() and path.stat().st_size > 0
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    return "" if sound else GONE
 
 
 @dataclass(frozen=True)
@@ -117,7 +144,7 @@ class _Examination:
 
     data: DataDir
     session: Session
-    sound: set[tuple[Path, str]]
+    faults: Mapping[tuple[Path, str], str]  # as of a moment ago
     read_data: bool
     repair: bool
 
@@ -126,25 +153,35 @@ class _Examination:
         yield from self._prompts()
         yield from self._near_names()
         yield from self._orphans()
+        yield from self._strangers()
 
-    def _mend(self, what: str) -> Finding:
-        return Finding("repaired" if self.repair else "repairable", what)
+    def _mend(self, what: str, *voices: NamedVoice) -> Finding:
+        return Finding("repaired" if self.repair else "repairable", what, voices)
 
     def _clips(self) -> Iterator[Finding]:
         for sha256 in sorted(self._clip_hashes()):
-            if not self._is_sound(self.data.clip(sha256), sha256):
-                yield Finding("loss", f"clips/{sha256} is missing or damaged")
+            if fault := self._fault(self.data.clip(sha256), sha256):
+                yield Finding("loss", f"clips/{sha256} {fault}", tuple(self._enrolled_with(sha256)))
+
+    def _enrolled_with(self, sha256: str) -> Iterator[NamedVoice]:
+        of_clip = col(VoiceVersion.clip_sha256) == sha256
+        joined = select(Voice.id, Voice.name).join(VoiceVersion).where(of_clip).distinct()
+        yield from (NamedVoice(*row) for row in self.session.exec(joined.order_by(Voice.name)))
 
     def _prompts(self) -> Iterator[Finding]:
         """A damaged prompt is forgotten: the voice is stale then, and made anew from its clip."""
-        for row in self.session.exec(select(Features)).all():
-            path = self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
-            if self._is_sound(path, row.sha256):
-                continue
-            if self.repair:
-                self.session.delete(row)
-                path.unlink(missing_ok=True)
-            yield self._mend(f"prompts/{row.voice_id}/{path.name} is missing or damaged")
+        joined = select(Features, Voice.name).join(Voice, col(Voice.id) == Features.voice_id)
+        for row, name in self.session.exec(joined).all():
+            path, voice = self.data.stored_prompt(_ref(row)), NamedVoice(row.voice_id, name)
+            fault = self._fault(path, row.sha256)
+            if fault == GONE:
+                if self.repair:
+                    self.session.delete(row)
+                    if path.is_file():
+                        path.unlink()
+                yield self._mend(f"prompts/{row.voice_id}/{path.name} {fault}", voice)
+            elif fault:
+                yield Finding("loss", f"prompts/{row.voice_id}/{path.name} {fault}", (voice,))
 
     def _near_names(self) -> Iterator[Finding]:
         found = defaultdict[str, set[str]](set)
@@ -159,7 +196,8 @@ class _Examination:
                 continue
             if self.repair:
                 index_name(self.session, voice_id, found[voice_id], wanted)
-            yield self._mend(f"the index of near names misses {name!r}")
+            what = f"the index of near names misses {name!r}"
+            yield self._mend(what, NamedVoice(voice_id, name))
 
     def _orphans(self) -> Iterator[Finding]:
         self.session.flush()
@@ -193,11 +231,18 @@ class _Examination:
         for voice_id in self.session.exec(select(Voice.id)):
             yield self.data.prompts(voice_id)
         for row in self.session.exec(select(Features)):
-            yield self.data.prompt(PromptRef(row.voice_id, row.fingerprint, row.sha256))
+            yield self.data.stored_prompt(_ref(row))
 
-    def _is_sound(self, path: Path, sha256: str) -> bool:
+    def _strangers(self) -> Iterator[Finding]:
+        for path in sorted(self.data.strangers()):
+            where = str(path.relative_to(self.data.root))
+            yield Finding("foreign", f"{ascii(where)[1:-1]} is no file of ours, and left alone")
+
+    def _fault(self, path: Path, sha256: str) -> str:
         """Looked at again only if it was not sound, or not named, a moment ago."""
-        return (path, sha256) in self.sound or _is_sound(path, sha256, self.read_data)
+        if self.faults.get((path, sha256)) == "":
+            return ""
+        return _fault(path, sha256, self.read_data)
 
 
 def summary(data: DataDir) -> dict[str, object]:

@@ -11,8 +11,9 @@ from registry.files import PromptSource
 from registry.inference_client import ExtractedPrompt
 from registry.models import SpeakDefaults, Voice, utc_now
 from registry.names import name_key, variants
-from registry.queries import StoredVoice, refuse_taken
+from registry.queries import refuse_taken
 from registry.rows import add_labels, drop_labels, index_name, keep_features, version_row
+from registry.stored_voice import StoredVoice
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from registry.inference_client import Description, Inference
 from registry.languages import language_named
 from registry.models import SpeakDefaults
 from registry.names import check_name, name_key, new_voice_id
-from registry.queries import StoredVoice
 from registry.rows import NewVoice
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 from registry.transcript import checked_transcript, refuse_absurd, transcript_warnings
 
 DECODERS = 2

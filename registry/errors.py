@@ -6,8 +6,10 @@ RegistryError
 ├── RequestMalformed 400 · PathInvalid 404 · RangeUnsatisfiable 416
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
-├── ClipDamaged · SpeechFailed                                                     500
-├── StorageFull 507 · InferenceOff · ModelUnavailable · ModelMismatch · Overloaded 503
+├── ClipDamaged · VoiceDamaged · SpeechFailed                                      500
+├── StorageFull · StorageReadOnly                                                  507
+├── StorageUnreadable · DatabaseDamaged                                            503
+├── InferenceOff · ModelUnavailable · ModelMismatch · Overloaded                   503
 ├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
 ├── StreamBroken 500                     a speech that ended before it should
 ├── SpeechInaudible 500                  made again before a client sees it
@@ -158,6 +160,12 @@ class ClipDamaged(RegistryError):
     code, title = "reference-corrupt", "The stored reference clip is damaged"
 
 
+class VoiceDamaged(RegistryError):
+    """A row that no request could have made."""
+
+    code, title = "voice-damaged", "The stored voice is damaged"
+
+
 class SpeechFailed(RegistryError):
     """The model failed at speaking, or at computing prompt features; the code says which."""
 
@@ -171,6 +179,25 @@ class SpeechFailed(RegistryError):
 class StorageFull(RegistryError):
     status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-full"
     title = "The disk is full"
+
+
+class StorageReadOnly(RegistryError):
+    """Trying again does not help: someone must make the folder writable."""
+
+    status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-read-only"
+    title = "The data directory can't be written"
+
+
+class StorageUnreadable(RegistryError):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "storage-unreadable"
+    title = "The data directory can't be read"
+
+
+class DatabaseDamaged(RegistryError):
+    """Only a backup mends it. From the first sign of it on, nothing is written any more."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "database-damaged"
+    title = "The database is damaged"
 
 
 class StorageUnavailable(RegistryError):

@@ -4,14 +4,18 @@ Standard library only, so that inference may share it. It knows nothing of the d
 docs/storage.md is the specification of everything written here.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 PROMPT_FORMAT = "1"
@@ -19,6 +23,17 @@ PREPROCESSING = "2"
 TMP_PREFIX = ".tmp-"
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
+MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
+VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
+FILE_NAMES = {
+    "clips": re.compile(r"[0-9a-f]{64}"),
+    "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
+    "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
+}
+NO_FILE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP),
+    *(errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP),  # of sockets and devices
+)
 
 
 @dataclass(frozen=True)
@@ -84,17 +99,28 @@ class DataDir:
         return self.root / "prompts" / voice_id
 
     def prompt(self, ref: PromptRef) -> Path:
+        """Where the file is written: two that rebuild at once write two files."""
+        return self.prompts(ref.voice_id) / f"{ref.fingerprint}-{ref.sha256[:16]}.safetensors"
+
+    def former_prompt(self, ref: PromptRef) -> Path:
+        """Where it lies if it was written before its own hash was in its name."""
         return self.prompts(ref.voice_id) / f"{ref.fingerprint}.safetensors"
+
+    def stored_prompt(self, ref: PromptRef) -> Path:
+        """Where it is read."""
+        path, former = self.prompt(ref), self.former_prompt(ref)
+        return former if not path.exists() and former.exists() else path
 
     @property
     def ballast(self) -> Path:
         return self.root / "ballast"
 
     def create(self) -> None:
-        for name in ("clips", "conditioned", "prompts"):
-            make_folder(self.root / name)
-        if not self.ballast.exists():
-            with suppress(OSError):  # a full disk has no room for it, and may still be read
+        """What can't be made is left out: a full or read-only disk may still be read."""
+        with suppress(OSError):
+            for name in ("clips", "conditioned", "prompts"):
+                make_folder(self.root / name)
+            if not self.ballast.exists():
                 write_atomically(self.ballast, bytes(BALLAST_BYTES))
 
     def drop_ballast(self) -> bool:
@@ -106,17 +132,55 @@ class DataDir:
 
     def content_files(self) -> Iterator[Path]:
         """Every file that some row should refer to."""
-        for pattern in ("clips/*", "conditioned/*", "prompts/*/*"):
-            yield from (p for p in self.root.glob(pattern) if not p.name.startswith(TMP_PREFIX))
+        yield from (path for path, is_ours in self._contents() if is_ours)
+
+    def strangers(self) -> Iterator[Path]:
+        """What lies among them, and no program of ours has put there: it is left alone."""
+        yield from (path for path, is_ours in self._contents() if not is_ours)
+
+    def _contents(self) -> Iterator[tuple[Path, bool]]:
+        """What is in the folders, but for what is being written, and whether it looks like ours."""
+        for name, pattern in FILE_NAMES.items():
+            for entry in _settled_entries(self.root / name):
+                if name == "prompts" and is_voice_folder(entry):
+                    inner = _settled_entries(entry)
+                    yield from ((Path(file), _is_ours(file, pattern)) for file in inner)
+                else:
+                    yield Path(entry), name != "prompts" and _is_ours(entry, pattern)
 
     def empty_folders(self) -> Iterator[Path]:
         """Prompt folders of enrolments that were killed before their first file."""
-        yield from (p for p in self.root.glob("prompts/*") if p.is_dir() and not any(p.iterdir()))
+        folders = filter(is_voice_folder, _entries(self.root / "prompts"))
+        yield from (Path(folder) for folder in folders if not _entries(folder))
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""
-        for pattern in (".", "clips", "conditioned", "prompts", "prompts/*"):
-            yield from self.root.glob(f"{pattern}/{TMP_PREFIX}*")
+        folders = [self.root / name for name in (".", *FILE_NAMES)]
+        folders += map(Path, filter(is_voice_folder, _entries(self.root / "prompts")))
+        for entry in chain.from_iterable(map(_entries, folders)):
+            if entry.name.startswith(TMP_PREFIX) and entry.is_file(follow_symlinks=False):
+                yield Path(entry)
+
+
+def _entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
+    """Nothing of a folder that is not there; OSError of one that can't be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _settled_entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
+    return [entry for entry in _entries(folder) if not entry.name.startswith(TMP_PREFIX)]
+
+
+def is_voice_folder(entry: "os.DirEntry[str]") -> bool:
+    return VOICE_ID.fullmatch(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
+    return pattern.fullmatch(entry.name) is not None and Path(entry).is_file()
 
 
 def make_folder(path: Path) -> None:
@@ -146,6 +210,27 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """What is stored under a name; nothing if it is not there, or is no file of that size.
+
+    A pipe in its place is not waited for, and a device is not read. OSError if it can't be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return b""
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return b""
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(most_bytes + 1)
+    finally:
+        os.close(descriptor)
+    return content if len(content) <= most_bytes else b""
+
+
 def write_once(path: Path, data: bytes) -> bool:
     """Store `data` under a name made of its hash: a sound file is kept, and made young again.
 
@@ -153,8 +238,8 @@ def write_once(path: Path, data: bytes) -> bool:
 
     A crash can leave wrong content under a right name, so a file is read before it is trusted.
     """
-    with suppress(FileNotFoundError):  # it is new, or a clean-up takes it at this moment
-        if path.read_bytes() == data:
+    with suppress(FileNotFoundError):  # a clean-up takes it at this moment
+        if read_stored(path) == data:
             os.utime(path)
             return False
     write_atomically(path, data)
@@ -170,8 +255,12 @@ def sync_folder(path: Path) -> None:
 
 
 def is_settled(path: Path, now: float | None = None) -> bool:
-    """True if `path` is older than any write that could still be under way."""
+    """True if `path` is older than any write that could still be under way.
+
+    So is one from a future that is further away: the clock was wrong when it was written.
+    """
     try:
-        return (time.time() if now is None else now) - path.stat().st_mtime > GRACE_S
+        age_s = (time.time() if now is None else now) - path.lstat().st_mtime
     except FileNotFoundError:
         return False
+    return abs(age_s) > GRACE_S

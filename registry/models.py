@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from pydantic import Field as Documented
-from sqlalchemy import JSON, CheckConstraint, Column, ForeignKeyConstraint, Index, text
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKeyConstraint,
+    Index,
+    TypeDecorator,
+    text,
+)
 from sqlmodel import Field, SQLModel
 
 Mode = Literal["auto", "icl", "xvec"]
@@ -35,6 +44,51 @@ Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
 Description = Annotated[PlainText, StringConstraints(max_length=2000)]
 
 
+AUDIO_TYPES = frozenset(
+    f"audio/{kind}" for kind in ("wav", "flac", "mpeg", "ogg", "mp4", "webm", "matroska")
+)
+
+
+def _audio(media_type: str) -> str:
+    if media_type not in AUDIO_TYPES:
+        raise ValueError("is not a type of audio that a clip can have")
+    return media_type
+
+
+# What a row must be, to be shown: rows are believed no more than requests.
+STORED = ConfigDict(strict=True, allow_inf_nan=False)
+VoiceId = Annotated[str, StringConstraints(pattern=r"^voice_[0-9a-f]{32}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+StoredName = Annotated[PlainText, StringConstraints(min_length=1, max_length=256)]
+Instant = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
+    ),
+]
+MediaType = Annotated[str, AfterValidator(_audio)]
+Count = Annotated[int, Documented(ge=0, le=2**53)]
+Counter = Annotated[int, Documented(ge=1, le=2**53)]
+
+
+class StoredJson(TypeDecorator[Any]):
+    """JSON whose text may be none: then the text itself, which no model takes for its value."""
+
+    impl = JSON
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        decoded = super().result_processor(dialect, coltype)
+        return lambda value: _decoded(decoded, value)
+
+
+def _decoded(decode: Any, value: object) -> object:
+    try:
+        return decode(value)
+    except (ValueError, TypeError, RecursionError):
+        return value
+
+
 def utc_now() -> str:
     """RFC 3339 in UTC with milliseconds: sortable as text, readable in the file."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -52,7 +106,7 @@ class Voice(SQLModel, table=True):
     name: str
     name_key: str
     description: str
-    defaults: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    defaults: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
     version: int  # the current enrolment
     row_version: int  # edit counter = ETag
     created_at: str
@@ -69,8 +123,8 @@ class VoiceVersion(SQLModel, table=True):
     number: int = Field(primary_key=True)
     clip_sha256: str = Field(index=True)
     transcript: str | None
-    clip: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
-    warnings: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    clip: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    warnings: list[str] = Field(sa_column=Column(StoredJson, nullable=False))
     created_at: str
 
 
@@ -89,7 +143,7 @@ class Features(SQLModel, table=True):
     fingerprint: str = Field(primary_key=True)
     sha256: str
     frames: int
-    modes: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    modes: list[str] = Field(sa_column=Column(StoredJson, nullable=False))
     model_id: str
     model_revision: str
     created_at: str
@@ -144,12 +198,14 @@ class SpeakDefaults(BaseModel):
 
 
 class ClipShape(BaseModel):
-    sha256: str
-    media_type: str
-    bytes: int
+    model_config = STORED
+
+    sha256: Sha256
+    media_type: MediaType
+    bytes: Count
     duration_s: float
-    sample_rate: int
-    channels: int
+    sample_rate: Count
+    channels: Count
     peak_dbfs: float
     rms_dbfs: float
     speech_s: float | None = Documented(
@@ -159,32 +215,39 @@ class ClipShape(BaseModel):
 
 
 class PromptShape(BaseModel):
+    model_config = STORED
+
     state: Literal["ready", "stale"] = Documented(
         description="`stale`: not made for the model in use yet; made from the clip at first use."
     )
-    fingerprint: str | None = None
-    frames: int | None = Documented(None, description="Reference frames of 80 ms; 0 in xvec.")
+    fingerprint: Sha256 | None = None
+    frames: Count | None = Documented(None, description="Reference frames of 80 ms; 0 in xvec.")
 
 
 class VoiceShape(BaseModel):
     """A voice as the API shows it."""
 
-    id: str
-    name: str
-    description: str
-    labels: dict[str, str]
+    model_config = STORED
+
+    id: VoiceId
+    name: StoredName
+    description: Description
+    labels: Labels
     defaults: SpeakDefaults
-    version: int
-    row_version: int = Documented(description="The edit counter; also the ETag.")
+    version: Counter
+    row_version: Counter = Documented(description="The edit counter; also the ETag.")
     modes: list[str]
-    transcript: str | None
+    transcript: PlainText | None
     clip: ClipShape
     prompt: PromptShape
-    warnings: list[str]
-    created_at: str
-    updated_at: str
+    warnings: list[PlainText]
+    created_at: Instant
+    updated_at: Instant
 
 
 class VoicePage(BaseModel):
     data: list[VoiceShape]
+    damaged: list[str] = Documented(
+        description="Ids of voices of this page that can't be shown: `voices doctor` says why."
+    )
     next: str | None = Documented(description="Pass it as `after` for the page that follows.")

@@ -1,6 +1,5 @@
 """One error shape for everything that goes wrong: RFC 9457 problem details with a stable `code`."""
 
-import errno
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -8,17 +7,15 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from registry.database import is_disk_full
-from registry.errors import FieldInvalid, Overloaded, RegistryError, StorageFull
+from registry.errors import FieldInvalid, RegistryError
+from registry.storage_errors import storage_error
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_GONE = 499
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 HTTP_CODES = {
     HTTPStatus.BAD_REQUEST: "request-malformed",
     HTTPStatus.NOT_FOUND: "not-found",
@@ -54,7 +51,6 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
     app.add_exception_handler(OSError, _os_error)
     app.add_exception_handler(ClientGone, _client_gone)
     app.add_exception_handler(Exception, _unexpected)
@@ -131,24 +127,11 @@ def _allowed_methods(request: Request) -> list[str]:
     return sorted(methods)
 
 
-def _database_error(request: Request, error: Exception) -> Response:
-    if is_disk_full(error):
-        return from_error(_full())
-    if "database is locked" in str(error):
-        return from_error(Overloaded("Another process is writing to the database.", 1))
-    return _unexpected(request, error)
-
-
 def _os_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return from_error(_full())
-    return _unexpected(request, error)
-
-
-def _full() -> StorageFull:
-    return StorageFull(
-        "The disk of the data directory is full; nothing was stored. Free some space."
-    )
+    """Of a file of the data directory that is not opened by the store itself."""
+    home = request.app.state.services.store.data.root
+    said = storage_error(error, home, writing=request.method not in ("GET", "HEAD"))
+    return _unexpected(request, error) if said is None else _registry_error(request, said)
 
 
 def _client_gone(_: Request, __: Exception) -> Response:

@@ -3,89 +3,29 @@
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
-from registry.errors import CursorInvalid, NameTaken, VoiceNotFound
-from registry.files import ModelRef, PromptRef, PromptSource, fingerprint
+from registry.errors import CursorInvalid, NameTaken, VoiceDamaged, VoiceNotFound
+from registry.files import ModelRef
 from registry.models import (
-    ClipShape,
     Features,
     Label,
     ModelInUse,
     NameVariant,
-    PromptShape,
-    SpeakDefaults,
     Voice,
-    VoiceShape,
     VoiceVersion,
 )
 from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
+from registry.stored_voice import Page, StoredVoice, shown_id
 
 LAST_CHARACTER = "\U0010ffff"
 NEAR_NAMES = 3
 NEAR_CANDIDATES = 200
 FEW_HOLDERS = 1000
-
-
-@dataclass(frozen=True)
-class StoredVoice:
-    """A live voice with its current enrolment, and its features for the model in use, if made."""
-
-    row: Voice
-    enrolment: VoiceVersion
-    labels: dict[str, str]
-    model: ModelRef | None
-    features: Features | None
-
-    @property
-    def source(self) -> PromptSource:
-        return PromptSource(self.row.id, self.enrolment.clip_sha256, self.enrolment.transcript)
-
-    @property
-    def defaults(self) -> SpeakDefaults:
-        return SpeakDefaults.model_validate(self.row.defaults)
-
-    @property
-    def modes(self) -> list[str]:
-        return ["xvec"] if self.enrolment.transcript is None else ["icl", "xvec"]
-
-    def fingerprint(self) -> str | None:
-        """The key of the features that the model in use needs; None before any model was used."""
-        return None if self.model is None else fingerprint(self.source, self.model)
-
-    def prompt_ref(self) -> PromptRef | None:
-        if self.features is None:
-            return None
-        return PromptRef(self.row.id, self.features.fingerprint, self.features.sha256)
-
-    def shape(self) -> VoiceShape:
-        return VoiceShape(
-            **self.row.model_dump(exclude={"name_key", "deleted_at", "defaults"}),
-            labels=self.labels,
-            defaults=self.defaults,
-            modes=self.modes,
-            transcript=self.enrolment.transcript,
-            clip=ClipShape(sha256=self.enrolment.clip_sha256, **self.enrolment.clip),
-            prompt=self._prompt_shape(),
-            warnings=self.enrolment.warnings,
-        )
-
-    def _prompt_shape(self) -> PromptShape:
-        if self.features is None:
-            return PromptShape(state="stale")
-        return PromptShape(
-            state="ready", fingerprint=self.features.fingerprint, frames=self.features.frames
-        )
-
-
-@dataclass(frozen=True)
-class Page:
-    voices: list[StoredVoice]
-    next: str | None
 
 
 def find(session: Session, reference: str) -> StoredVoice:
@@ -94,10 +34,16 @@ def find(session: Session, reference: str) -> StoredVoice:
         condition = col(Voice.id) == reference
     else:
         condition = col(Voice.name_key) == name_key(reference)
-    found = _load(session, _live().where(condition).limit(1))
-    if not found:
+    rows = session.exec(_live().where(condition).limit(1)).all()
+    if not rows:
         raise VoiceNotFound(reference, near_names(session, reference))
-    return found[0]
+    voices = _load(session, rows)
+    if not voices:
+        raise VoiceDamaged(
+            f"The voice {rows[0].name!r} ({rows[0].id}) is damaged in the database: its enrolment "
+            f"{rows[0].version!r} is gone. Restore a backup."
+        )
+    return voices[0]
 
 
 def page(
@@ -108,9 +54,11 @@ def page(
     statement = statement.where(*_conditions(after, name_key(search)))
     for label in labels:
         statement = statement.where(_labelled(session, label))
-    voices = _load(session, statement)
-    more = len(voices) > limit
-    return Page(voices[:limit], _cursor(voices[limit - 1].row.name_key) if more else None)
+    rows = session.exec(statement).all()
+    voices, kept = _load(session, rows[:limit]), rows[:limit]
+    whole = {voice.row.id for voice in voices}
+    damaged = [shown_id(row.id) for row in kept if row.id not in whole]
+    return Page(voices, _cursor(str(kept[-1].name_key)) if len(rows) > limit else None, damaged)
 
 
 def holder_of(session: Session, key: str) -> str | None:
@@ -197,9 +145,8 @@ def current_model(session: Session) -> ModelRef | None:
     return None if row is None else ModelRef(row.model_id, row.revision)
 
 
-def _load(session: Session, statement: SelectOfScalar[Voice]) -> list[StoredVoice]:
-    """The voices of a statement with all that belongs to them, in five reads for any number."""
-    rows = session.exec(statement).all()
+def _load(session: Session, rows: Sequence[Voice]) -> list[StoredVoice]:
+    """Voices with all that belongs to them, in four reads for any number; none without a clip."""
     if not rows:
         return []
     ids = [row.id for row in rows]
@@ -210,6 +157,7 @@ def _load(session: Session, statement: SelectOfScalar[Voice]) -> list[StoredVoic
     voices = [
         StoredVoice(row, enrolments[row.id, row.version], labels[row.id], model, None)
         for row in rows
+        if (row.id, row.version) in enrolments
     ]
     return [replace(v, features=features.get((v.row.id, v.fingerprint()))) for v in voices]
 

@@ -11,18 +11,19 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy.exc import DatabaseError
-from sqlmodel import select
 
+from registry import structure
 from registry.backup import (
     DATABASE,
     MANIFEST,
     MIB,
+    MOST_FILES,
     Entry,
     Manifest,
     most_bytes,
@@ -31,14 +32,13 @@ from registry.backup import (
     refuse_damaged,
     rows_of,
 )
-from registry.database import SCHEMA, migrate, schema_revision
-from registry.errors import BackupRefused, SchemaTooNew
+from registry.database import SCHEMA, connect, migrate, schema_revision
+from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
 from registry.folder_lock import own_folder
-from registry.models import Voice, VoiceVersion, utc_now
-from registry.names import is_voice_id
+from registry.models import utc_now
+from registry.row_faults import row_faults
 
-MAX_FILES = 1_000_000
 BLOCK = tarfile.BLOCKSIZE
 PART_BYTES = MIB
 SPARE_BYTES = 16 * MIB  # on the disk, beside what is unpacked
@@ -88,8 +88,10 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int]]:
     last = "its beginning"
     while any(block := file.read(BLOCK)):
         name, size = _header(block, last)
-        if name in seen or len(seen) > MAX_FILES:
-            raise BackupRefused(f"{name} is in the backup twice, or it holds too many files.")
+        if name in seen:
+            raise BackupRefused(f"{name} is in the backup twice.")
+        if len(seen) > MOST_FILES + 1:  # the database and the manifest beside them
+            raise BackupRefused(f"The backup holds more than {MOST_FILES:,} files.")
         yield name, size
         file.read(-size % BLOCK)
         seen.add(name)
@@ -148,34 +150,42 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         raise BackupRefused(f"{DATABASE} in the backup is of another schema than listed.")
     try:
         migrate(data)
-        _refuse_strange_ids(data.database)
+        _refuse_other_tables(data.database)
+        _refuse_unbelieved_rows(data.database)
         _refuse_strange_files(data.database, manifest)
     except SchemaTooNew as error:
         raise BackupRefused(
             f"The backup has schema {manifest.schema_revision}, which a newer voice-registry "
             f"wrote; this one knows schemas up to {SCHEMA}. Install the newer program."
         ) from error
-    except DatabaseError as error:
-        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {error.orig}.") from error
+    except (DatabaseError, DatabaseDamaged) as error:
+        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {error}.") from error
 
 
-def _refuse_strange_ids(database: Path) -> None:
-    """Folders are named by them."""
+def _refuse_other_tables(database: Path) -> None:
+    with closing(connect(database)) as connection:
+        if faults := structure.faults(connection, more_allowed=False):
+            raise BackupRefused(f"{DATABASE} in the backup is no registry's: {faults[0]}.")
+
+
+def _refuse_unbelieved_rows(database: Path) -> None:
+    """What is restored is checked like what is uploaded."""
     with rows_of(database) as session:
-        ids = {*session.exec(select(Voice.id)), *session.exec(select(VoiceVersion.voice_id))}
-    for voice_id in ids:
-        if not is_voice_id(str(voice_id)):
-            raise BackupRefused(f"{voice_id!r}, of the backup's rows, is no voice id.")
+        if fault := next(row_faults(session), None):
+            raise BackupRefused(f"The backup can't be believed: {fault}.")
 
 
 def _refuse_strange_files(database: Path, manifest: Manifest) -> None:
     promised = promised_files(database)
     stored = {name: entry.sha256 for name, entry in manifest.files.items() if name != DATABASE}
-    for name in sorted(promised.keys() | stored.keys()):
-        left_out = name in manifest.missing and name not in stored
-        sound = left_out or promised.get(name) == stored.get(name)
-        if not sound or most_bytes(name) is None:
+    for name, file in promised.items():
+        names = {name, file.former_name}
+        found = {stored[name] for name in names & stored.keys()}
+        left_out = not found and names & {*manifest.missing}
+        if most_bytes(name) is None or not (left_out or found == {file.sha256}):
             raise BackupRefused(f"{name!r}: the backup's rows and files contradict each other.")
+    if unnamed := stored.keys() - promised.keys() - {f.former_name for f in promised.values()}:
+        raise BackupRefused(f"{min(unnamed)!r} is in the backup, but no row of it names it.")
 
 
 # Putting one back

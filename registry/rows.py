@@ -74,11 +74,7 @@ def version_row(
 def keep_features(
     session: Session, voice_id: str, number: int, prompt: ExtractedPrompt, now: str
 ) -> None:
-    """Of one enrolment. Others of the voice with the same words name the same file: theirs too."""
-    same = (col(Features.voice_id) == voice_id, col(Features.fingerprint) == prompt.fingerprint)
-    for row in session.exec(select(Features).where(*same)):
-        row.sha256 = prompt.sha256
-        session.add(row)
+    """Of one enrolment; another of the same words may name another file."""
     session.merge(_features_row(voice_id, number, prompt, now))
 
 

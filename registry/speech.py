@@ -20,8 +20,8 @@ from registry.enrol import Enroller
 from registry.errors import PromptBroken, SpeechInaudible
 from registry.inference_client import Description, Inference, SpeakParams, Speech
 from registry.languages import language_named
-from registry.queries import StoredVoice
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 
 T = TypeVar("T")
 

@@ -9,18 +9,24 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 
-from sqlalchemy.exc import OperationalError
-
 from registry.audio import ReferenceClip
-from registry.database import Database, is_disk_full, migrate
+from registry.database import Database, migrate, refuse_damage
 from registry.edits import VoiceEdit, apply, refuse_stale
-from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady
-from registry.files import DataDir, ModelRef, PromptSource, make_folder, sha256_of, write_once
+from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
+from registry.files import (
+    DataDir,
+    ModelRef,
+    PromptSource,
+    make_folder,
+    read_stored,
+    sha256_of,
+    write_once,
+)
 from registry.folder_lock import share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
-from registry.queries import Page, StoredVoice, find, page, refuse_taken
+from registry.queries import find, page, refuse_taken
 from registry.rows import (
     NewVoice,
     add_labels,
@@ -30,15 +36,20 @@ from registry.rows import (
     version_row,
     voice_row,
 )
+from registry.storage_errors import storage_errors
+from registry.stored_voice import Page, StoredVoice
 
 
 class VoiceStore:
     _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
 
     def __init__(self, data: DataDir) -> None:
-        """Keeps restores away until it is closed. FolderInUse while one is under way."""
+        """Keeps restores away until it is closed. FolderInUse while one is under way.
+
+        A directory that can't be written is opened too, if its schema is this program's.
+        """
         self.data = data
-        with ExitStack() as opening:
+        with storage_errors(data.root, writing=True), ExitStack() as opening:
             opening.enter_context(self._share())
             data.create()
             self._db = self._open()
@@ -51,6 +62,7 @@ class VoiceStore:
 
     def _open(self) -> Database:
         migrate(self.data)
+        refuse_damage(self.data.database)
         return Database(self.data.database)
 
     def close(self) -> None:
@@ -91,7 +103,7 @@ class VoiceStore:
                 f"{voice.row.name!r} has no prompt features for the model in use yet; "
                 "speak with it or rebuild it first."
             )
-        content = self.read_file(self.data.prompt(ref))
+        content = self.read_file(self.data.stored_prompt(ref))
         if sha256_of(content) != ref.sha256:
             raise PromptNotReady(
                 f"The prompt file of {voice.row.name!r} is missing or damaged; "
@@ -102,7 +114,12 @@ class VoiceStore:
     def read_file(self, path: Path) -> bytes:
         """Nothing if there is no such file."""
         with self._files:
-            return path.read_bytes() if path.exists() else b""
+            return read_stored(path)
+
+    def database_bytes(self) -> int:
+        with self._db.read() as session:
+            asked = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            return int(session.connection().exec_driver_sql(asked).scalar_one())
 
     def copy_database(self, target: Path) -> None:
         """All rows as of one moment, in a new file."""
@@ -163,8 +180,8 @@ class VoiceStore:
         """
         try:
             self._delete(reference, expected)
-        except OperationalError as error:
-            if not (is_disk_full(error) and self.data.drop_ballast()):
+        except StorageFull:
+            if not self.data.drop_ballast():
                 raise
             self._delete(reference, expected)
 

@@ -14,10 +14,10 @@ from registry.database import migrate
 from registry.doctor import Finding, examine_files
 from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.files import DataDir, PromptSource, make_folder, write_once
-from registry.queries import StoredVoice
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 
 
 @dataclass(frozen=True)

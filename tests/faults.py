@@ -37,11 +37,11 @@ from registry.encode import IEEE_FLOAT, wave_file
 from registry.enrol import Enroller
 from registry.files import GRACE_S, DataDir, sha256_of, write_once
 from registry.inference_client import ExtractedPrompt
-from registry.queries import StoredVoice
 from registry.rows import NewVoice
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

@@ -3,10 +3,14 @@
 `loss` is what only a backup mends; everything else is gone after one repair.
 """
 
+import os
 import random
+import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import chdir, closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,11 +19,12 @@ from fakes import FakeInference
 from faults import add, age, noise, quick_app, quick_clip
 from serving import serving
 
-from registry.database import is_damage
-from registry.doctor import Finding, examine, summary
+from registry.backup import save_backup
+from registry.doctor import Finding, NamedVoice, examine, summary
 from registry.errors import DatabaseLost
-from registry.files import TMP_PREFIX, DataDir, PromptRef, PromptSource, sha256_of
+from registry.files import GRACE_S, TMP_PREFIX, DataDir, PromptRef, PromptSource, sha256_of
 from registry.settings import Settings
+from registry.storage_errors import is_damage
 from registry.store import VoiceStore
 
 CLIP = noise(random.Random(1))
@@ -54,8 +59,10 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 FOUND_WITHOUT_READING = ("missing", "emptied")
 
 
-def whole(data: DataDir, repair: bool = False) -> list[Finding]:
-    return examine(data, read_data=True, repair=repair)
+def whole(data: DataDir, repair: bool = False, read_data: bool = True) -> list[Finding]:
+    """Without the voices that are named."""
+    found = examine(data, read_data=read_data, repair=repair)
+    return [replace(finding, voices=()) for finding in found]
 
 
 def assert_mended_once(data: DataDir, what: str) -> None:
@@ -85,7 +92,7 @@ def test_a_damaged_clip_is_a_loss_that_no_repair_hides(data: DataDir, damage: st
     DAMAGE[damage](data.clip(sha256_of(CLIP)))
     loss = [Finding("loss", f"clips/{sha256_of(CLIP)} is missing or damaged")]
     assert whole(data) == whole(data, repair=True) == whole(data) == loss
-    quick = examine(data, read_data=False, repair=False)
+    quick = whole(data, read_data=False)
     assert quick == (loss if damage in FOUND_WITHOUT_READING else [])
 
 
@@ -104,7 +111,7 @@ def test_a_damaged_prompt_is_forgotten_and_rebuilt_by_speaking(
 
 
 def orphan_prompt(data: DataDir) -> Path:
-    return data.prompt(PromptRef("voice_" + "0" * 32, "f" * 64, ""))
+    return data.prompt(PromptRef("voice_" + "0" * 32, "f" * 64, "e" * 64))
 
 
 ORPHANS: dict[str, Callable[[DataDir], Path]] = {
@@ -250,3 +257,115 @@ def test_no_new_database_is_made_beside_old_files(http: httpx.Client, data: Data
     with pytest.raises(DatabaseLost, match="Put back a copy"):
         VoiceStore(data)
     assert not data.database.exists()
+
+
+# Whose it is
+
+
+def test_a_finding_names_the_voices_that_it_is_about(http: httpx.Client, data: DataDir) -> None:
+    assert add(http, "bob", CLIP).status_code == 201
+    ids = {name: http.get(f"/voices/{name}").json()["id"] for name in ("alice", "bob")}
+    data.clip(sha256_of(CLIP)).unlink()
+    next(data.prompts(ids["bob"]).iterdir()).unlink()
+    [clip, prompt] = examine(data, read_data=False, repair=False)
+    assert clip.voices == tuple(NamedVoice(ids[name], name) for name in ("alice", "bob"))
+    assert prompt.voices == (NamedVoice(ids["bob"], "bob"),)
+
+
+# What is not ours
+
+
+def socket_at(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as made, chdir(path.parent):
+        made.bind(path.name)  # a whole path may be too long
+
+
+def folder_with_a_file(path: Path) -> None:
+    path.mkdir()
+    (path / "file").touch()
+
+
+def sparse(path: Path) -> None:
+    """A file that says it is a terabyte."""
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "socket": socket_at,
+    "folder": folder_with_a_file,
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to a folder": lambda path: path.symlink_to("/"),
+}
+NAMES = (".DS_Store", "lost+found", "a b", "\n", os.fsdecode(b"\xff"), "A" * 64, "0" * 63, "0" * 64)
+PLACES = ("clips", "conditioned", "prompts", f"prompts/voice_{'0' * 32}")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_named_and_left_alone(
+    http: httpx.Client, data: DataDir, kind: str
+) -> None:
+    for place in PLACES:
+        (data.root / place).mkdir(exist_ok=True)
+        ODD[kind](data.root / place / ("0" * 64))
+    for path in data.strangers():
+        os.utime(path, (0, 0), follow_symlinks=False)
+    found = whole(data, repair=True)
+    assert [finding.severity for finding in found] == ["foreign"] * len(PLACES)
+    assert all(f"{place}/{'0' * 64}" in str(found) for place in PLACES)
+    assert len([*data.strangers()]) == len(PLACES)
+    assert summary(data)["files"] == 3
+    assert http.get("/voices/alice/clip").status_code == 200
+
+
+@pytest.mark.usefixtures("http")
+def test_files_of_other_names_are_left_alone(data: DataDir) -> None:
+    made = [data.root / place / name for place in PLACES[:3] for name in NAMES[:-1]]
+    for path in made:
+        path.write_bytes(b"someone's")
+        os.utime(path, (0, 0))
+    found = whole(data, repair=True)
+    assert [finding.severity for finding in found] == ["foreign"] * len(made)
+    assert all(path.exists() for path in made)
+    assert all(finding.what.isascii() and finding.what.isprintable() for finding in found)
+
+
+@pytest.mark.parametrize("kind", [*ODD, "sparse"])
+def test_what_stands_in_the_place_of_a_file_is_not_read(
+    http: httpx.Client, data: DataDir, prompt: Path, kind: str
+) -> None:
+    """Neither waited for, nor followed to where nobody knows what is."""
+    clip = data.clip(sha256_of(CLIP))
+    for path in (clip, prompt):
+        path.unlink()
+        {**ODD, "sparse": sparse}[kind](path)
+    age(data)
+    severities = {finding.severity for finding in whole(data)}
+    assert severities >= {"loss", "repairable"}
+    damaged = http.get("/voices/alice/clip")
+    assert (damaged.status_code, damaged.json()["code"]) == (500, "reference-corrupt")
+    assert http.get("/voices/alice/prompt").status_code == 409
+    with closing(VoiceStore(data)) as store:
+        manifest = save_backup(store, data.root.parent / "voices.tar")
+    assert len(manifest.missing) == 2
+
+
+def test_a_clip_that_is_a_link_to_a_file_is_sound(http: httpx.Client, data: DataDir) -> None:
+    clip = data.clip(sha256_of(CLIP))
+    clip.rename(data.root.parent / "elsewhere")
+    clip.symlink_to(data.root.parent / "elsewhere")
+    assert whole(data) == []
+    assert http.get("/voices/alice/clip").content == CLIP
+
+
+@pytest.mark.parametrize("jump_s", [-10 * GRACE_S, 10 * GRACE_S, 10 * 365 * 86_400])
+@pytest.mark.usefixtures("http")
+def test_an_orphan_is_removed_whichever_way_the_clock_jumped(data: DataDir, jump_s: float) -> None:
+    orphan = data.clip("0" * 64)
+    orphan.write_bytes(b"nobody's")
+    then = time.time() + jump_s
+    os.utime(orphan, (then, then))
+    assert_mended_once(data, f"clips/{orphan.name} belongs to no voice")

@@ -88,12 +88,11 @@ def test_what_killed_restores_left_is_found_by_name_not_by_pattern(
     assert leftovers(home) == [left]
 
 
-@pytest.mark.parametrize("name", MEANING, ids=ascii)
+@pytest.mark.parametrize("name", MEANING + NO_UTF8, ids=ascii)
 def test_an_older_schema_is_saved_before_it_is_migrated_in_a_folder_of_any_name(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DataDir(tmp_path / name)
-    data.create()
+    data = DataDir(make(tmp_path / name))
     with closing(sqlite3.connect(data.database)) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('0000')")

@@ -26,12 +26,12 @@ from registry.errors import (
     TranscriptMismatch,
     VoiceNotFound,
 )
-from registry.files import PromptRef, PromptSource, sha256_of
+from registry.files import PromptRef, PromptSource, sha256_of, write_atomically
 from registry.inference_client import NoInference
 from registry.models import SpeakDefaults
-from registry.queries import StoredVoice
 from registry.settings import Settings
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 from registry.transcript import refuse_absurd, transcript_warnings
 
 SIXTEEN = "Good morning, my name is Alice, and I live in a small house by the sea."
@@ -192,7 +192,7 @@ def test_words_can_be_taken_away_and_given_again(client: httpx.Client, store: Vo
     assert examine(store.data, read_data=True, repair=False) == []
 
 
-def test_versions_with_the_same_words_share_a_file_that_is_sound(
+def test_versions_with_the_same_words_each_name_a_file_that_is_sound(
     client: httpx.Client, store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU need not compute the same bits twice."""
@@ -203,8 +203,10 @@ def test_versions_with_the_same_words_share_a_file_that_is_sound(
     async def other_bits(source: PromptSource) -> Any:
         found = await extract(source)
         path = store.data.prompt(PromptRef(source.voice_id, found.fingerprint, found.sha256))
-        path.write_bytes(path.read_bytes() + b"!")
-        found.sha256 = sha256_of(path.read_bytes())
+        content = path.read_bytes() + b"!"
+        found.sha256 = sha256_of(content)
+        ref = PromptRef(source.voice_id, found.fingerprint, found.sha256)
+        write_atomically(store.data.prompt(ref), content)
         return found
 
     monkeypatch.setattr(fake, "extract_prompt", other_bits)

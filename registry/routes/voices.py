@@ -24,7 +24,6 @@ from registry.models import (
     VoicePage,
     VoiceShape,
 )
-from registry.queries import StoredVoice
 from registry.requests import (
     PATIENCE,
     CheckedRoute,
@@ -33,6 +32,7 @@ from registry.requests import (
     while_connected,
 )
 from registry.services import ServicesDep
+from registry.stored_voice import StoredVoice
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
@@ -149,8 +149,7 @@ def list_voices(
         Query(max_length=MAX_LABELS, description="`key` or `key=value`; all that are given hold."),
     ] = [],  # noqa: B006
 ) -> VoicePage:
-    page = services.store.page(limit, after, search, [one for one in label if one])
-    return VoicePage(data=[voice.shape() for voice in page.voices], next=page.next)
+    return services.store.page(limit, after, search, [one for one in label if one]).shape()
 
 
 @router.get("/{voice}", summary="Read a voice")
@@ -188,7 +187,7 @@ def delete(voice: str, services: ServicesDep, expected: ExpectedVersion) -> None
 def clip(voice: str, request: Request, services: ServicesDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the clip."""
     found = services.store.get(voice)
-    sha256, media_type = found.enrolment.clip_sha256, str(found.enrolment.clip["media_type"])
+    sha256, media_type = found.enrolment.clip_sha256, found.clip_type
     content = partial(services.store.clip, found)
     return answer(request, clip_file(found.row.name, sha256, media_type, content))
 

@@ -1,0 +1,125 @@
+"""What a disk or SQLite refuses, as the registry's own errors; each names the folder.
+
+Errors of files that are not in the data directory are none of it, and stay what they are.
+"""
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from registry.errors import (
+    DatabaseDamaged,
+    Overloaded,
+    RegistryError,
+    StorageFull,
+    StorageReadOnly,
+    StorageUnreadable,
+)
+
+STORAGE_ERRORS = (OSError, sqlite3.Error, DBAPIError)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+DENIED = (errno.EACCES, errno.EPERM)
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+NOT_OUR_SCHEMA = ("no such table", "no such column", "has no column")
+
+
+@contextmanager
+def storage_errors(home: Path, *, writing: bool) -> Iterator[None]:
+    """What the storage of `home` refuses within is raised as a RegistryError."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        said = storage_error(error, home, writing=writing)
+        if said is None:
+            raise
+        raise said from error
+
+
+def storage_error(error: Exception, home: Path, *, writing: bool) -> RegistryError | None:
+    """The registry's word for it; None if it says nothing about the storage in `home`."""
+    if isinstance(error, OSError):
+        return _of_a_file(error, home, writing)
+    code = sqlite_code(error)
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return StorageUnreadable(
+            f"The database in {home} was moved or removed while a program had it open. Restart "
+            "the server."
+        )
+    if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+        return StorageUnreadable(
+            f"A write in {home} was cut off, and can't be undone because the folder can't be "
+            "written. Open it once where it can be."
+        )
+    return _of_the_database(error, code & 0xFF, home, writing)
+
+
+def sqlite_code(error: Exception) -> int:
+    """SQLite's extended result code; SQLITE_ERROR for an error that has none."""
+    code: int = getattr(getattr(error, "orig", error), "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code
+
+
+def is_damage(error: Exception) -> bool:
+    """True for what only a broken file says: neither busy nor full nor unreadable for now."""
+    return sqlite_code(error) & 0xFF in (*DAMAGE, sqlite3.SQLITE_ERROR)
+
+
+def _of_the_database(
+    error: Exception, code: int, home: Path, writing: bool
+) -> RegistryError | None:
+    reason = str(getattr(error, "orig", error))
+    if code == sqlite3.SQLITE_FULL:
+        return _full(home)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Overloaded("Another process is writing to the database.", 1)
+    if code == sqlite3.SQLITE_READONLY or (code == sqlite3.SQLITE_CANTOPEN and writing):
+        return _read_only(home, reason)
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
+        return _unreadable(home, reason)
+    if code in DAMAGE or reason.startswith(NOT_OUR_SCHEMA):
+        return damaged(home, reason)
+    return None
+
+
+def damaged(home: Path, reason: str) -> DatabaseDamaged:
+    return DatabaseDamaged(
+        f"The database in {home} is damaged ({reason}). Nothing is written to it any more. See "
+        "what `voices doctor` finds, then put back a backup with `voices restore`."
+    )
+
+
+def _of_a_file(error: OSError, home: Path, writing: bool) -> RegistryError | None:
+    if error.errno in FULL:
+        return _full(home)
+    nameless = error.filename is None and error.errno in (*DENIED, errno.EROFS, errno.EIO)
+    if not (nameless or _is_within(error.filename, home)):
+        return None
+    reason = f"{error.strerror}: {error.filename!r}" if error.filename else str(error.strerror)
+    if error.errno == errno.EROFS or (error.errno in DENIED and writing):
+        return _read_only(home, reason)
+    return _unreadable(home, reason)
+
+
+def _is_within(name: object, home: Path) -> bool:
+    return isinstance(name, str | Path) and Path(name).is_relative_to(home)
+
+
+def _full(home: Path) -> StorageFull:
+    return StorageFull(
+        f"The disk is full, or a quota is used up; nothing was stored. Free some space for {home}."
+    )
+
+
+def _read_only(home: Path, reason: str) -> StorageReadOnly:
+    return StorageReadOnly(
+        f"This program can't write to {home} ({reason}); nothing was stored. What is there can "
+        "still be read."
+    )
+
+
+def _unreadable(home: Path, reason: str) -> StorageUnreadable:
+    return StorageUnreadable(f"This program can't read all of {home} ({reason}).")
