@@ -16,7 +16,7 @@ from inference.errors import Overloaded, SpeechFailed
 from inference.prompt import PromptFeatures
 from inference.speaking import Listener, Wish
 from inference.voices import PromptCache
-from registry.files import PromptRef
+from registry.files import PromptRef, is_transient
 
 RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
 
@@ -51,7 +51,10 @@ class AtWork:
         return engine.setup.limits.slots - engine.running if engine else 0
 
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
-        """The voice on the device, and in memory for the next request, which may be waiting."""
+        """The voice on the device, and in memory for the next request, which may be waiting.
+
+        One that no next request can name is not kept, and puts out nobody.
+        """
         if (kept := self.voices.find(ref)) is not None:
             return kept
         try:
@@ -62,7 +65,8 @@ class AtWork:
             self.voices.clear()
             reason = "The device has too little memory left for another voice. Try again later."
             raise Overloaded(reason, RETRY_S) from error
-        self.voices.keep(ref, voice)
+        if not is_transient(ref.voice_id):
+            self.voices.keep(ref, voice)
         return voice
 
     def begin(

@@ -4,6 +4,7 @@
 or damaged can't be repaired: it is reported, for a backup to mend. What is not ours is left alone.
 """
 
+import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -202,7 +203,11 @@ class _Examination:
     def _orphans(self) -> Iterator[Finding]:
         self.session.flush()
         referred = set(self._referred())
-        found = (*self.data.content_files(), *self.data.empty_folders())
+        found = (
+            *self.data.content_files(),
+            *self.data.empty_folders(),
+            *self.data.transients(),
+        )
         orphans = [path for path in found if path not in referred]
         for path in sorted([*orphans, *self.data.leftovers()]):
             if not is_settled(path):
@@ -213,9 +218,10 @@ class _Examination:
 
     def _remove(self, path: Path, with_folder: bool) -> None:
         """The prompt folder of an enrolment that got no row goes with its last file."""
+        if path.parent.name == "transient":
+            return shutil.rmtree(path)
         if path.is_dir():
-            path.rmdir()
-            return
+            return path.rmdir()
         path.unlink(missing_ok=True)
         if with_folder and path.parent.parent.name == "prompts":
             with suppress(OSError):  # it holds a younger file

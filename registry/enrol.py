@@ -65,7 +65,7 @@ class Enroller:
         name = check_name(request.name)
         transcript = checked_transcript(request.transcript)
         await to_thread.run_sync(self._store.refuse_taken, name)
-        clip = await self._decode(request.upload)
+        clip = await self.decode(request.upload)
         refuse_absurd(transcript, clip.speech_s)
         await self.adopt_model()
         language = await to_thread.run_sync(self.language, request.language)
@@ -78,7 +78,7 @@ class Enroller:
             description=request.description,
             labels=request.labels,
             defaults=SpeakDefaults(language=language),
-            warnings=self._warnings(source, clip),
+            warnings=self.warnings(source, clip),
         )
         try:
             return await to_thread.run_sync(self._store.insert, new, request.upload, clip, prompt)
@@ -111,21 +111,21 @@ class Enroller:
         refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, transcript)
         await self.refuse_other_model(voice)
         upload = await to_thread.run_sync(self._store.clip, voice)
-        clip = await self._decode(upload)
+        clip = await self.decode(upload)
         refuse_absurd(transcript, clip.speech_s)
         source = replace(voice.source, transcript=transcript)
         await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
         prompt = await self._inference.extract_prompt(source)
-        return NewVersion(source, clip, upload, self._warnings(source, clip), prompt)
+        return NewVersion(source, clip, upload, self.warnings(source, clip), prompt)
 
     async def rebuild(self, voice: StoredVoice) -> StoredVoice:
         """Make the prompt features anew from the reference clip. Raises ClipDamaged."""
         await self.refuse_other_model(voice)
         upload = await to_thread.run_sync(self._store.clip, voice)
-        clip = await self._decode(upload)
+        clip = await self.decode(upload)
         await to_thread.run_sync(self._store.keep_clip, voice.source, upload, clip)
         prompt = await self._inference.extract_prompt(voice.source)
-        warnings = self._warnings(voice.source, clip)
+        warnings = self.warnings(voice.source, clip)
         return await to_thread.run_sync(self._store.record_features, voice, prompt, warnings)
 
     async def adopt_model(self) -> None:
@@ -158,10 +158,10 @@ class Enroller:
             )
         return description
 
-    def _warnings(self, source: PromptSource, clip: ReferenceClip) -> list[str]:
+    def warnings(self, source: PromptSource, clip: ReferenceClip) -> list[str]:
         return [*clip.warnings, *transcript_warnings(source.transcript, clip.speech_s)]
 
-    async def _decode(self, upload: bytes) -> ReferenceClip:
+    async def decode(self, upload: bytes) -> ReferenceClip:
         async with self._decoders:
             try:
                 return await to_thread.run_sync(read_clip, upload, ClipLimits())

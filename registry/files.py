@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -21,10 +22,12 @@ from pathlib import Path
 PROMPT_FORMAT = "1"
 PREPROCESSING = "2"
 TMP_PREFIX = ".tmp-"
+TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
 MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
 VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
+TRANSIENT_ID = re.compile(TRANSIENT_PREFIX + r"[0-9a-f]{32}")
 FILE_NAMES = {
     "clips": re.compile(r"[0-9a-f]{64}"),
     "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
@@ -71,6 +74,10 @@ def fingerprint(source: PromptSource, model: ModelRef) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def is_transient(voice_id: str) -> bool:
+    return voice_id.startswith(TRANSIENT_PREFIX)
+
+
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -93,10 +100,13 @@ class DataDir:
         return self.root / "clips" / sha256
 
     def conditioned(self, source: PromptSource) -> Path:
+        if is_transient(source.voice_id):
+            return self.prompts(source.voice_id) / f"conditioned-{source.preprocessing}.wav"
         return self.root / "conditioned" / f"{source.clip_sha256}-{source.preprocessing}.wav"
 
     def prompts(self, voice_id: str) -> Path:
-        return self.root / "prompts" / voice_id
+        """The folder of a voice's own files; those of a transient one are all in it."""
+        return self.root / ("transient" if is_transient(voice_id) else "prompts") / voice_id
 
     def prompt(self, ref: PromptRef) -> Path:
         """Where the file is written: two that rebuild at once write two files."""
@@ -122,6 +132,8 @@ class DataDir:
                 make_folder(self.root / name)
             if not self.ballast.exists():
                 write_atomically(self.ballast, bytes(BALLAST_BYTES))
+            for dead in filter(is_settled, self.transients()):
+                shutil.rmtree(dead)
 
     def drop_ballast(self) -> bool:
         """Give a full disk the room that a deletion needs; True if there was any to give."""
@@ -152,6 +164,12 @@ class DataDir:
         """Prompt folders of enrolments that were killed before their first file."""
         folders = filter(is_voice_folder, _entries(self.root / "prompts"))
         yield from (Path(folder) for folder in folders if not _entries(folder))
+
+    def transients(self) -> Iterator[Path]:
+        """Folders of voices that are spoken with at this moment, or were when a server died."""
+        for entry in _entries(self.root / "transient"):
+            if TRANSIENT_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield Path(entry)
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""

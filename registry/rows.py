@@ -75,10 +75,10 @@ def keep_features(
     session: Session, voice_id: str, number: int, prompt: ExtractedPrompt, now: str
 ) -> None:
     """Of one enrolment; another of the same words may name another file."""
-    session.merge(_features_row(voice_id, number, prompt, now))
+    session.merge(features_row(voice_id, number, prompt, now))
 
 
-def _features_row(voice_id: str, number: int, prompt: ExtractedPrompt, now: str) -> Features:
+def features_row(voice_id: str, number: int, prompt: ExtractedPrompt, now: str) -> Features:
     return Features(
         voice_id=voice_id,
         version=number,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from registry.clone import Cloner
 from registry.enrol import Enroller
 from registry.inference_client import Inference
 from registry.settings import Settings
@@ -19,6 +20,7 @@ class Services:
     inference: Inference
     enroller: Enroller
     speaker: Speaker
+    cloner: Cloner
 
 
 def services_of(request: Request) -> Services:

@@ -18,6 +18,7 @@ from registry.audible import AudibleChunks
 from registry.encode import Encoder
 from registry.enrol import Enroller
 from registry.errors import PromptBroken, SpeechInaudible
+from registry.files import is_transient
 from registry.inference_client import Description, Inference, SpeakParams, Speech
 from registry.languages import language_named
 from registry.store import VoiceStore
@@ -84,6 +85,16 @@ class Speaker:
     ) -> T:
         """What `use` makes of the first speech in which it does not meet SpeechInaudible."""
         voice = await to_thread.run_sync(self._store.get, reference)
+        return await self.speak_as(voice, text, params, use)
+
+    async def speak_as(
+        self,
+        voice: StoredVoice,
+        text: str,
+        params: SpeakParams,
+        use: Callable[[Spoken], Awaitable[T]],
+    ) -> T:
+        """The same with a voice that was found already, or that is not stored."""
         description = await self._enroller.refuse_other_model(voice)
         params = in_words_of(description, with_defaults(params, voice))
         begun_s = time.perf_counter()
@@ -113,6 +124,8 @@ class Speaker:
         try:
             return await self._from_prompt(voice, text, params, rebuilt=False)
         except PromptBroken:
+            if is_transient(voice.row.id):
+                raise
             return await self._heal_and_speak(voice, text, params)
 
     async def _from_prompt(

@@ -6,7 +6,7 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 import shutil
 import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
 from registry.audio import ReferenceClip
@@ -20,6 +20,7 @@ from registry.files import (
     make_folder,
     read_stored,
     sha256_of,
+    write_atomically,
     write_once,
 )
 from registry.folder_lock import share_folder
@@ -137,6 +138,15 @@ class VoiceStore:
         files[self.data.conditioned(source)] = clip.conditioned_wav
         with self._files:
             return any([write_once(path, content) for path, content in files.items()])
+
+    def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
+        """What inference reads of a clip that is not enrolled, until `drop_transient`."""
+        with self._files:
+            write_atomically(self.data.conditioned(source), clip.conditioned_wav)
+
+    def drop_transient(self, voice_id: str) -> None:
+        with self._files, suppress(FileNotFoundError):
+            shutil.rmtree(self.data.prompts(voice_id))
 
     def drop_prompts(self, voice_id: str) -> None:
         """Remove the prompt files of an enrolment that got no row."""

@@ -124,6 +124,18 @@ class VolumeStore(VoiceStore):
             self._mount.dirty = False
             return written
 
+    def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
+        with self._mount.gate:
+            super().keep_transient(source, clip)
+            self._mount.commit()
+
+    def drop_transient(self, voice_id: str) -> None:
+        """Inference wrote there too, in another container."""
+        with self._mount.gate:
+            self._mount.reload()
+            super().drop_transient(voice_id)
+            self._mount.commit()
+
     def restore(self, unpacked: DataDir) -> None:
         """Make the voices here those of a backup that was unpacked and checked.
 

@@ -32,6 +32,7 @@ from fastapi import FastAPI
 
 from registry.app import create_app
 from registry.audio import ReferenceClip
+from registry.clone import Cloner
 from registry.database import Database, migrate
 from registry.encode import IEEE_FLOAT, wave_file
 from registry.enrol import Enroller
@@ -102,7 +103,9 @@ def quick_app(store: VoiceStore, inference: FakeInference, settings: Settings) -
     app = create_app(store, inference, settings)
     enroller = QuickEnroller(store, inference)
     speaker = Speaker(store, inference, enroller)
-    app.state.services = replace(app.state.services, enroller=enroller, speaker=speaker)
+    parts = {"enroller": enroller, "speaker": speaker}
+    parts |= {"cloner": Cloner(store, inference, enroller)}
+    app.state.services = replace(app.state.services, **parts)
     return app
 
 
@@ -110,7 +113,7 @@ class QuickEnroller(Enroller):
     """Reads our own clips in this process. The decoder's child takes 0.2 s and writes nothing, so
     that most kills would fall where nothing can break."""
 
-    async def _decode(self, upload: bytes) -> ReferenceClip:
+    async def decode(self, upload: bytes) -> ReferenceClip:
         return quick_clip(upload)
 
 
@@ -142,7 +145,8 @@ def noise(rng: random.Random) -> bytes:
 def age(data: DataDir) -> None:
     """Make every file older than any write that could still be under way."""
     old = time.time() - 2 * GRACE_S
-    for path in (*data.content_files(), *data.leftovers(), *data.empty_folders()):
+    files = (*data.content_files(), *data.leftovers())
+    for path in (*files, *data.empty_folders(), *data.transients()):
         os.utime(path, (old, old))
 
 

@@ -4,9 +4,11 @@ Every refusal comes before the first byte. A stream that breaks has its connecti
 """
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import fields
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -16,12 +18,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from registry.encode import Encoder, encoder, media_type
 from registry.errors import RegistryError, SpeechFailed
+from registry.files import is_transient
 from registry.inference_client import SpeakParams, patience
 from registry.models import Mode, PlainText
 from registry.problems import ClientGone, log
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
+from registry.stored_voice import StoredVoice
 from registry.text import clean_text, refuse_long, spoken_s
 
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
@@ -33,9 +37,11 @@ EXAMPLE: dict[str, JsonValue] = {
     "voice": "alice",
     "text": "Enrol a voice once, speak with it by name.",
 }
-HEADERS = {
+OF_VOICE = {
     "X-Voice-Id": "The id of the voice that spoke.",
     "X-Voice-Version": "Which enrolment of it.",
+}
+OF_SPEECH = {
     "X-Prompt-Cache": "Where the prompt features came from: memory, file, or rebuilt.",
     "X-Mode": "The mode that spoke: icl or xvec.",
     "X-Fallback": "xvec if nothing could be heard in mode icl, so that this mode spoke; else none.",
@@ -44,27 +50,30 @@ HEADERS = {
     "X-Audio-Seconds": "The length of the audio; absent from a stream.",
     "Server-Timing": "Where the time went, in milliseconds.",
 }
-AUDIO: dict[int | str, dict[str, object]] = {
-    200: {
-        "description": "The audio: whole, or in chunks as it is spoken.",
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("audio/wav", "audio/flac", "audio/pcm")
-        },
-        "headers": {
-            name: {"description": description, "schema": {"type": "string"}}
-            for name, description in HEADERS.items()
-        },
+
+
+def audio(headers: Mapping[str, str]) -> dict[int | str, dict[str, object]]:
+    """What OpenAPI says of an answer that is sound."""
+    return {
+        200: {
+            "description": "The audio: whole, or in chunks as it is spoken.",
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                for kind in ("audio/wav", "audio/flac", "audio/pcm")
+            },
+            "headers": {
+                name: {"description": description, "schema": {"type": "string"}}
+                for name, description in headers.items()
+            },
+        }
     }
-}
 
 
-class SpeakRequest(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"examples": [EXAMPLE]}
-    )
+class SpeechRequest(BaseModel):
+    """What to say, and how; not in whose voice."""
 
-    voice: PlainText = Field(min_length=1, max_length=256, description="The voice's name or id.")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     text: str = Field(
         description="Up to 333 tokens of the model, of a few letters each: some 800 characters of"
         " English, never more than 5,000. A refusal says how many of the text fit."
@@ -83,14 +92,25 @@ class SpeakRequest(BaseModel):
     top_p: float | None = Field(None, ge=0.001, le=1)
 
     def params(self) -> SpeakParams:
-        return SpeakParams(**self.model_dump(exclude={"voice", "text", "format", "stream"}))
+        knobs = {field.name for field in fields(SpeakParams)}
+        return SpeakParams(**self.model_dump(include=knobs))
+
+
+class SpeakRequest(SpeechRequest):
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    voice: PlainText = Field(min_length=1, max_length=256, description="The voice's name or id.")
+
+
+Use = Callable[[Spoken], Awaitable[Response]]
+Speak = Callable[[str, Use], Awaitable[Response]]  # the cleaned text, what is made of its speech
 
 
 @router.post(
     "/speak",
     summary="Speak with a voice",
     response_class=Response,
-    responses=AUDIO,
+    responses=audio(OF_VOICE | OF_SPEECH),
     dependencies=[PATIENCE],
 )
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
@@ -99,20 +119,34 @@ async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> 
     Then `X-Retries` and `X-Fallback` say so. In a mode that the request or the voice asks for by
     its name, what can't be heard is an error instead.
     """
+
+    async def with_voice(text: str, use: Use) -> Response:
+        return await services.speaker.speak(body.voice, text, body.params(), use)
+
+    return await answer(request, services, body, with_voice)
+
+
+async def answer(
+    request: Request, services: Services, body: SpeechRequest, speak: Speak
+) -> Response:
+    """The audio as `body` wants it, of what `speak` brings."""
     text = clean_text(body.text, services.settings.max_text)
     # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
     streams = body.stream and request.scope["http_version"] != "1.0"
-    return await while_connected(request, _in_time(services, body, text, streams))
+    return await while_connected(
+        request, _in_time(services.settings.answer_s, body, text, streams, speak)
+    )
 
 
-async def _in_time(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:
+async def _in_time(
+    limit_s: float | None, body: SpeechRequest, text: str, streams: bool, speak: Speak
+) -> Response:
     """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
-    limit_s = services.settings.answer_s
     if limit_s is not None:
         leave_time(text, limit_s, streams)
     try:
         async with asyncio.timeout(limit_s):
-            return await _answer(services, body, text, streams)
+            return await _answer(body, text, streams, speak)
     except TimeoutError as error:
         raise SpeechFailed(
             "speech-unfinished",
@@ -131,7 +165,7 @@ def leave_time(text: str, limit_s: float, streams: bool) -> None:
     patience.set(patience.get().at_most(limit_s - made_s))
 
 
-async def _answer(services: Services, body: SpeakRequest, text: str, streams: bool) -> Response:
+async def _answer(body: SpeechRequest, text: str, streams: bool, speak: Speak) -> Response:
     started_s = time.perf_counter()
 
     async def stream(spoken: Spoken) -> Response:
@@ -147,11 +181,10 @@ async def _answer(services: Services, body: SpeakRequest, text: str, streams: bo
         headers = _headers(spoken, audio_s, total=total_s)
         return Response(content, media_type=kind, headers=headers)
 
-    use = stream if streams else whole
-    return await services.speaker.speak(body.voice, text, body.params(), use)
+    return await speak(text, stream if streams else whole)
 
 
-def _encoder(body: SpeakRequest, spoken: Spoken) -> tuple[Encoder, str]:
+def _encoder(body: SpeechRequest, spoken: Spoken) -> tuple[Encoder, str]:
     """With the media type of what it makes."""
     sample_rate = spoken.speech.sample_rate
     return encoder(body.format, sample_rate), media_type(body.format, sample_rate)
@@ -202,8 +235,7 @@ def _headers(spoken: Spoken, audio_s: float | None = None, **timings: float) -> 
     length = {} if audio_s is None else {"X-Audio-Seconds": f"{audio_s:.3f}"}
     timings = {**spoken.timings, **timings}
     return {
-        "X-Voice-Id": spoken.voice.row.id,
-        "X-Voice-Version": str(spoken.voice.row.version),
+        **_of_voice(spoken.voice),
         "X-Prompt-Cache": spoken.prompt_cache,
         **length,
         "X-Mode": spoken.speech.mode,
@@ -212,3 +244,11 @@ def _headers(spoken: Spoken, audio_s: float | None = None, **timings: float) -> 
         "X-Retries": str(spoken.retries),
         "Server-Timing": ", ".join(f"{k};dur={1000 * v:.1f}" for k, v in timings.items()),
     }
+
+
+def _of_voice(voice: StoredVoice) -> dict[str, str]:
+    """One that is not stored has no name to ask for it again; its warnings are said here only."""
+    if not is_transient(voice.row.id):
+        return {"X-Voice-Id": voice.row.id, "X-Voice-Version": str(voice.row.version)}
+    warnings = voice.enrolment.warnings
+    return {"X-Warnings": json.dumps(warnings)} if warnings else {}

@@ -67,17 +67,23 @@ def expected_version(
 
 ExpectedVersion = Annotated[int | None, Depends(expected_version)]
 
+ReferenceAudio = Annotated[
+    bytes,
+    Field(
+        description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
+    ),
+]
+Transcript = Annotated[
+    str | None, Field(description="The words of the clip. Without them: x-vector mode only.")
+]
+
 
 class EnrolmentForm(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(examples=["alice"])
-    audio: bytes = Field(
-        description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
-    )
-    transcript: str | None = Field(
-        None, description="The words of the clip. Without them: x-vector mode only."
-    )
+    audio: ReferenceAudio
+    transcript: Transcript = None
     language: PlainText | None = Field(None, max_length=32, examples=["english"])
     description: Description = ""
     labels: str = Field("{}", description="A JSON object of strings.", examples=['{"use": "demo"}'])

@@ -1,0 +1,57 @@
+"""POST /clone: a clip and a text in, speech in the voice of the clip out. Nothing of it is kept.
+
+A route of its own, and no second form of POST /speak: in OpenAPI an operation has one body, one set
+of errors and one function in the clients that are made from it.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import ConfigDict
+
+from registry.clone import Reference
+from registry.forms import MEDIA_TYPE as FORM
+from registry.forms import form_body, read_form
+from registry.requests import PATIENCE, CheckedRoute, refuse_other_type
+from registry.routes.speak import OF_SPEECH, SpeechRequest, Use, answer, audio
+from registry.routes.voices import ReferenceAudio, Transcript
+from registry.services import ServicesDep
+
+WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if there is nothing."
+
+router = APIRouter(tags=["speak"], route_class=CheckedRoute)
+
+
+class CloneForm(SpeechRequest):
+    model_config = ConfigDict(strict=False)  # a form has only words
+
+    audio: ReferenceAudio
+    transcript: Transcript = None
+
+
+async def clone_form(request: Request) -> CloneForm:
+    refuse_other_type(request, FORM)
+    return await read_form(request, CloneForm)
+
+
+@router.post(
+    "/clone",
+    summary="Speak like a clip, without enrolling it",
+    response_class=Response,
+    responses=audio(OF_SPEECH | {"X-Warnings": WARNINGS}),
+    dependencies=[PATIENCE],
+    openapi_extra=form_body(CloneForm),
+)
+async def clone(
+    request: Request, services: ServicesDep, form: Annotated[CloneForm, Depends(clone_form)]
+) -> Response:
+    """The clip and its transcript are checked as at an enrolment.
+
+    Clip and features are removed when the model has taken them in, whatever becomes of the speech.
+    """
+
+    async def with_clip(text: str, use: Use) -> Response:
+        async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:
+            return await services.speaker.speak_as(voice, text, form.params(), use)
+
+    return await answer(request, services, form, with_clip)
