@@ -6,6 +6,7 @@ FFmpeg reads them from memory, by the demuxer that their first bytes call for an
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -13,21 +14,28 @@ import av.error
 import numpy as np
 from av import AudioFrame, AudioStream, Packet
 from av.container import InputContainer
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from registry.clip_report import Refusal
 from registry.recording import Block
+from registry.wrapping import after_tags, before_tags, breaks_off, counts_frames, first_frame
 
-CONTAINERS = (  # the first bytes, FFmpeg's demuxer, the media type
+Kinds = tuple[tuple[bytes, str, str], ...]
+
+CONTAINERS: Kinds = (  # the first bytes, FFmpeg's demuxer, the media type
     (rb"(RIFF|RF64|BW64)....WAVE", "wav", "audio/wav"),
     (rb"fLaC", "flac", "audio/flac"),
-    (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", "mp3", "audio/mpeg"),
     (rb"OggS", "ogg", "audio/ogg"),
-    (rb"....ftyp", "mov", "audio/mp4"),
+    (rb"....(ftyp|styp|moov|moof|mdat|wide|free|skip|pnot|sidx)", "mov", "audio/mp4"),
     (rb"\x1aE\xdf\xa3.{,60}webm", "matroska", "audio/webm"),
     (rb"\x1aE\xdf\xa3", "matroska", "audio/matroska"),
 )
-TAKEN = "WAV, FLAC, MP3, OGG (Opus, Vorbis), M4A (AAC, ALAC) and WebM are taken"
+FRAMES: Kinds = (  # without a container: any frame may be the first
+    (rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", "mp3", "audio/mpeg"),
+    (rb"\xff[\xf0\xf1\xf8\xf9]", "aac", "audio/aac"),
+)
+TAKEN = "WAV, FLAC, MP3, OGG (Opus, Vorbis), M4A (AAC, ALAC), AAC and WebM are taken"
 CODECS = (
     *("aac", "alac", "flac", "libopus", "mp3", "mp3float", "opus", "vorbis"),
     *("pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be"),
@@ -35,13 +43,30 @@ CODECS = (
 )
 
 
-def container_of(data: bytes) -> tuple[str, str]:
-    """The demuxer and media type that the first bytes call for; a file's name is never asked."""
+@dataclass(frozen=True)
+class Sound:
+    """A file without what stands before it, and who reads it."""
+
+    data: bytes
+    demuxer: str
+    media_type: str
+
+
+def sound_of(data: bytes) -> Sound:
+    """What the first bytes behind tags and padding call for; a file's name is never asked."""
     if not data:
         raise Refusal("audio-empty", "The file is empty (0 bytes).")
-    for magic, demuxer, media_type in CONTAINERS:
-        if re.match(magic, data, re.DOTALL):
-            return demuxer, media_type
+    start = after_tags(data)
+    sizes = range(start, max(start - 4, -1), -1)  # that of an MP4's first box looks like padding
+    frame = first_frame(data, start if start < len(data) else len(b"ID3"))
+    places: list[tuple[int, Kinds]] = [(at, CONTAINERS) for at in (0, *sizes)]
+    places += [(start if frame is None else frame, FRAMES)]
+    for at, kinds in places:
+        for magic, demuxer, media_type in kinds:
+            if re.compile(magic, re.DOTALL).match(data, at):
+                return Sound(data[at : before_tags(data)], demuxer, media_type)
+    if data.startswith(b"ID3"):
+        raise Refusal("audio-undecodable", "The file begins with an ID3 tag, and no sound follows.")
     raise Refusal("audio-unsupported", f"The file is not audio of a known format: {TAKEN}.")
 
 
@@ -56,20 +81,42 @@ def opened(data: bytes, demuxer: str) -> InputContainer:
     try:
         return av.open(io.BytesIO(data), "r", demuxer, container_options=options)
     except av.error.FFmpegError as error:
+        if demuxer == "mov" and b"moov" not in data:
+            message = "The file was cut off: its index (moov), often at the end, is missing."
+            raise Refusal("audio-undecodable", message) from None
         message = f"The file begins as {demuxer} does but cannot be opened: {error.strerror}."
         raise Refusal("audio-undecodable", message) from None
 
 
-def audio_stream(container: InputContainer) -> AudioStream:
-    """The first audio stream; cover art and video are passed over."""
-    if not container.streams.audio:
+def tracks_of(container: InputContainer) -> list[int]:
+    """The audio tracks that can be read, the default one first; pictures are passed over."""
+    tracks = container.streams.audio
+    if not tracks:
         raise Refusal("audio-empty", "The file holds no audio track.")
-    stream = container.streams.audio[0]
-    codec = stream.codec_context.name if stream.codec_context else "unknown"
-    if codec not in CODECS:
-        raise Refusal("audio-unsupported", f"The codec {codec} is not taken: {TAKEN}.")
+    codecs = [track.codec_context.name if track.codec_context else "unknown" for track in tracks]
+    taken = [at for at, codec in enumerate(codecs) if codec in CODECS]
+    if not taken:
+        raise Refusal("audio-unsupported", f"The codec {codecs[0]} is not taken: {TAKEN}.")
+    return sorted(taken, key=lambda at: not tracks[at].disposition & Disposition.default)
+
+
+def track(container: InputContainer, at: int) -> AudioStream:
+    stream = container.streams.audio[at]
     stream.codec_context.thread_count = 1
     return stream
+
+
+def promised_s(sound: Sound, container: InputContainer, stream: AudioStream) -> float | None:
+    """How long the header says the track is; None where FFmpeg only guesses it from the file."""
+    if sound.demuxer == "matroska":  # the longest of its tracks, which may be another
+        known = breaks_off(sound.data, sound.demuxer)
+        return container.duration / av.time_base if container.duration and known else None
+    headed = sound.demuxer in ("flac", "mov") or (
+        sound.demuxer == "mp3" and counts_frames(sound.data)
+    )
+    if not headed or stream.duration is None or stream.time_base is None:
+        return None
+    return float(stream.duration * stream.time_base)
 
 
 def frames_of(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame | None]:

@@ -14,20 +14,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 import av
-import av.error
 import av.logging
-from av import AudioFrame
 
 from registry.clip_report import Bounds, Refusal, Report
 from registry.conditioning import Conditioned, condition, decibels
-from registry.container import (
-    audio_stream,
-    container_of,
-    frames_of,
-    opened,
-    samples_of,
-)
-from registry.recording import Recording
+from registry.container import sound_of
+from registry.track import record, told
 
 MEMORY_BYTES = 1 << 30
 LIMITS = {
@@ -39,9 +31,7 @@ LIMITS = {
 }
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
-LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 384_000, 32
 SILENT_DBFS = -60.0
-DAMAGED_SHARE = 0.05
 NOTED_EDGE_S, NOTED_RUMBLE_DB = 1.0, 6.0
 
 
@@ -96,16 +86,15 @@ def say(data: bytes) -> None:
 
 def examine(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
     """The report on a clip, and the clip as mono float32 PCM at `bounds.rate`; raises Refusal."""
-    demuxer, media_type = container_of(data)
-    recording = record(data, demuxer, bounds)
-    check_length(recording, bounds)
+    sound = sound_of(data)
+    recording = record(sound, bounds)
     folded = recording.folded()
     made = condition(folded.samples, bounds.rate, round(bounds.max_s * bounds.rate))
     check_level(made.rms_dbfs, recording.dc_offset)
     speech_s = len(made.samples) / bounds.rate
     check_speech(speech_s, len(folded.samples) / bounds.rate, bounds)
     report = Report(
-        media_type=media_type,
+        media_type=sound.media_type,
         sample_rate=recording.sample_rate,
         channels=recording.channels,
         duration_s=round(recording.duration_s, 6),
@@ -116,7 +105,7 @@ def examine(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
         damaged_packets=recording.damaged,
         speech_s=round(speech_s, 6),
         gain_db=round(made.gain_db, 2),
-        notes=[*folded.notes, *notes_on(made, folded.samples.size, bounds)],
+        notes=[*recording.notes, *folded.notes, *notes_on(made, folded.samples.size, bounds)],
         samples=len(made.samples),
     )
     return report, made.samples.astype("<f4").tobytes()
@@ -131,53 +120,12 @@ def notes_on(made: Conditioned, samples: int, bounds: Bounds) -> Iterator[str]:
         yield f"Rumble below the voice ({made.rumble_dbfs:.0f} dBFS) was filtered out."
 
 
-def record(data: bytes, demuxer: str, bounds: Bounds) -> Recording:
-    """Decode until the end or until the longest duration is passed, whatever the header claims."""
-    recording = Recording(bounds)
-    with opened(data, demuxer) as container:
-        for frame in frames_of(container, audio_stream(container)):
-            if frame is None:
-                recording.damaged += 1
-                continue
-            add_frame(recording, frame)
-            if recording.duration_s > bounds.max_s:
-                found = f"at least {recording.duration_s:.1f} s, {bounds.max_s:g} s are the most"
-                raise Refusal("audio-too-long", f"The clip is too long: {found}.")
-    if recording.damaged > DAMAGED_SHARE * recording.blocks:
-        found = f"{recording.damaged} of its packets cannot be decoded"
-        raise Refusal("audio-undecodable", f"The clip is damaged: {found}.")
-    return recording
-
-
-def add_frame(recording: Recording, frame: AudioFrame) -> None:
-    """Check a frame and add it; a recording keeps one sample rate, its channels may change."""
-    rate, channels = frame.sample_rate, frame.layout.nb_channels
-    if not LOWEST_HZ <= rate <= HIGHEST_HZ:
-        taken = f"{LOWEST_HZ:,} to {HIGHEST_HZ:,} Hz are taken"
-        raise Refusal("audio-unsupported", f"The sample rate is {rate:,} Hz; {taken}.")
-    if not 1 <= channels <= MOST_CHANNELS:
-        found = f"{channels} channels; 1 to {MOST_CHANNELS} are taken"
-        raise Refusal("audio-unsupported", f"The clip has {found}.")
-    if rate != (recording.sample_rate or rate):
-        found = f"from {recording.sample_rate:,} to {rate:,} Hz"
-        raise Refusal("audio-undecodable", f"The sample rate changes {found} within the clip.")
-    recording.sample_rate = rate
-    recording.add(samples_of(frame), [channel.name for channel in frame.layout.channels])
-
-
-def check_length(recording: Recording, bounds: Bounds) -> None:
-    if not recording.frames:
-        raise Refusal("audio-empty", "The file holds no audio (0 samples).")
-    if recording.duration_s < bounds.min_s:
-        found = f"{recording.duration_s:.2f} s, at least {bounds.min_s:g} s are needed"
-        raise Refusal("audio-too-short", f"The clip is too short: {found}.")
-
-
 def check_speech(speech_s: float, whole_s: float, bounds: Bounds) -> None:
     """Refuse a clip of which too little is left once its silent edges are cut off."""
     if speech_s < min(bounds.min_s, whole_s):
-        found = f"{speech_s:.2f} s of it are more than silence, at least {bounds.min_s:g} s"
-        raise Refusal("audio-too-short", f"The clip is too short: {found} are needed.")
+        found = f"{told(speech_s, bounds.min_s)} s of it are more than silence"
+        needed = f"at least {bounds.min_s:g} s are needed"
+        raise Refusal("audio-too-short", f"The clip is too short: {found}, {needed}.")
 
 
 def check_level(rms_dbfs: float, dc_offset: float) -> None:

@@ -64,6 +64,7 @@ class Recording:
     damaged: int = 0
     blocks: int = 0
     parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import soundfile
 from av import AudioFrame, VideoFrame
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]  # (channels, frames), in [-1, 1]
@@ -66,6 +67,18 @@ def muxed(
         for stream, frame in tracks:
             packets = [*stream.encode(frame), *stream.encode(None)]
             out.mux([packet for packet in packets if packet.size])
+    return buffer.getvalue()
+
+
+def two_tracks(first: Samples, second: Samples, container: str, codec: str, default: int) -> bytes:
+    """A file by FFmpeg of two audio tracks at 24 kHz, of which the one at `default` is marked."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as out:
+        tracks = [audio_track(out, samples, 24_000, codec) for samples in (first, second)]
+        for at, (stream, _) in enumerate(tracks):
+            stream.disposition = Disposition.default if at == default else Disposition(0)
+        for stream, frame in tracks:
+            out.mux([p for p in (*stream.encode(frame), *stream.encode(None)) if p.size])
     return buffer.getvalue()
 
 
