@@ -227,10 +227,10 @@ def promised_files(database: Path) -> dict[str, Promised]:
     found: dict[str, Promised] = {}
     with rows_of(database) as session:
         for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
-            name = at.clip(sha256).as_posix()
-            found[name] = Promised(sha256, name)
+            name = at.clip(str(sha256)).as_posix()
+            found[name] = Promised(str(sha256), name)
         for row in session.exec(select(Features.voice_id, Features.fingerprint, Features.sha256)):
-            ref = PromptRef(*row)
+            ref = PromptRef(*map(str, row))
             former = at.former_prompt(ref).as_posix()
             found[at.prompt(ref).as_posix()] = Promised(ref.sha256, former)
     return found

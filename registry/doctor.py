@@ -23,10 +23,18 @@ from registry.database import (
     migrate,
     schema_revision,
 )
-from registry.files import DataDir, PromptRef, PromptSource, is_settled, read_stored, sha256_of
+from registry.files import (
+    DataDir,
+    PromptRef,
+    PromptSource,
+    is_settled,
+    is_sha256,
+    read_stored,
+    sha256_of,
+)
 from registry.folder_lock import share_folder
 from registry.models import Features, NameVariant, Voice, VoiceVersion
-from registry.names import name_key, variants
+from registry.names import is_voice_id, name_key, variants
 from registry.row_faults import RowFault, row_faults
 from registry.rows import index_name
 from registry.storage_errors import is_damage, storage_errors
@@ -117,10 +125,16 @@ def _unbelieved(fault: RowFault) -> Finding:
 
 def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
     """The files that rows promise, with the sha256 they must have."""
-    for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
+    for sha256 in filter(is_sha256, session.exec(select(VoiceVersion.clip_sha256).distinct())):
         yield data.clip(sha256), sha256
     for row in session.exec(select(Features)):
-        yield data.stored_prompt(_ref(row)), row.sha256
+        if _names_a_file(row):
+            yield data.stored_prompt(_ref(row)), row.sha256
+
+
+def _names_a_file(row: Features) -> bool:
+    """What does not, is a fault of the row."""
+    return is_sha256(row.fingerprint) and is_sha256(row.sha256) and is_voice_id(row.voice_id)
 
 
 def _ref(row: Features) -> PromptRef:
@@ -173,6 +187,8 @@ class _Examination:
         """A damaged prompt is forgotten: the voice is stale then, and made anew from its clip."""
         joined = select(Features, Voice.name).join(Voice, col(Voice.id) == Features.voice_id)
         for row, name in self.session.exec(joined).all():
+            if not _names_a_file(row):
+                continue
             path, voice = self.data.stored_prompt(_ref(row)), NamedVoice(row.voice_id, name)
             fault = self._fault(path, row.sha256)
             if fault == GONE:
@@ -228,15 +244,15 @@ class _Examination:
                 path.parent.rmdir()
 
     def _clip_hashes(self) -> set[str]:
-        return set(self.session.exec(select(VoiceVersion.clip_sha256)))
+        return {*filter(is_sha256, self.session.exec(select(VoiceVersion.clip_sha256)))}
 
     def _referred(self) -> Iterator[Path]:
         for sha256 in self._clip_hashes():
             yield self.data.clip(sha256)
             yield self.data.conditioned(PromptSource("", sha256, None))
-        for voice_id in self.session.exec(select(Voice.id)):
+        for voice_id in filter(is_voice_id, self.session.exec(select(Voice.id))):
             yield self.data.prompts(voice_id)
-        for row in self.session.exec(select(Features)):
+        for row in filter(_names_a_file, self.session.exec(select(Features))):
             yield self.data.stored_prompt(_ref(row))
 
     def _strangers(self) -> Iterator[Finding]:

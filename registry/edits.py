@@ -12,7 +12,7 @@ from registry.inference_client import ExtractedPrompt
 from registry.models import SpeakDefaults, Voice, utc_now
 from registry.names import name_key, variants
 from registry.queries import refuse_taken
-from registry.rows import add_labels, drop_labels, index_name, keep_features, version_row
+from registry.rows import add_labels, drop_labels, index_name, keep_features, next_edit, version_row
 from registry.stored_voice import StoredVoice
 
 
@@ -72,7 +72,7 @@ def apply(session: Session, voice: StoredVoice, edit: VoiceEdit) -> None:
     if edit.defaults or edit.version:
         words = edit.version.source if edit.version else voice.source
         refuse_icl(row.name, row.defaults.get("mode"), words.transcript)
-    row.row_version += 1
+    row.row_version = next_edit(row.row_version)
     row.updated_at = utc_now()
     session.add(row)
 

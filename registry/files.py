@@ -26,10 +26,11 @@ TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
 MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
+SHA256 = re.compile(r"[0-9a-f]{64}")
 VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
 TRANSIENT_ID = re.compile(TRANSIENT_PREFIX + r"[0-9a-f]{32}")
 FILE_NAMES = {
-    "clips": re.compile(r"[0-9a-f]{64}"),
+    "clips": SHA256,
     "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
@@ -80,6 +81,10 @@ def is_transient(voice_id: str) -> bool:
 
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def is_sha256(value: object) -> bool:
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ def new_voice_id() -> str:
     return ID_PREFIX + secrets.token_hex(16)
 
 
-def is_voice_id(reference: str) -> bool:
-    return _ID.fullmatch(reference) is not None
+def is_voice_id(reference: object) -> bool:
+    return isinstance(reference, str) and _ID.fullmatch(reference) is not None
 
 
 def name_key(name: str) -> str:

@@ -29,21 +29,30 @@ FEW_HOLDERS = 1000
 
 
 def find(session: Session, reference: str) -> StoredVoice:
-    """The live voice with this id or name. Raises VoiceNotFound with the names that look alike."""
+    """The live voice with this id or name. Raises VoiceNotFound with the names that look alike,
+    VoiceDamaged if its enrolment is gone."""
+    row = find_row(session, reference)
+    voices = _load(session, [row])
+    if not voices:
+        raise VoiceDamaged(
+            f"The voice {row.name!r} ({shown_id(row.id)}) is damaged in the database: its "
+            f"enrolment {row.version!r} is gone. Restore a backup.",
+            id=shown_id(row.id),
+            field="version",
+        )
+    return voices[0]
+
+
+def find_row(session: Session, reference: str) -> Voice:
+    """What is left of a voice that is damaged, too. Raises VoiceNotFound."""
     if is_voice_id(reference):
         condition = col(Voice.id) == reference
     else:
         condition = col(Voice.name_key) == name_key(reference)
-    rows = session.exec(_live().where(condition).limit(1)).all()
-    if not rows:
+    row = session.exec(_live().where(condition).limit(1)).first()
+    if row is None:
         raise VoiceNotFound(reference, near_names(session, reference))
-    voices = _load(session, rows)
-    if not voices:
-        raise VoiceDamaged(
-            f"The voice {rows[0].name!r} ({rows[0].id}) is damaged in the database: its enrolment "
-            f"{rows[0].version!r} is gone. Restore a backup."
-        )
-    return voices[0]
+    return row
 
 
 def page(

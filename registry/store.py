@@ -27,13 +27,14 @@ from registry.folder_lock import share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
-from registry.queries import find, page, refuse_taken
+from registry.queries import find, find_row, page, refuse_taken
 from registry.rows import (
     NewVoice,
     add_labels,
     index_name,
     keep_features,
     model_row,
+    next_edit,
     version_row,
     voice_row,
 )
@@ -181,7 +182,9 @@ class VoiceStore:
                 self.keep_clip(edit.version.source, edit.version.upload, edit.version.clip)
             apply(session, voice, edit)
             session.flush()
-            return find(session, voice.row.id)
+            edited = find(session, voice.row.id)
+            edited.shape()  # what stays damaged is said, and nothing is changed
+            return edited
 
     def delete(self, reference: str, expected: int | None) -> None:
         """Mark as deleted: the name is free at once, the files and enrolments stay.
@@ -197,10 +200,10 @@ class VoiceStore:
 
     def _delete(self, reference: str, expected: int | None) -> None:
         with self._db.write() as session:
-            row = find(session, reference).row
+            row = find_row(session, reference)
             refuse_stale(row, expected)
             row.deleted_at = row.updated_at = utc_now()
-            row.row_version += 1
+            row.row_version = next_edit(row.row_version)
             session.add(row)
             index_name(session, row.id, variants(row.name_key), set())
 

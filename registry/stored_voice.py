@@ -127,5 +127,4 @@ class Page:
 
 def shown_id(voice_id: object) -> str:
     """An id is what it should be, or is shown as what it is."""
-    known = isinstance(voice_id, str) and is_voice_id(voice_id)
-    return str(voice_id) if known else ascii(voice_id)[:80]
+    return str(voice_id) if is_voice_id(voice_id) else ascii(voice_id)[:80]

@@ -1,0 +1,206 @@
+"""Rows that no request could have stored: none is restored, one that is there hides no other."""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes import FakeInference
+from faults import QuickEnroller, noise, quick_app
+from serving import serving
+
+from registry.backup import save_backup
+from registry.container import CONTAINERS
+from registry.doctor import examine
+from registry.enrol import Enrolment
+from registry.errors import BackupRefused, DatabaseDamaged
+from registry.files import DataDir
+from registry.models import AUDIO_TYPES
+from registry.restore import restore_backup
+from registry.settings import Settings
+from registry.store import VoiceStore
+
+VOICE, VERSION, FEATURES, LABEL = "voice", "voice_version", "features", "label"
+SHOWN = {  # what is damaged: the field that is named, and how
+    "a page": ("clip.media_type", VERSION, "clip = json_set(clip, '$.media_type', 'text/html')"),
+    "two lines": (
+        "clip.media_type",
+        VERSION,
+        "clip = json_set(clip, '$.media_type', 'audio/wav' || char(13, 10))",
+    ),
+    "sound of no kind": (
+        "clip.media_type",
+        VERSION,
+        "clip = json_set(clip, '$.media_type', 'audio/wav; charset=x')",
+    ),
+    "no type": ("clip.media_type", VERSION, "clip = json_set(clip, '$.media_type', NULL)"),
+    "a size in words": ("clip.bytes", VERSION, "clip = json_set(clip, '$.bytes', 'many')"),
+    "a length of NaN": (
+        "clip.duration_s",
+        VERSION,
+        'clip = replace(clip, \'"duration_s":\', \'"duration_s":NaN,"x":\')',
+    ),
+    "a clip that is a list": ("clip", VERSION, "clip = '[]'"),
+    "a hash of 63 digits": ("clip.sha256", VERSION, "clip_sha256 = substr(clip_sha256, 2)"),
+    "a hash that is bytes": ("clip.sha256", VERSION, "clip_sha256 = x'ff00'"),
+    "a temperature of 99": ("defaults.temperature", VOICE, """defaults = '{"temperature": 99}'"""),
+    "a temperature in words": (
+        "defaults.temperature",
+        VOICE,
+        """defaults = '{"temperature": "1"}'""",
+    ),
+    "an unknown default": ("defaults.shell", VOICE, """defaults = '{"shell": "rm"}'"""),
+    "a language of two lines": (
+        "defaults.language",
+        VOICE,
+        """defaults = '{"language": "a\\u0007"}'""",
+    ),
+    "JSON cut short": ("defaults", VOICE, """defaults = '{'"""),
+    "JSON without end": ("defaults", VOICE, "defaults = replace(hex(zeroblob(50000)), '0', '[')"),
+    "JSON that is bytes": ("defaults", VOICE, "defaults = x'ff'"),
+    "an edit counter in words": ("row_version", VOICE, "row_version = 'abc'"),
+    "an edit counter below 1": ("row_version", VOICE, "row_version = -1"),
+    "an edit counter beyond JSON": ("row_version", VOICE, "row_version = 9223372036854775807"),
+    "another enrolment": ("version", VOICE, "version = 7"),
+    "an enrolment in words": ("version", VOICE, "version = 'one'"),
+    "a name that rings": ("name", VOICE, "name = 'alice' || char(27) || ']0;owned' || char(7)"),
+    "a name of nothing": ("name", VOICE, "name = ''"),
+    "a description with a bell": ("description", VOICE, "description = char(7)"),
+    "a description of a book": ("description", VOICE, "description = hex(zeroblob(5000))"),
+    "a description that is bytes": ("description", VOICE, "description = x'ff'"),
+    "no time": ("created_at", VOICE, "created_at = 'yesterday'"),
+    "a time that is no text": ("updated_at", VOICE, "updated_at = CAST(x'ff' AS TEXT)"),
+    "a label's key": ("labels.Not a key", LABEL, "'Not a key', 'x'"),
+    "a label's value": ("labels.k", LABEL, "'k', char(0)"),
+    "words with a NUL": ("transcript", VERSION, "transcript = 'a' || char(0) || 'b'"),
+    "words that are bytes": ("transcript", VERSION, "transcript = x'ff'"),
+    "a warning that is a number": ("warnings.0", VERSION, "warnings = '[1]'"),
+    "a warning of half a character": ("warnings.0", VERSION, """warnings = '["\\ud800"]'"""),
+    "warnings that are one": ("warnings", VERSION, """warnings = '"x"'"""),
+}
+HIDDEN = {  # nothing that is shown, but nothing to be believed either
+    "a key of another name": ("name", VOICE, "name_key = 'zelda'"),
+    "a name that is a path": ("name", VOICE, "name = '../x', name_key = '../x'"),
+    "a name like an id": ("name", VOICE, "name = 'voice_x', name_key = 'voice_x'"),
+    "a name of a direction": ("name", VOICE, "name = 'a' || char(8238), name_key = 'a'"),
+    "deleted some day": ("deleted_at", VOICE, "deleted_at = 'some day'"),
+    "features of no key": ("features.fingerprint", FEATURES, "fingerprint = '../../x'"),
+    "features of no hash": ("features.sha256", FEATURES, "sha256 = 'x'"),
+    "features of a mode": ("features.modes.0", FEATURES, """modes = '["html"]'"""),
+    "frames below 0": ("features.frames", FEATURES, "frames = -1"),
+    "an enrolment of no time": ("enrolment.created_at", VERSION, "created_at = ''"),
+}
+FOREIGN = {
+    "a trigger": "CREATE TRIGGER t AFTER INSERT ON voice BEGIN DELETE FROM voice; END",
+    "a view": "CREATE VIEW v AS SELECT * FROM voice",
+    "a table lost": "DROP TABLE label",
+    "an index lost": "DROP INDEX voice_live_name",
+    "a column lost": "ALTER TABLE voice DROP COLUMN description",
+    "a column renamed": "ALTER TABLE voice RENAME COLUMN updated_at TO changed_at",
+}
+STRANGE = {
+    "a table": "CREATE TABLE t (x)",
+    "an index": "CREATE INDEX i ON voice (updated_at)",
+    "a column": "ALTER TABLE voice ADD COLUMN x",
+    "a computed column": "ALTER TABLE voice ADD COLUMN x AS (upper(name))",
+    "a search table": "CREATE VIRTUAL TABLE t USING fts5(x)",
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    """With alice and bob."""
+    store = VoiceStore(DataDir(tmp_path / "data"))
+    enroller = QuickEnroller(store, FakeInference(store.data))
+    for number, name in enumerate(("alice", "bob")):
+        clip = noise(random.Random(number))
+        asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {}, None)))
+    store.close()
+    return store.data
+
+
+def run(data: DataDir, statement: str, *values: str) -> list[tuple[str, ...]]:
+    """Past every check."""
+    with closing(sqlite3.connect(data.database)) as database, database:
+        return database.execute(statement, values).fetchall()
+
+
+def damage(data: DataDir, table: str, change: str) -> str:
+    """In a row of alice; her id."""
+    [(voice_id,)] = run(data, "SELECT id FROM voice WHERE name = 'alice'")
+    key = "id" if table == VOICE else "voice_id"
+    insert, update = f"INSERT INTO label VALUES (?, {change})", f"UPDATE {table} SET {change}"
+    run(data, insert if table == LABEL else f"{update} WHERE {key} = ?", voice_id)
+    return voice_id
+
+
+def assert_not_restored(data: DataDir, folder: Path, *said: str) -> None:
+    with closing(VoiceStore(data)) as store:
+        save_backup(store, folder / "voices.tar")
+    with open(folder / "voices.tar", "rb") as tar, pytest.raises(BackupRefused) as error:
+        restore_backup(tar, folder / "restored")
+    assert not (folder / "restored").exists()
+    assert all(word in error.value.detail for word in said), error.value.detail
+
+
+@pytest.fixture
+def http(data: DataDir) -> Iterator[httpx.Client]:
+    store = VoiceStore(data)
+    with serving(quick_app(store, FakeInference(data), Settings(home=data.root))) as http:
+        yield http
+
+
+@pytest.mark.parametrize("what", SHOWN)
+def test_a_voice_that_is_damaged_hides_no_other(
+    data: DataDir, tmp_path: Path, http: httpx.Client, what: str
+) -> None:
+    field, table, change = SHOWN[what]
+    voice_id = damage(data, table, change)
+    listed = http.get("/voices")
+    assert (listed.status_code, listed.json()["damaged"]) == (200, [voice_id])
+    assert [voice["name"] for voice in listed.json()["data"]] == ["bob"]
+    shown = http.get(f"/voices/{voice_id}")
+    assert (shown.status_code, shown.json()["code"]) == (500, "voice-damaged"), shown.text
+    assert voice_id in shown.json()["detail"]
+    clip = http.get(f"/voices/{voice_id}/clip")
+    assert (clip.status_code == 200) == (field not in ("clip.sha256", "version"))
+    assert clip.headers["content-type"] != "text/html"
+    found = examine(data, read_data=False, repair=False)
+    assert any(field in f.what and f.voices and f.voices[0].id == voice_id for f in found), found
+    assert_not_restored(data, tmp_path, field, voice_id)
+    assert http.delete(f"/voices/{voice_id}").status_code == 204
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_what_is_not_shown_is_not_believed_either(data: DataDir, tmp_path: Path, what: str) -> None:
+    field, table, change = HIDDEN[what]
+    voice_id = damage(data, table, change)
+    found = examine(data, read_data=False, repair=False)
+    assert any(field in f.what and f.voices and f.voices[0].id == voice_id for f in found), found
+    assert_not_restored(data, tmp_path, field, voice_id)
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_tables_that_are_not_ours_stop_the_program(data: DataDir, what: str) -> None:
+    run(data, FOREIGN[what])
+    with pytest.raises(DatabaseDamaged, match="voices doctor"):
+        VoiceStore(data)
+    found = examine(data, read_data=False, repair=True)
+    assert {finding.severity for finding in found} == {"loss"}
+    assert all(finding.what.startswith("registry.db: ") for finding in found)
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_tables_that_are_more_than_ours_are_used_but_not_restored(
+    data: DataDir, tmp_path: Path, what: str
+) -> None:
+    run(data, STRANGE[what])
+    assert_not_restored(data, tmp_path, "does not belong there")
+
+
+def test_the_types_that_are_believed_are_those_that_are_enrolled() -> None:
+    assert {media_type for *_, media_type in CONTAINERS} <= AUDIO_TYPES
