@@ -13,16 +13,32 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from reported_files import ALICE, FILES, SECONDS, WORDS
 
 VOICES = str(Path(sys.executable).with_name("voices"))
 PATIENCE_S = 280  # on a machine with other work
+EMOJI = "\N{GRINNING FACE}" * 64
+PAGE = b"<!doctype html><title>Welcome</title><p>It works!"
+VERBS = {
+    "add": ["bob", "ref.wav", "Hello."],
+    "list": [],
+    "show": ["alice"],
+    "speak": ["alice", "Hello."],
+    "clip": ["alice"],
+    "edit": ["alice", "--description", "calm"],
+    "rename": ["alice", "carol"],
+    "rm": ["alice", "--yes"],
+    "rebuild": ["alice"],
+    "login": [],
+}
 
 
 @contextmanager
@@ -88,6 +104,23 @@ def speak(url: str, text: str, voice: str = "alice") -> httpx.Response:
     return httpx.post(f"{url}/speak", json=request, timeout=PATIENCE_S)
 
 
+def embedding(url: str, name: str) -> Any:
+    from safetensors.numpy import load
+
+    vector = load(httpx.get(f"{url}/voices/{name}/prompt").content)["ref_spk_embedding"]
+    return vector / np.linalg.norm(vector)
+
+
+def voices(
+    *arguments: str, url: str | None = None, stdin: bytes = b"", **environ: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The command as a user starts it; whatever comes of it, it is no traceback."""
+    known = {**os.environ, **environ, **({"VOICES_URL": url} if url else {})}
+    done = subprocess.run([VOICES, *arguments], input=stdin, env=known, capture_output=True)
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done
+
+
 def curl(*arguments: str | bytes) -> tuple[int, Any]:
     """The status and the JSON that curl is answered with."""
     if shutil.which("curl") is None:
@@ -96,6 +129,20 @@ def curl(*arguments: str | bytes) -> tuple[int, Any]:
     done = subprocess.run(line, capture_output=True, check=True)
     body, _, status = done.stdout.rpartition(b"\n")
     return int(status), json.loads(body)
+
+
+# O1: one channel against the other
+
+
+def test_o1_an_inverted_channel_does_not_take_the_voice_away(
+    url: str, clip: Callable[[str], bytes]
+) -> None:
+    enrolled = add(url, "inverted", clip("o1-one-channel-inverted.opus"))
+    if enrolled.status_code == 201:
+        assert float((embedding(url, "inverted") * embedding(url, "alice")).sum()) >= 0.9
+    else:
+        assert 400 <= enrolled.status_code < 500
+        assert "channel" in enrolled.json()["detail"]
 
 
 # O3: what can't be seen or heard in a text
@@ -143,6 +190,110 @@ def test_o4_words_come_from_a_file(url: str, here: Path) -> None:
 def test_o4_a_clip_needs_no_file_name(url: str, here: Path) -> None:
     status, body = curl("-F", "name=nameless", "-F", "audio=<ref.wav", f"{url}/voices")
     assert status == 201 or (status < 500 and "file name" in body["detail"]), body
+
+
+# O5: what the command line names
+
+
+def test_o5_a_clip_comes_from_stdin(url: str, here: Path) -> None:
+    assert voices("add", "piped", "-", url=url, stdin=ALICE).returncode == 0
+    assert httpx.get(f"{url}/voices/piped/clip").content == ALICE
+
+
+def test_o5_a_file_holds_what_its_ending_says(url: str, here: Path) -> None:
+    refused = voices("speak", "alice", "Hello.", "-o", "x.mp3", url=url)
+    assert refused.returncode != 0
+    assert b"mp3" in refused.stderr
+    assert not Path("x.mp3").exists()
+
+
+def test_o5_a_text_may_begin_with_a_dash(url: str, here: Path) -> None:
+    spoken = voices("speak", "alice", "-5 degrees", url=url)
+    if spoken.returncode == 0:
+        assert Path("alice.wav").read_bytes().startswith(b"RIFF")
+    else:
+        assert re.search(r"(?<![-\w])--(?![-\w])", spoken.stderr.decode())
+
+
+def test_o5_a_name_of_many_bytes_is_no_file_name(url: str, here: Path) -> None:
+    assert add(url, EMOJI, ALICE, transcript=WORDS).status_code == 201
+    for verb, *more in (["speak", "Hello."], ["clip"]):
+        there = set(here.iterdir())
+        done = voices(verb, EMOJI, *more, url=url)
+        assert (done.returncode == 0) == (len(set(here.iterdir()) - there) == 1), done.stderr
+
+
+# O6: where it runs
+
+
+def test_o6_a_socks_proxy_is_no_traceback(url: str, here: Path) -> None:
+    port = url.rpartition(":")[2]
+    proxy = {name: "socks5h://127.0.0.1:9" for name in ("ALL_PROXY", "all_proxy")}
+    done = voices("--url", f"http://0.0.0.0:{port}", "list", **proxy)
+    assert done.returncode == 0 or done.stderr.startswith((b"Error: ", b"Usage: "))
+
+
+def test_o6_a_long_folder_for_temporary_files_is_no_matter(here: Path) -> None:
+    folder = here / ("t" * 100)
+    folder.mkdir()
+    environ = {"TMPDIR": str(folder), "VOICES_HOME": str(here / "home")}
+    done = voices("--local", "list", **environ)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+# O7: a server that is no registry
+
+
+class Welcome(BaseHTTPRequestHandler):
+    """Answers whatever is asked with a page."""
+
+    def handle_any(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(PAGE)))
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        return None
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Welcome) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_o7_a_page_of_html_is_no_registry(stranger: str, here: Path, verb: str) -> None:
+    there = set(here.iterdir())
+    arguments = [verb, *VERBS[verb], *([stranger] if verb == "login" else [])]
+    url = None if verb == "login" else stranger
+    done = voices(*arguments, url=url, VOICES_CONFIG_HOME=str(here / "config"))
+    assert done.returncode != 0
+    assert b"Error: " in done.stderr
+    assert set(here.iterdir()) == there
+
+
+# O8: a part of a file
+
+
+def test_o8_a_range_of_a_clip_is_sent(url: str, here: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    line = ["curl", "-s", "-r", "0-1", "-D", "headers", f"{url}/voices/alice/clip"]
+    done = subprocess.run(line, capture_output=True, check=True)
+    assert done.stdout == ALICE[:2]
+    headers = Path("headers").read_text().lower()
+    assert headers.startswith("http/1.1 206 ")
+    assert f"content-range: bytes 0-1/{len(ALICE)}" in headers
 
 
 # P1, P2: recordings whose length was never written
