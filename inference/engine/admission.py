@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from inference.engine.cache_rows import whole
+from inference.engine.forecast import Line
 from inference.engine.layout import Script
 from inference.engine.request import Request
 from inference.engine.state import Choice
+from inference.errors import Overloaded
 
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
 
@@ -32,8 +34,22 @@ class Waiting:
         return self.prompt + self.budget + 1
 
     @property
+    def patience_left_s(self) -> float:
+        return self.request.patience_s - (time.perf_counter() - self.submitted_s)
+
+    @property
     def late(self) -> bool:
-        return time.perf_counter() - self.submitted_s > self.request.patience_s
+        return self.patience_left_s < 0
+
+    def hopeless(self, wait_s: float) -> Overloaded:
+        """What to tell if a slot is that far away."""
+        may_s = self.request.patience_s
+        return Overloaded(
+            f"This request has waited {may_s - self.patience_left_s:.3g} s for a slot and would"
+            f" wait about {wait_s:.0f} s more, longer than the {may_s:.3g} s that it may."
+            " Try again then.",
+            max(1.0, round(wait_s, 1)),
+        )
 
 
 class Queue:
@@ -46,6 +62,12 @@ class Queue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def behind(self, line: Line) -> Line:
+        """Where whoever comes next stands."""
+        for waiting in self._waiting:
+            line.join(waiting.budget)
+        return line
 
     @property
     def is_full(self) -> bool:
@@ -69,6 +91,17 @@ class Queue:
             if prefilled >= self._prefill_positions:
                 return admitted, []
         return admitted, self._take_late()
+
+    def take_hopeless(self, line: Line) -> list[tuple[Waiting, float]]:
+        """Who can't have a slot in time, in whatever time it would."""
+        hopeless = []
+        for waiting in list(self._waiting):
+            if line.serves(waiting.patience_left_s):
+                line.join(waiting.budget)
+            else:
+                hopeless.append((waiting, line.wait_s))
+                self._waiting.remove(waiting)
+        return hopeless
 
     def _take(self, rows: int) -> Waiting | None:
         """The next that fits; None if nobody does, or if the first was passed too often."""

@@ -19,6 +19,7 @@ from inference.engine.cache_rows import CacheRows
 from inference.engine.codec import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup, place
 from inference.engine.device import Lane, Mark, on_device
+from inference.engine.forecast import Forecast, Line
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
@@ -73,7 +74,7 @@ class Engine:
         self._rows = CacheRows(setup.limits.rows)
         self._streams: list[Stream] = []
         self._ends: list[Output] = []  # of requests that never got in
-        self._mean_s = 1.0  # that a request keeps its slot
+        self._forecast = Forecast()
         self._lane.wait_for_device()
 
     @classmethod
@@ -131,6 +132,10 @@ class Engine:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
             raise Overloaded(reason, self.retry_after_s)
+        line = self._queue.behind(self._line())
+        if not line.serves(waiting.patience_left_s):
+            self.counters.refused += 1
+            raise waiting.hopeless(line.wait_s)
         self.counters.submitted += 1
         self._queue.push(waiting)
 
@@ -144,6 +149,7 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Let in who waits, make a frame for everyone, turn frames into sound, hand it out."""
+        self._forecast.step(working=bool(self._streams))
         self._admit()
         mark = self._make_frames()
         self._decode_frames(mark)
@@ -176,8 +182,7 @@ class Engine:
     @property
     def retry_after_s(self) -> float:
         """A guess at when a request that comes now would get a slot."""
-        rounds = (len(self._queue) + 1) / self.setup.limits.slots
-        return max(1.0, round(rounds * self._mean_s, 1))
+        return max(1.0, round(self._queue.behind(self._line()).wait_s, 1))
 
     def _admit(self) -> None:
         """Let in who waits; those whose prompts are of like length are prefilled together."""
@@ -186,6 +191,10 @@ class Engine:
         for _, alike in groupby(admitted, key=_grain):
             self._begin(list(alike))
         self._ends += [self._too_late(waiting) for waiting in late]
+        hopeless = self._queue.take_hopeless(self._line()) if self._queue else []
+        for waiting, wait_s in hopeless:
+            self.counters.refused += 1
+            self._ends.append(Output.of_error(waiting.request, waiting.hopeless(wait_s)))
 
     def _begin(self, admitted: list[Waiting]) -> None:
         """Give each a slot and cache rows, and prefill them together."""
@@ -267,6 +276,8 @@ class Engine:
         if stream.error is None and not len(pcm) and not stream.finished:
             return []
         self.counters.chunks += bool(len(pcm))
+        if stream.error is not None or stream.finished:
+            self._forecast.ended(len(stream.codes), stream.budget)
         if stream.error is not None:
             self.counters.failed += 1
             self._release(stream)
@@ -282,7 +293,6 @@ class Engine:
         self._streams.remove(stream)
         self._free.append(stream.slot)
         self._rows.give_back(stream.rows)
-        self._mean_s += 0.2 * (time.perf_counter() - stream.admitted_s - self._mean_s)
 
     def _too_late(self, waiting: Waiting) -> Output:
         self.counters.refused += 1
@@ -291,6 +301,11 @@ class Engine:
             self.retry_after_s,
         )
         return Output.of_error(waiting.request, error)
+
+    def _line(self) -> Line:
+        """Before the slots, with nobody in it."""
+        running = [(stream.made, stream.budget) for stream in self._streams]
+        return self._forecast.line(running, self.setup.limits.slots)
 
 
 def _grain(waiting: Waiting) -> int:

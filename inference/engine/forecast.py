@@ -1,0 +1,57 @@
+"""When those who wait will have a slot: from what runs, and from the pace of the last steps.
+
+It rather promises too much: who could still be served in time must not be sent away.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from heapq import heapify, heapreplace
+
+STEPS = 64  # whose pace is taken; before that many there is no forecast
+SHARE = 0.2  # of its frame budget that a speech takes, before any has ended
+SURE = 1.5  # times as long as somebody would wait is too long for sure
+
+
+class Forecast:
+    def __init__(self) -> None:
+        self._steps_s: deque[float] = deque(maxlen=STEPS)
+        self._last_s: float | None = None
+        self._share = SHARE
+
+    def step(self, working: bool) -> None:
+        """A step begins, and there is something to do in it, or not."""
+        now_s = time.perf_counter()
+        if working and self._last_s is not None:
+            self._steps_s.append(now_s - self._last_s)
+        self._last_s = now_s if working else None
+
+    def ended(self, frames: int, budget: int) -> None:
+        self._share += 0.2 * (frames / budget - self._share)
+
+    def line(self, running: Iterable[tuple[int, int]], slots: int) -> "Line":
+        """Of those who run: (frames made, budget)."""
+        step_s = sum(self._steps_s) / STEPS if len(self._steps_s) == STEPS else 0.0
+        left_s = [max(0.0, self._share * budget - made) * step_s for made, budget in running]
+        return Line([*left_s, *[0.0] * (slots - len(left_s))], self._share * step_s)
+
+
+class Line:
+    """Those who wait, each in turn, before slots that become free one after another."""
+
+    def __init__(self, free_s: list[float], frame_s: float) -> None:
+        """`frame_s`: for each frame of a budget."""
+        heapify(free_s)
+        self._free_s, self._frame_s = free_s, frame_s
+
+    @property
+    def wait_s(self) -> float:
+        """Of whoever comes next."""
+        return self._free_s[0]
+
+    def serves(self, patience_s: float) -> bool:
+        """Whether the next one may have a slot before its patience is over."""
+        return self.wait_s <= SURE * max(0.0, patience_s)
+
+    def join(self, budget: int) -> None:
+        heapreplace(self._free_s, self.wait_s + budget * self._frame_s)
