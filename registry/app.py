@@ -4,14 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse
 
 from registry import VERSION, problems
 from registry.clone import Cloner
+from registry.cross_origin import allow_origins
 from registry.enrol import Enroller
 from registry.inference_client import Inference
 from registry.requests import MIB, BodyLimit, HeadAsGet
-from registry.routes import clone, health, speak, voices
+from registry.routes import clone, docs, health, speak, voices
 from registry.services import Services
 from registry.settings import Settings
 from registry.speech import Speaker
@@ -40,17 +40,17 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # registry.routes.docs serves it, without the network
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         responses=problems.RESPONSES,
     )
     app.state.services = Services(settings, store, inference, enroller, speaker, cloner)
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(HeadAsGet)
+    if settings.allowed_origins:
+        allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app)
-    for router in (voices.router, speak.router, clone.router, health.router):
-        app.include_router(router)
-    app.add_api_route("/", _to_the_docs, include_in_schema=False)
+    for module in (voices, speak, clone, health, docs):
+        app.include_router(module.router)
     return app
-
-
-def _to_the_docs() -> RedirectResponse:
-    return RedirectResponse("/docs")

@@ -26,6 +26,7 @@ PACKAGES = (
     "alembic==1.20.1",
     "av==18.1.0",
     "fastapi==0.165.0",
+    "fastapi-offline==1.7.7",
     "numpy==2.4.6",
     "python-multipart==0.0.34",
     "soundfile==0.14.0",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from registry.errors import SettingInvalid
 
 PREFIX = "VOICES_"
+ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 CLIENT_VARIABLES = ("VOICES_URL",)
 
 
@@ -76,6 +77,12 @@ class Settings(BaseModel):
         ge=1,
         le=5000,
         description="The longest text of one request, in characters; the model may take less.",
+    )
+    allowed_origins: str = Field(
+        "",
+        pattern=rf"^(\*|{ORIGIN}(,{ORIGIN})*)?$",
+        description="Pages of which browsers may call this server: origins such as "
+        "`https://example.org`, with commas between them, or `*`. Default: none.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the server says on stderr."

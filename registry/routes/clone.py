@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ConfigDict
 
+from registry import described as of
 from registry.clone import Reference
 from registry.forms import MEDIA_TYPE as FORM
 from registry.forms import form_body, read_form
@@ -38,7 +39,19 @@ async def clone_form(request: Request) -> CloneForm:
     "/clone",
     summary="Speak like a clip, without enrolling it",
     response_class=Response,
-    responses=audio(OF_SPEECH | {"X-Warnings": WARNINGS}),
+    responses=of.problems(
+        of.BODY,
+        of.WORDS,
+        of.MODES,
+        of.TRANSCRIPTS,
+        of.CLIPS,
+        of.FEATURES,
+        of.SPEECH,
+        of.MODEL,
+        of.GPU,
+        of.WRITES,
+    )
+    | audio(OF_SPEECH | {"X-Warnings": WARNINGS}),
     dependencies=[PATIENCE],
     openapi_extra=form_body(CloneForm),
 )

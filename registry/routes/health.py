@@ -5,6 +5,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from registry import described as of
 from registry.errors import ModelMismatch, ModelUnavailable
 from registry.files import ModelRef
 from registry.inference_client import Description, Status
@@ -37,7 +38,7 @@ async def healthz() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can it answer?")
+@router.get("/readyz", summary="Can it answer?", responses=of.problems(of.MODEL))
 def readyz(services: ServicesDep) -> Readiness:
     """503 with the reason while no voice can speak. Asks the database, and nothing of the model."""
     used = services.store.model_in_use()

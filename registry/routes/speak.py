@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from registry import described as of
 from registry.encode import Encoder, encoder, media_type
 from registry.errors import RegistryError, SpeechFailed
 from registry.files import is_transient
@@ -52,19 +53,13 @@ OF_SPEECH = {
 }
 
 
-def audio(headers: Mapping[str, str]) -> dict[int | str, dict[str, object]]:
+def audio(headers: Mapping[str, str]) -> of.Responses:
     """What OpenAPI says of an answer that is sound."""
     return {
         200: {
             "description": "The audio: whole, or in chunks as it is spoken.",
-            "content": {
-                kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in ("audio/wav", "audio/flac", "audio/pcm")
-            },
-            "headers": {
-                name: {"description": description, "schema": {"type": "string"}}
-                for name, description in headers.items()
-            },
+            "content": of.binary(("audio/wav", "audio/flac", "audio/pcm")),
+            "headers": of.headers(headers),
         }
     }
 
@@ -110,7 +105,20 @@ Speak = Callable[[str, Use], Awaitable[Response]]  # the cleaned text, what is m
     "/speak",
     summary="Speak with a voice",
     response_class=Response,
-    responses=audio(OF_VOICE | OF_SPEECH),
+    responses=of.problems(
+        of.BODY,
+        of.NAMED,
+        of.WORDS,
+        of.MODES,
+        of.CLIPS,
+        of.KEPT_CLIPS,
+        of.FEATURES,
+        of.SPEECH,
+        of.MODEL,
+        of.GPU,
+        of.WRITES,
+    )
+    | audio(OF_VOICE | OF_SPEECH),
     dependencies=[PATIENCE],
 )
 async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:

@@ -8,6 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from registry import described as of
 from registry.enrol import Change, Enrolment, Words
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
 from registry.etags import Tags
@@ -36,9 +37,7 @@ from registry.stored_voice import StoredVoice
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
-FILE: dict[int | str, dict[str, object]] = {
-    200: {"content": {"application/octet-stream": {}}, "description": "The file."}
-}
+VOICE: of.Responses = {200: {"headers": of.headers(of.ETAG)}}
 LABELS = TypeAdapter(Labels)
 
 LabelQuery = Annotated[str, StringConstraints(max_length=320)]
@@ -121,8 +120,20 @@ class VoicePatch(BaseModel):
     summary="Enrol a voice",
     dependencies=[PATIENCE],
     openapi_extra=form_body(EnrolmentForm),
+    responses=of.problems(
+        of.BODY,
+        of.NAMES,
+        of.WORDS,
+        of.TRANSCRIPTS,
+        of.CLIPS,
+        of.FEATURES,
+        of.MODEL,
+        of.GPU,
+        of.WRITES,
+    )
+    | {201: {"headers": of.headers(of.ETAG | of.LOCATION)}},
 )
-async def create(
+async def create_voice(
     request: Request,
     response: Response,
     services: ServicesDep,
@@ -142,7 +153,7 @@ async def create(
     return _shown(response, voice)
 
 
-@router.get("", summary="List the voices by name")
+@router.get("", summary="List the voices by name", responses=of.problems(of.PAGES))
 def list_voices(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -158,14 +169,34 @@ def list_voices(
     return services.store.page(limit, after, search, [one for one in label if one]).shape()
 
 
-@router.get("/{voice}", summary="Read a voice")
-def read(voice: str, response: Response, services: ServicesDep) -> VoiceShape:
+@router.get("/{voice}", summary="Read a voice", responses=of.problems(of.NAMED) | VOICE)
+def read_voice(voice: str, response: Response, services: ServicesDep) -> VoiceShape:
     """`voice` is a name or an id. A 404 offers the names that look alike."""
     return _shown(response, services.store.get(voice))
 
 
-@router.patch("/{voice}", summary="Rename or edit a voice", dependencies=[PATIENCE])
-async def edit(
+@router.patch(
+    "/{voice}",
+    summary="Rename or edit a voice",
+    dependencies=[PATIENCE],
+    responses=of.problems(
+        of.BODY,
+        of.NAMED,
+        of.NAMES,
+        of.EDITS,
+        of.WORDS,
+        of.MODES,
+        of.TRANSCRIPTS,
+        of.CLIPS,
+        of.KEPT_CLIPS,
+        of.FEATURES,
+        of.MODEL,
+        of.GPU,
+        of.WRITES,
+    )
+    | VOICE,
+)
+async def edit_voice(
     voice: str,
     patch: VoicePatch,
     request: Request,
@@ -183,14 +214,20 @@ async def edit(
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
     summary="Delete a voice",
+    responses=of.problems(of.NAMED, of.EDITS, of.WRITES),
 )
-def delete(voice: str, services: ServicesDep, expected: ExpectedVersion) -> None:
+def delete_voice(voice: str, services: ServicesDep, expected: ExpectedVersion) -> None:
     """The voice is marked as deleted and its name is free at once."""
     services.store.delete(voice, expected)
 
 
-@router.get("/{voice}/clip", summary="The reference clip, as uploaded", responses=FILE)
-def clip(voice: str, request: Request, services: ServicesDep) -> Response:
+@router.get(
+    "/{voice}/clip",
+    summary="The reference clip, as uploaded",
+    response_class=Response,
+    responses=of.problems(of.NAMED, of.RANGES, of.KEPT_CLIPS) | of.CLIP_FILE,
+)
+def read_clip(voice: str, request: Request, services: ServicesDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the clip."""
     found = services.store.get(voice)
     sha256, media_type = found.enrolment.clip_sha256, found.clip_type
@@ -198,8 +235,13 @@ def clip(voice: str, request: Request, services: ServicesDep) -> Response:
     return answer(request, clip_file(found.row.name, sha256, media_type, content))
 
 
-@router.get("/{voice}/prompt", summary="The prompt features, as safetensors", responses=FILE)
-def prompt(voice: str, request: Request, services: ServicesDep) -> Response:
+@router.get(
+    "/{voice}/prompt",
+    summary="The prompt features, as safetensors",
+    response_class=Response,
+    responses=of.problems(of.NAMED, of.RANGES, of.KEPT_PROMPTS) | of.PROMPT_FILE,
+)
+def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the file."""
     found = services.store.get(voice)
     ref, content = found.prompt_ref(), partial(services.store.prompt, found)
@@ -211,8 +253,12 @@ def prompt(voice: str, request: Request, services: ServicesDep) -> Response:
     "/{voice}/rebuild",
     summary="Compute the prompt features anew from the clip",
     dependencies=[PATIENCE],
+    responses=of.problems(
+        of.NAMED, of.CLIPS, of.KEPT_CLIPS, of.FEATURES, of.MODEL, of.GPU, of.WRITES
+    )
+    | VOICE,
 )
-async def rebuild(
+async def rebuild_voice(
     voice: str, request: Request, response: Response, services: ServicesDep
 ) -> VoiceShape:
     found = await to_thread.run_sync(services.store.get, voice)

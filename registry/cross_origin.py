@@ -1,0 +1,37 @@
+"""CORS: off, unless origins are named in the settings; then they may read our headers too."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
+SENT = ("Content-Type", "If-Match", "If-None-Match", "If-Range", "Prefer", "Range")
+READ = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Location",
+    "Retry-After",
+    "Server-Timing",
+    "X-Audio-Seconds",
+    "X-Fallback",
+    "X-Mode",
+    "X-Prompt-Cache",
+    "X-Retries",
+    "X-Seed",
+    "X-Voice-Id",
+    "X-Voice-Version",
+    "X-Warnings",
+)
+
+
+def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=METHODS,
+        allow_headers=SENT,
+        expose_headers=READ,
+    )

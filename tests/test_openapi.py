@@ -1,0 +1,93 @@
+"""What the server says of itself: OpenAPI, and the page that shows it."""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+API = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+UNROUTED = {"method-not-allowed"}
+
+
+def operations(schema: dict) -> dict[str, dict]:  # type: ignore[type-arg]
+    return {
+        operation["operationId"]: operation
+        for operations in schema["paths"].values()
+        for operation in operations.values()
+    }
+
+
+@pytest.fixture
+def schema(client: httpx.Client) -> dict:  # type: ignore[type-arg]
+    found: dict = client.get("/openapi.json").json()  # type: ignore[type-arg]
+    return found
+
+
+def test_the_description_is_openapi(schema: dict) -> None:  # type: ignore[type-arg]
+    validator = pytest.importorskip("openapi_spec_validator")
+    validator.validate(schema)
+
+
+def test_operations_have_names_that_can_be_called(schema: dict) -> None:  # type: ignore[type-arg]
+    assert set(operations(schema)) == {
+        "create_voice",
+        "list_voices",
+        "read_voice",
+        "edit_voice",
+        "delete_voice",
+        "read_clip",
+        "read_prompt",
+        "rebuild_voice",
+        "speak",
+        "clone",
+        "healthz",
+        "readyz",
+    }
+
+
+def test_every_code_is_with_some_operation_and_has_its_status(schema: dict) -> None:  # type: ignore[type-arg]
+    rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", API, re.MULTILINE)
+    documented = {(s, code) for s, row in rows for code in re.findall(r"`([a-z-]+)`", row)}
+    described = {
+        (status, code)
+        for operation in operations(schema).values()
+        for status, response in operation["responses"].items()
+        for content in response.get("content", {}).values()
+        for code in content["schema"].get("properties", {}).get("code", {}).get("enum", ())
+    }
+    assert described == {(s, code) for s, code in documented if code not in UNROUTED}
+
+
+def test_headers_and_bytes_are_described(schema: dict) -> None:  # type: ignore[type-arg]
+    found = operations(schema)
+    assert {"ETag", "Location"} <= set(found["create_voice"]["responses"]["201"]["headers"])
+    assert "ETag" in found["edit_voice"]["responses"]["200"]["headers"]
+    assert "X-Prompt-Cache" in found["speak"]["responses"]["200"]["headers"]
+    assert "Retry-After" in found["speak"]["responses"]["503"]["headers"]
+    assert "Content-Range" in found["read_clip"]["responses"]["206"]["headers"]
+    assert set(found["speak"]["responses"]["200"]["content"]) == {
+        "audio/wav",
+        "audio/flac",
+        "audio/pcm",
+    }
+    assert "audio/mpeg" in found["read_clip"]["responses"]["200"]["content"]
+    form = found["create_voice"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["name", "audio"]
+    assert form["properties"]["audio"]["format"] == "binary"
+
+
+def test_the_page_of_the_docs_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
+    pytest.importorskip("fastapi_offline")
+    page = client.get("/docs")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    assert "//" not in page.text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) == 4
+    for asset in assets:
+        found = client.get(f"/{asset}")
+        assert found.status_code == 200 and found.content
+    assert "//" not in client.get("/docs/start.js").text
+    assert client.get("/docs/core.py").status_code == client.get("/redoc").status_code == 404
+    assert client.get("/").headers["location"] == "docs"
