@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.folders import NoHome, config_folder, expanded
+
 if TYPE_CHECKING:
     import httpx
 
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 WAYS_OUT = "`voices login` writes it anew, `voices logout` removes it."
+LONGEST = 65_536  # characters of the file; it has some 200
+CONFIG_HOME = "VOICES_CONFIG_HOME"
 TOKEN = re.compile(r"[\x21-\x7e]{1,500}")
 
 
@@ -116,24 +120,24 @@ def destination(asked: Asked) -> tuple[str, dict[str, str]] | None:
 
 
 def config_file() -> Path:
-    from platformdirs import user_config_path
-
-    given = os.environ.get("VOICES_CONFIG_HOME")
-    folder = Path(given) if given else user_config_path("voices", appauthor=False)
+    given = os.environ.get(CONFIG_HOME)
+    folder = expanded(Path(given), CONFIG_HOME) if given else config_folder(CONFIG_HOME)
     return folder / "login.json"
 
 
 def stored() -> Login | None:
     """What `voices login` wrote; raises ClickException if it is damaged, or open to others."""
-    path = config_file()
     try:
+        path = config_file()
         with open(path, encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
-            text = file.read()
-    except FileNotFoundError:
+            text = file.read(LONGEST)
+    except (FileNotFoundError, NoHome):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"Can't read {path}: {error}. {WAYS_OUT}") from error
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{path} is damaged. {WAYS_OUT}") from error
+    except OSError as error:
+        raise click.ClickException(f"Can't read {path}: {error.strerror}. {WAYS_OUT}") from error
     if mode & OTHERS:
         raise click.ClickException(
             f"Others on this machine can read {path}, where the token is: `chmod 600 {path}` "
@@ -147,7 +151,7 @@ def _parse(text: str, path: Path) -> Login:
     try:
         login = Login(**json.loads(text))
         parsed(login.url)
-    except (ValueError, TypeError, click.UsageError) as error:
+    except (ValueError, TypeError, RecursionError, click.UsageError) as error:
         raise damaged from error
     token = (login.token_id, login.token_secret)
     if token != (None, None) and not all(map(is_token, token)):
@@ -181,10 +185,10 @@ def keep(login: Login) -> Path:
 
 def forget() -> bool:
     """Whether there was a login."""
-    path = config_file()
     try:
+        path = config_file()
         path.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, NoHome):
         return False
     except OSError as error:
         raise click.ClickException(f"Can't remove {path}: {error.strerror}.") from error

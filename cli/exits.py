@@ -16,6 +16,7 @@ import click
 from cli.output import say
 
 FAILED, INTERRUPTED = 1, 130
+OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)  # without a name
 STREAMS = ((os.O_WRONLY, "stdin", "r"), (os.O_RDONLY, "stdout", "w"), (os.O_RDWR, "stderr", "w"))
 
 
@@ -78,8 +79,11 @@ def _refused_by_system(error: OSError) -> int:
 
 def of_system(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
-    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
-    return f"{place or 'The system refuses'}: {reason}."
+    if isinstance(error.filename, str | bytes):
+        return f"{os.fsdecode(error.filename)}: {reason}."
+    if error.errno in OF_STDOUT:
+        return f"Can't write to stdout: {reason}."
+    return f"The system refuses: {reason}."
 
 
 def _drop_output() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.destination import stored
+from cli.folders import data_folder, expanded
 from cli.output import say
 
 if TYPE_CHECKING:
@@ -23,20 +24,20 @@ if TYPE_CHECKING:
     from registry.settings import Settings
     from registry.store import VoiceStore
 
+HOME = "VOICES_HOME"
 OURS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_TOKEN_")  # the service has no such setting
 
 
 def load_settings(**overrides: object) -> "Settings":
     """Settings from VOICES_… variables; what is not None in `overrides` wins."""
-    from platformdirs import user_data_path
-
     from registry.errors import SettingInvalid
     from registry.settings import load_settings, variable
 
     given = {variable(k): str(v) for k, v in overrides.items() if v is not None}
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(OURS)} | given
+    named = environ.get(HOME)
     try:
-        return load_settings({**environ, **given}, user_data_path("voices", appauthor=False))
+        return load_settings(environ, Path(named) if named else data_folder(HOME))
     except SettingInvalid as error:
         raise click.UsageError(str(error)) from error
 
@@ -55,7 +56,7 @@ def sentences() -> Iterator[None]:
 
 
 def home_of(settings: "Settings") -> Path:
-    return settings.home.expanduser().resolve()
+    return expanded(settings.home, HOME).resolve()
 
 
 def open_store(settings: "Settings") -> "VoiceStore":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import host
-from cli.input import json_option
+from cli.input import WORDS, json_option
 from cli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 @model.command()
-@click.argument("spec", metavar="[MODEL]", required=False)
+@click.argument("spec", type=WORDS, metavar="[MODEL]", required=False)
 def path(spec: str | None) -> None:
     """Print the folder of a model's files. Default: the model in use.
 
@@ -88,7 +88,7 @@ def path(spec: str | None) -> None:
 
 
 @model.command()
-@click.argument("spec", metavar="[MODEL]", required=False)
+@click.argument("spec", type=WORDS, metavar="[MODEL]", required=False)
 def download(spec: str | None) -> None:
     """Download a model from the Hugging Face hub; an interrupted download goes on where it was.
 
@@ -107,7 +107,7 @@ def download(spec: str | None) -> None:
 
 
 @model.command()
-@click.argument("spec", metavar="MODEL")
+@click.argument("spec", type=WORDS, metavar="MODEL")
 def use(spec: str) -> None:
     """Choose the model of this data directory: demo, a folder, or a hub id.
 

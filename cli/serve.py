@@ -7,6 +7,7 @@ import click
 
 from cli.destination import is_loopback
 from cli.host import load_settings, make_inference, open_store, sentences
+from cli.input import WORDS
 from cli.output import say
 
 if TYPE_CHECKING:
@@ -18,7 +19,13 @@ GRACEFUL_STOP_S = 25
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--host",
+    type=WORDS,
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on.",
+)
 @click.option(
     "--port",
     default=8000,
@@ -75,8 +82,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
     # Every connection inherits it; asyncio does not set it on a socket that was handed to it, and
     # each small answer would wait 40 ms for the client's delayed acknowledgement.

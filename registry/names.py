@@ -13,6 +13,11 @@ from registry.errors import NameInvalid
 MAX_LENGTH = 64
 ID_PREFIX = "voice_"
 _ID = re.compile(r"voice_[0-9a-f]{32}")
+JOINERS = "\u200c\u200d"
+JOINED_SCRIPTS = (
+    *("ARABIC", "SYRIAC", "NKO", "MONGOLIAN", "DEVANAGARI", "BENGALI", "GURMUKHI", "GUJARATI"),
+    *("ORIYA", "TAMIL", "TELUGU", "KANNADA", "MALAYALAM", "SINHALA", "KHMER", "MYANMAR", "TIBETAN"),
+)
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
@@ -26,15 +31,43 @@ def is_voice_id(reference: object) -> bool:
 
 
 def name_key(name: str) -> str:
-    """Two names are the same if their keys are: NFKC and case folding, until nothing changes."""
+    """Two names are the same if their keys are: NFKC, case folding and no joiners.
+
+    Repeated until nothing changes.
+    """
+    key = _key(name)
+    while (next_key := _key(key)) != key:
+        key = next_key
+    return key
+
+
+def _key(name: str) -> str:
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded).casefold())
+    return without_joiners(unicodedata.normalize("NFKC", folded))
+
+
+def without_joiners(name: str) -> str:
+    """Two letters of Persian or Hindi are joined or kept apart by a character that is not seen.
+
+    Anywhere else it only hides, and stays to be refused.
+    """
+    return "".join(
+        character
+        for before, character, after in zip(f"\0{name}", name, f"{name}\0"[1:], strict=False)
+        if not (character in JOINERS and _is_joined(before) and _is_joined(after))
+    )
+
+
+def _is_joined(character: str) -> bool:
+    script = unicodedata.name(character, "").partition(" ")[0]
+    return script in JOINED_SCRIPTS and unicodedata.category(character)[0] in "LM"
 
 
 def check_name(name: str) -> str:
     """The name as it will be stored: NFC, no blanks at the ends. Raises NameInvalid."""
     stored = unicodedata.normalize("NFC", name).strip()
-    reason = _refusal(stored) or _refusal(name_key(stored))
+    reason = _refusal(without_joiners(stored)) or _refusal(name_key(stored))
+    reason = reason or _refused_length(stored)
     if reason:
         raise NameInvalid(f"A voice can't be called {name!r}: {reason}.", field="name")
     return stored
@@ -44,8 +77,8 @@ def _refusal(name: str) -> str | None:
     """Asked of the name and of its key, where a full-width slash is a slash."""
     if not name:
         return "a name has at least one visible character"
-    if len(name) > MAX_LENGTH:
-        return f"a name has at most {MAX_LENGTH} characters, this one has {len(name)}"
+    if reason := _refused_length(name):
+        return reason
     if name in (".", ".."):
         return "'.' and '..' mean folders"
     if name.startswith("-"):
@@ -53,6 +86,12 @@ def _refusal(name: str) -> str | None:
     if name.casefold().startswith(ID_PREFIX):
         return f"names that begin with {ID_PREFIX!r} look like ids"
     return _refused_character(name)
+
+
+def _refused_length(name: str) -> str | None:
+    if len(name) > MAX_LENGTH:
+        return f"a name has at most {MAX_LENGTH} characters, this one has {len(name)}"
+    return None
 
 
 def _refused_character(name: str) -> str | None:

@@ -55,6 +55,37 @@ def test_the_key_of_a_key_is_itself(name: str) -> None:
     assert name_key(name_key(name)) == name_key(name)
 
 
+PERSIAN, HINDI, SINHALA = "می\u200cرود", "क्\u200dष", "ශ්\u200dරී"
+
+
+@pytest.mark.parametrize("name", [PERSIAN, HINDI, SINHALA, f"{PERSIAN} (studio) 2"])
+def test_joiners_between_letters_that_are_joined_are_kept(name: str) -> None:
+    assert check_name(name) == unicodedata.normalize("NFC", name)
+    assert name_key(name) == name_key(name.replace("\u200c", "").replace("\u200d", ""))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "al\u200cice",
+        "\u200cمی",
+        "می\u200c",
+        "می\u200c\u200cرود",
+        "می\u200c ",
+        "می\u200ca",
+        "1\u200c2",
+        "می\u200bرود",
+        "می\u2060رود",
+        "👨\u200d👩",
+        "می\u200eرود",
+        PERSIAN * 20,
+    ],
+)
+def test_a_joiner_anywhere_else_hides_and_is_refused(name: str) -> None:
+    with pytest.raises(NameInvalid):
+        check_name(name)
+
+
 def test_ids_are_not_names_and_names_are_not_ids() -> None:
     voice_id = new_voice_id()
     assert is_voice_id(voice_id)

@@ -5,8 +5,12 @@ a torchaudio linked to the same torch, the sox program, onnxruntime and flash-at
 stdout). A stand-in takes the place of that one module, so none of them is touched.
 """
 
+import atexit
 import importlib
+import os
+import shutil
 import sys
+import tempfile
 from types import ModuleType
 from typing import Any
 
@@ -26,8 +30,28 @@ def import_qwen_tts() -> Any:
         stand_in = ModuleType(UNUSED)
         stand_in.__dict__["Qwen3TTSTokenizerV1Model"] = Qwen3TTSTokenizerV1Model
         sys.modules[UNUSED] = stand_in
+    if not has_cache_folder():
+        give_cache_folder()
     package = importlib.import_module("qwen_tts")
     logging = importlib.import_module("transformers.utils.logging")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return package
+
+
+def has_cache_folder() -> bool:
+    """False in a container that runs under a number, without a home or with one to read only."""
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    while folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return os.path.isabs(folder) and os.access(folder, os.W_OK)
+
+
+def give_cache_folder() -> None:
+    """qwen_tts imports librosa, which can't be imported without one, and numba, which writes there.
+
+    It is this process's own, for numba runs what it finds in it.
+    """
+    folder = tempfile.mkdtemp(prefix="voices-cache-")  # its mode is 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = os.environ["NUMBA_CACHE_DIR"] = folder

@@ -1,0 +1,48 @@
+"""Where the files of a user are, unless a variable names another folder."""
+
+from pathlib import Path
+
+import click
+
+
+class NoHome(click.UsageError):
+    """As in a container that runs under a number: no HOME, and no entry among the users."""
+
+
+def data_folder(variable: str) -> Path:
+    from platformdirs import user_data_path
+
+    try:
+        return _absolute(user_data_path("voices", appauthor=False))
+    except RuntimeError as error:
+        raise _no_home(variable) from error
+
+
+def config_folder(variable: str) -> Path:
+    from platformdirs import user_config_path
+
+    try:
+        return _absolute(user_config_path("voices", appauthor=False))
+    except RuntimeError as error:
+        raise _no_home(variable) from error
+
+
+def expanded(path: Path, variable: str) -> Path:
+    """Without a leading ~, which stands for a home."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise click.UsageError(
+            f"{variable}={str(path)!r} can't be used: nobody has that home."
+        ) from error
+
+
+def _absolute(path: Path) -> Path:
+    """A ~ that stays is none that anybody has; platformdirs may leave it."""
+    if not path.is_absolute():
+        raise RuntimeError
+    return path
+
+
+def _no_home(variable: str) -> NoHome:
+    return NoHome(f"This user has no home directory: set {variable} to the folder to use, or HOME.")
