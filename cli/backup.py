@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from registry.store import VoiceStore
 
 STDOUT = Path("-")
+PACKED = (".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".zst", ".zip", ".7z", ".rar", ".lz4")
 
 
 @click.command()
@@ -45,6 +46,7 @@ def backup(context: click.Context, output: Path | None, force: bool) -> None:
     if output == STDOUT:
         refuse_terminal()
     else:
+        refuse_packed(output)
         refuse_overwriting(output, force)
     with progress("Writing a backup …"), opened() as store:
         manifest = write(store, output)
@@ -80,6 +82,14 @@ def write(store: "VoiceStore", output: Path) -> "Manifest":
 def refuse_terminal() -> None:
     if sys.stdout.isatty():
         raise click.UsageError("`-o -` writes the backup to stdout: send it to a file or program.")
+
+
+def refuse_packed(output: Path) -> None:
+    if output.suffix.lower() in PACKED:
+        raise click.UsageError(
+            f"A backup is a plain tar, and {str(output)!r} would not hold what its name says. "
+            "`voices backup -o - | gzip > FILE` packs it."
+        )
 
 
 @click.command()

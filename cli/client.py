@@ -211,7 +211,7 @@ def _reachable(name: str) -> Iterator[None]:
         raise click.ClickException(f"{name} did not answer in time.") from error
     except (httpx.ReadError, httpx.RemoteProtocolError) as error:
         raise click.ClickException(_broken(name, str(error))) from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = one_line(str(error)).rstrip(".") or type(error).__name__
         raise click.ClickException(f"Can't talk to {name}: {reason}.") from error
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -11,11 +12,22 @@ from cli.input import Words
 from cli.output import visible
 
 MOST = 50
+LONGEST = 256  # characters that may name a voice, as /speak has it
 WAIT_S = 1.0
 NOT_PLAIN = re.compile(r"([^\w@%+=:,./-])")
 
 
 class VoiceName(Words):
+    """A name or an id. What none can be is not put into a URL, where `..` is a way up."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        name = super().convert(value, param, context)
+        if name.strip() in ("", ".", "..") or len(name) > LONGEST:
+            self.fail(f"No voice can be called {name[:LONGEST]!r}.", param, context)
+        return name
+
     def shell_complete(
         self, context: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:

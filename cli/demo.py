@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import host
-from cli.output import new_file, print_table, say, write_wave
+from cli.filenames import format_for
+from cli.output import new_file, print_table, refuse_overwriting, say, write_wave
 from cli.pitch import median_pitch_hz
 from cli.private_server import private_registry
 from cli.session import progress
@@ -51,6 +52,8 @@ def demo(home: Path, output: Path) -> None:
     Example:
       voices demo
     """
+    format_for(output, "wav")
+    refuse_overwriting(output, force=True)
     empty(home)
     settings = host.load_settings(home=home, model="demo", inference="on")
     with private_registry(settings) as voices:

@@ -1,5 +1,6 @@
 """Where the files of a user are, unless a variable names another folder."""
 
+import os
 from pathlib import Path
 
 import click
@@ -35,6 +36,14 @@ def expanded(path: Path, variable: str) -> Path:
         raise click.UsageError(
             f"{variable}={str(path)!r} can't be used: nobody has that home."
         ) from error
+
+
+def real(path: Path) -> Path:
+    """Without links; one that leads to itself leads nowhere."""
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise click.UsageError(f"{str(path)!r} is a link that leads to itself.")
+    return found
 
 
 def _absolute(path: Path) -> Path:

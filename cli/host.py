@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.destination import stored
-from cli.folders import data_folder, expanded
+from cli.folders import data_folder, expanded, real
 from cli.output import say
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def sentences() -> Iterator[None]:
 
 
 def home_of(settings: "Settings") -> Path:
-    return expanded(settings.home, HOME).resolve()
+    return real(expanded(settings.home, HOME))
 
 
 def open_store(settings: "Settings") -> "VoiceStore":

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import click
 
+from cli.folders import real
+
 WIDE = 10_000
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # which Persian and Hindi are written with
@@ -100,6 +102,7 @@ def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:
 
 def refuse_overwriting(path: Path, force: bool) -> None:
     """Asked before the work, so that nobody waits for audio that is then thrown away."""
+    real(path)
     if path.is_dir():
         raise click.UsageError(f"{str(path)!r} is a folder; name a file.")
     if path.exists() and not path.is_file():
@@ -112,7 +115,7 @@ def refuse_overwriting(path: Path, force: bool) -> None:
 def new_file(path: Path, force: bool) -> Iterator[BinaryIO]:
     """A file that gets its name when all is written: it is whole, or it is not there."""
     refuse_overwriting(path, force)
-    target = path.resolve()
+    target = real(path)
     part = target.with_name(f".voices-{token_hex(8)}")
     try:
         with open(part, "xb") as file:
