@@ -35,6 +35,7 @@ CLIPS: Codes = {
         "audio-too-short",
         "audio-too-long",
         "audio-channels-differ",
+        "audio-cut-off",
         "audio-silent",
         "audio-dc-only",
         "audio-not-finite",
