@@ -25,7 +25,8 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
     """
     from dataclasses import asdict
 
-    from registry.doctor import examine, summary
+    from inference.model_check import examine as model_faults
+    from registry.doctor import Finding, examine, model_in_use, summary
     from registry.files import DataDir
 
     host.refuse_remote(context)
@@ -33,6 +34,9 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
     data = DataDir(host.home_of(settings))
     with host.sentences():
         findings = examine(data, read_data=read_data, repair=repair)
+        if all(finding.severity != "loss" for finding in findings) and (used := model_in_use(data)):
+            faults = model_faults(*used, data, read_data=read_data)
+            findings += [Finding("model", fault) for fault in faults]
     about = summary(data) | machine()
     if as_json:
         print_json(about | {"findings": [asdict(finding) for finding in findings]})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +19,36 @@ class HashCache:
     path: Path
 
     def sha256(self, file: Path) -> str:
-        """The file's sha256: remembered if the file seems untouched, else computed and kept."""
-        status = file.stat()
-        stamp: Entry = [status.st_size, status.st_mtime_ns, status.st_ino]
-        known = self._read().get(str(file))
-        if isinstance(known, list) and known[:3] == stamp and _is_sha256(known[3:]):
-            return str(known[3])
-        found = sha256_of_file(file)
+        """The file's sha256: remembered if the file seems untouched, else computed and kept.
+
+        Where nothing can be kept, on a read-only disk, it is computed each time.
+        """
+        if known := self.remembered(file):
+            return known
+        stamp, found = _stamp(file), sha256_of_file(file)
         entries = {**self._read(), str(file): [*stamp, found]}
-        write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True).encode())
+        with suppress(OSError):
+            write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True).encode())
         return found
+
+    def remembered(self, file: Path) -> str | None:
+        """None if nothing is known of the file as it seems to be."""
+        known = self._read().get(str(file))
+        if isinstance(known, list) and known[:3] == _stamp(file) and _is_sha256(known[3:]):
+            return str(known[3])
+        return None
 
     def _read(self) -> dict[str, object]:
         try:
             entries = json.loads(self.path.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return {}
         return entries if isinstance(entries, dict) else {}
+
+
+def _stamp(file: Path) -> Entry:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
 def _is_sha256(rest: list[object]) -> bool:
@@ -47,10 +61,14 @@ def sha256_of_file(path: Path) -> str:
 
 
 def folder_revision(
-    folder: Path, configs: Iterable[str], weights: Iterable[str], cache: HashCache
+    folder: Path, configs: Iterable[str], weights: Iterable[str], cache: HashCache | None
 ) -> str:
-    """One sha256 over the names and hashes of a checkpoint's files: its identity on any machine."""
+    """One sha256 over the names and hashes of a checkpoint's files: its identity on any machine.
+
+    Without a cache every byte is read.
+    """
+    hashed = sha256_of_file if cache is None else cache.sha256
     hashes = {name: sha256_of_file(folder / name) for name in configs}
-    hashes |= {name: cache.sha256((folder / name).resolve()) for name in weights}
+    hashes |= {name: hashed((folder / name).resolve()) for name in weights}
     lines = (f"{hashes[name]}  {name}\n" for name in sorted(hashes))
     return sha256_of("".join(lines).encode())

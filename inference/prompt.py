@@ -73,7 +73,7 @@ class PromptFeatures:
             raise PromptCorrupt(f"The prompt file {ref.fingerprint} of {ref.voice_id} is damaged.")
         try:
             features = _parse(data, ref.voice_id)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PromptCorrupt(
                 f"The prompt file of {ref.voice_id} is unreadable: {error}"
             ) from error

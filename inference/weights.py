@@ -16,6 +16,7 @@ from typing import Any, Literal
 from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.hashes import HashCache, folder_revision, sha256_of_file
+from inference.whole_weights import cut_short
 from registry.files import DataDir, ModelRef
 
 INSTALL = "pip install 'voice-registry[inference]'"
@@ -118,14 +119,22 @@ def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) 
         path = _in_hub_cache(wanted)
         if path is None:
             raise _not_downloaded(wanted, models)
+        _refuse_cut_short(wanted, path)
         return _located(wanted, path, ModelRef(wanted.name, wanted.revision or ""))
     path = _folder(wanted)
     _check_files(path)
+    _refuse_cut_short(wanted, path)
     config = _read_config(path)
     name = DEMO if wanted.kind == "demo" else f"local/{path.name}"
     _check_can_clone(config, name)
-    revision = folder_revision(path, CONFIGS, WEIGHTS, _hash_cache(data))
+    revision = folder_revision(path, CONFIGS, WEIGHTS, hash_cache(data))
     return _located(wanted, path, ModelRef(name, revision))
+
+
+def _refuse_cut_short(wanted: ModelSpec, path: Path) -> None:
+    if faults := [*cut_short(path, WEIGHTS)]:
+        again = f" Delete it, then run `voices model download {wanted}`."
+        raise ModelUnavailable(faults[0] + (again if wanted.kind == "hub" else " Copy it anew."))
 
 
 def model_shape(folder: Path) -> ModelShape:
@@ -172,29 +181,29 @@ def _download(
     path = _fetch(wanted, ["config.json"], folder)
     _check_can_clone(_read_json(path / "config.json"), wanted.name)
     path = _fetch(wanted, FETCHED, folder)
-    if missing := _missing(path):  # the hub's client keeps silent about a network that is gone
+    if lacking := missing(path):  # the hub's client keeps silent about a network that is gone
         raise ModelUnavailable(
-            f"The download of {wanted} is not complete: {', '.join(missing)} missing."
+            f"The download of {wanted} is not complete: {', '.join(lacking)} missing."
             " Check the network and run it again; it goes on where it stopped."
         )
-    _verify(path, _pinned_hashes(wanted, models))
+    _verify(path, pinned_hashes(wanted, models))
 
 
 def is_downloaded(spec: str, models: Mapping[str, KnownModel] = MODELS) -> bool:
     """True if `locate` would find the files; hashes nothing."""
-    return not _missing(_expected_path(parse(spec, models)))
+    return not missing(expected_path(parse(spec, models)))
 
 
 def size_on_disk(spec: str, models: Mapping[str, KnownModel] = MODELS) -> int:
     """Bytes of the model's files that are on this machine."""
-    path = _expected_path(parse(spec, models))
+    path = expected_path(parse(spec, models))
     if path is None:
         return 0
     files = [path / name for name in (*CONFIGS, *WEIGHTS)]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _expected_path(wanted: ModelSpec) -> Path | None:
+def expected_path(wanted: ModelSpec) -> Path | None:
     if wanted.kind == "hub":
         return _in_hub_cache(wanted, complete=False)
     return _folder(wanted)
@@ -204,7 +213,7 @@ def _folder(wanted: ModelSpec) -> Path:
     return DEMO_FOLDER if wanted.kind == "demo" else Path(wanted.name)
 
 
-def _hash_cache(data: DataDir) -> HashCache:
+def hash_cache(data: DataDir) -> HashCache:
     return HashCache(data.root / "models" / "hashes.json")
 
 
@@ -212,15 +221,16 @@ def not_installed(error: Exception) -> ModelUnavailable:
     return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
 
 
-def _missing(path: Path | None) -> list[str]:
+def missing(path: Path | None) -> list[str]:
+    """The files of a checkpoint that are not there."""
     names = (*CONFIGS, *WEIGHTS)
     return [name for name in names if path is None or not (path / name).is_file()]
 
 
 def _check_files(path: Path) -> None:
-    if missing := _missing(path):
+    if lacking := missing(path):
         raise ModelUnavailable(
-            f"{path} is not a complete checkpoint: {', '.join(missing)} missing."
+            f"{path} is not a complete checkpoint: {', '.join(lacking)} missing."
         )
 
 
@@ -270,7 +280,7 @@ def _in_hub_cache(wanted: ModelSpec, complete: bool = True) -> Path | None:
 
     config = try_to_load_from_cache(wanted.name, "config.json", revision=wanted.revision)
     folder = Path(config).parent if isinstance(config, str) else None
-    return None if complete and _missing(folder) else folder
+    return None if complete and missing(folder) else folder
 
 
 def _fetch(wanted: ModelSpec, names: Sequence[str], into: Path | None) -> Path:
@@ -291,7 +301,7 @@ def _root_of(http_error: type[Exception]) -> type[Exception]:
     return next(base for base in http_error.__bases__ if issubclass(base, Exception))
 
 
-def _pinned_hashes(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> Mapping[str, str]:
+def pinned_hashes(wanted: ModelSpec, models: Mapping[str, KnownModel]) -> Mapping[str, str]:
     known = models.get(wanted.name)
     return known.sha256 if known and known.revision == wanted.revision else {}
 

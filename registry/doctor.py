@@ -33,14 +33,14 @@ from registry.files import (
     sha256_of,
 )
 from registry.folder_lock import share_folder
-from registry.models import Features, NameVariant, Voice, VoiceVersion
+from registry.models import Features, ModelInUse, NameVariant, Voice, VoiceVersion
 from registry.names import is_voice_id, name_key, variants
 from registry.row_faults import RowFault, row_faults
 from registry.rows import index_name
 from registry.storage_errors import is_damage, storage_errors
 
 GONE = "is missing or damaged"
-Severity = Literal["repairable", "repaired", "loss", "foreign"]
+Severity = Literal["repairable", "repaired", "loss", "foreign", "model"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class NamedVoice:
 
 @dataclass(frozen=True)
 class Finding:
-    """`foreign` is what no program of ours put there; all else may be sound."""
+    """`foreign` is what no program of ours put there; all else may be sound. `model` is a fault of
+    the model's files, which are to be had again."""
 
     severity: Severity
     what: str
@@ -265,6 +266,19 @@ class _Examination:
         if self.faults.get((path, sha256)) == "":
             return ""
         return _fault(path, sha256, self.read_data)
+
+
+def model_in_use(data: DataDir) -> tuple[str, str] | None:
+    """How the model of the voices is named, and its revision; None before any was used."""
+    if not data.database.exists() or schema_revision(data.database) is None:
+        return None
+    database = Database(data.database)
+    try:
+        with database.read() as session:
+            row = session.get(ModelInUse, 1)
+            return None if row is None else (row.source, row.revision)
+    finally:
+        database.close()
 
 
 def summary(data: DataDir) -> dict[str, object]:

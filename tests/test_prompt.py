@@ -159,6 +159,7 @@ def test_missing_metadata_are_refused(name: str) -> None:
         (2).to_bytes(8, "little") + b"[]",
         (4).to_bytes(8, "little") + b"null",
         (3).to_bytes(8, "little") + b"\xff\xfe\xfd",
+        HEADER_LIMIT_BYTES.to_bytes(8, "little") + b"[" * HEADER_LIMIT_BYTES,
         (HEADER_LIMIT_BYTES + 8).to_bytes(8, "little") + b" " * (HEADER_LIMIT_BYTES + 8),
     ],
 )

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from conftest import PYTHON, ROOT
 from inference import weights
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.hashes import HashCache, sha256_of_file
+from inference.model_check import examine
 from inference.weights import LocatedModel, ModelSpec
 from registry.files import DataDir
 
@@ -35,6 +36,14 @@ def run_python(
         text=True,
         timeout=120,
     )
+
+
+def zeros(size: int) -> bytes:
+    """A safetensors file of so many bytes."""
+    header = '{"x":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+    count = size - 8 - 256
+    text = (header % (count, count)).ljust(256).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(count)
 
 
 def test_default_model_is_a_base_model_at_its_pinned_revision() -> None:
@@ -365,7 +374,7 @@ def test_download_deletes_weights_with_a_wrong_hash_and_fetches_them_again(
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, data: DataDir) -> None:
-    hub.files["model.safetensors"] = bytes(24 << 20)  # the client writes pieces of 10 MiB
+    hub.files["model.safetensors"] = zeros(24 << 20)  # the client writes pieces of 10 MiB
     hub.cut["model.safetensors"] = 15 << 20
     assert fetch(hub, data).startswith("model-unavailable")
     hub.cut.clear()
@@ -417,7 +426,7 @@ def test_a_download_for_a_deployment_goes_on_where_it_stopped_and_is_marked_last
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    hub.files["model.safetensors"] = bytes(24 << 20)  # the client writes pieces of 10 MiB
+    hub.files["model.safetensors"] = zeros(24 << 20)  # the client writes pieces of 10 MiB
     hub.cut["model.safetensors"] = 15 << 20
     assert bring() == "model-unavailable [False]"
     hub.cut.clear()
@@ -428,3 +437,81 @@ def test_a_download_for_a_deployment_goes_on_where_it_stopped_and_is_marked_last
     assert name == "model.safetensors" and start >= 10 << 20
     found = tmp_path / "weights" / folder
     assert (found / name).stat().st_size == 24 << 20 and not (found / name).is_symlink()
+
+
+# Weights that are not whole
+
+
+def copy_of(checkpoint: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, folder / "copy"))
+
+
+CUTS: dict[str, Callable[[bytes], bytes]] = {
+    "the last byte": lambda whole: whole[:-1],
+    "the last half": lambda whole: whole[: len(whole) // 2],
+    "all but the header": lambda whole: whole[: 8 + int.from_bytes(whole[:8], "little")],
+    "half of the header": lambda whole: whole[: 8 + int.from_bytes(whole[:8], "little") // 2],
+    "all but the length": lambda whole: whole[:8],
+    "all": lambda whole: b"",
+    "nothing, and more follows": lambda whole: whole + b"x",
+    "a page of an error": lambda whole: b"<!doctype html><title>502</title>",
+    "a pointer to it": lambda whole: b"version https://git-lfs.github.com/spec/v1\n",
+    "a header without end": lambda whole: (10**6).to_bytes(8, "little") + b"[" * 10**6,
+    "a header of a list": lambda whole: (2).to_bytes(8, "little") + b"[]",
+    "a length beyond memory": lambda whole: b"\xff" * 8 + whole[8:],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", weights.WEIGHTS)
+def test_weights_that_are_not_whole_are_named_before_they_are_loaded(
+    checkpoint: Path, data: DataDir, tmp_path: Path, name: str, cut: str
+) -> None:
+    file = copy_of(checkpoint, tmp_path) / name
+    file.write_bytes(CUTS[cut](file.read_bytes()))
+    with pytest.raises(ModelUnavailable) as refused:
+        weights.locate(str(tmp_path / "copy"), data)
+    assert str(file) in str(refused.value)
+    [fault] = examine(str(tmp_path / "copy"), "", data, read_data=False)
+    assert fault in str(refused.value)
+
+
+def test_weights_that_changed_are_named_when_every_byte_is_read(
+    checkpoint: Path, data: DataDir, tmp_path: Path
+) -> None:
+    """Even if their size and time tell nothing."""
+    folder = copy_of(checkpoint, tmp_path)
+    revision = weights.locate(str(folder), data).ref.revision
+    assert examine(str(folder), revision, data, read_data=True) == []
+    file = folder / "model.safetensors"
+    before = file.stat()
+    flip_a_bit(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.locate(str(folder), data).ref.revision == revision, "the cache believes it"
+    assert examine(str(folder), revision, data, read_data=False) == []
+    [fault] = examine(str(folder), revision, data, read_data=True)
+    assert str(file) in fault and "has changed" in fault
+
+
+def test_a_config_that_changed_makes_another_model(
+    checkpoint: Path, data: DataDir, tmp_path: Path
+) -> None:
+    folder = copy_of(checkpoint, tmp_path)
+    revision = weights.locate(str(folder), data).ref.revision
+    (folder / "generation_config.json").write_text("{}")
+    [fault] = examine(str(folder), revision, data, read_data=True)
+    assert str(folder) in fault and revision[:12] in fault
+
+
+def test_a_model_that_is_not_here_is_no_fault(data: DataDir, tmp_path: Path) -> None:
+    assert examine(f"{HUB_MODEL}@{COMMIT}", COMMIT, data, read_data=True) == []
+
+
+def test_the_hashes_of_a_model_are_computed_where_they_can_not_be_kept(
+    checkpoint: Path, data: DataDir
+) -> None:
+    known = weights.locate(str(checkpoint), data)
+    (data.root / "models" / "hashes.json").unlink()
+    (data.root / "models").rmdir()
+    (data.root / "models").write_text("a file in the place of the folder")
+    assert weights.locate(str(checkpoint), data) == known
