@@ -55,6 +55,7 @@ class Description:
     source: str
     languages: tuple[str, ...]
     sample_rate: int
+    weights_bytes: int
     dtype: str | None
     device: str | None
 

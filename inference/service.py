@@ -123,6 +123,7 @@ class InferenceService:
             source=model.source,
             languages=model.languages,
             sample_rate=model.sample_rate,
+            weights_bytes=model.weights_bytes,
             dtype=str(setup.dtype).removeprefix("torch.") if setup else None,
             device=str(setup.device) if setup else None,
         )

@@ -86,6 +86,10 @@ class LocatedModel:
     languages: tuple[str, ...]
     sample_rate: int  # Hz
 
+    @property
+    def weights_bytes(self) -> int:
+        return sum((self.path / name).stat().st_size for name in WEIGHTS)
+
 
 def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
     """Understand a model's name; ModelUnavailable says what is wrong with it."""

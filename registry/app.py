@@ -16,6 +16,7 @@ from registry.services import Services
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
+from registry.trial import LIMIT_S
 
 DESCRIPTION = """Enrol a voice once, speak with it by name.
 
@@ -24,7 +25,7 @@ Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a s
 
 
 def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> FastAPI:
-    enroller = Enroller(store, inference)
+    enroller = Enroller(store, inference, LIMIT_S if settings.trial == "on" else 0)
     speaker = Speaker(store, inference, enroller)
     cloner = Cloner(store, inference, enroller)
 

@@ -11,8 +11,8 @@ from anyio import to_thread
 from registry.audio import ClipLimits, ClipRefused, ReferenceClip, read_clip
 from registry.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
 from registry.errors import ClipUnsupported, ClipUnusable, InferenceOff, ModelMismatch, NameTaken
-from registry.files import PromptSource
-from registry.inference_client import Description, Inference
+from registry.files import PromptRef, PromptSource
+from registry.inference_client import Description, ExtractedPrompt, Inference
 from registry.languages import language_named
 from registry.models import SpeakDefaults
 from registry.names import check_name, name_key, new_voice_id
@@ -20,6 +20,7 @@ from registry.rows import NewVoice
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 from registry.transcript import checked_transcript, refuse_absurd, transcript_warnings
+from registry.trial import LIMIT_S, OPENING, Trial
 
 DECODERS = 2
 
@@ -55,9 +56,11 @@ class Change:
 
 
 class Enroller:
-    def __init__(self, store: VoiceStore, inference: Inference) -> None:
+    def __init__(self, store: VoiceStore, inference: Inference, trial_s: float = LIMIT_S) -> None:
+        """Each transcript is tried for `trial_s` at most; 0 tries none."""
         self._store = store
         self._inference = inference
+        self._trial = Trial(inference, trial_s)
         self._decoders = asyncio.Semaphore(DECODERS)
 
     async def enrol(self, request: Enrolment) -> StoredVoice:
@@ -72,13 +75,14 @@ class Enroller:
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         await to_thread.run_sync(self._store.keep_clip, source, request.upload, clip)
         prompt = await self._inference.extract_prompt(source)
+        tried = await self._tried(source, prompt, language)
         new = NewVoice(
             source=source,
             name=name,
             description=request.description,
             labels=request.labels,
             defaults=SpeakDefaults(language=language),
-            warnings=self.warnings(source, clip),
+            warnings=[*self.warnings(source, clip), *(tried or [])],
         )
         try:
             return await to_thread.run_sync(self._store.insert, new, request.upload, clip, prompt)
@@ -116,16 +120,27 @@ class Enroller:
         source = replace(voice.source, transcript=transcript)
         await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
         prompt = await self._inference.extract_prompt(source)
-        return NewVersion(source, clip, upload, self.warnings(source, clip), prompt)
+        language = (edit.defaults or voice.defaults).language
+        tried = await self._tried(source, prompt, language)
+        warnings = [*self.warnings(source, clip), *(tried or [])]
+        return NewVersion(source, clip, upload, warnings, prompt)
 
-    async def rebuild(self, voice: StoredVoice) -> StoredVoice:
-        """Make the prompt features anew from the reference clip. Raises ClipDamaged."""
+    async def rebuild(self, voice: StoredVoice, *, trial: bool) -> StoredVoice:
+        """Make the prompt features anew from the reference clip. Raises ClipDamaged.
+
+        Without a `trial`, what one told before still holds.
+        """
         await self.refuse_other_model(voice)
         upload = await to_thread.run_sync(self._store.clip, voice)
         clip = await self.decode(upload)
         await to_thread.run_sync(self._store.keep_clip, voice.source, upload, clip)
         prompt = await self._inference.extract_prompt(voice.source)
-        warnings = self.warnings(voice.source, clip)
+        tried = None
+        if trial:
+            tried = await self._tried(voice.source, prompt, voice.defaults.language)
+        if tried is None:
+            tried = [told for told in voice.enrolment.warnings if told.startswith(OPENING)]
+        warnings = [*self.warnings(voice.source, clip), *tried]
         return await to_thread.run_sync(self._store.record_features, voice, prompt, warnings)
 
     async def adopt_model(self) -> None:
@@ -160,6 +175,14 @@ class Enroller:
 
     def warnings(self, source: PromptSource, clip: ReferenceClip) -> list[str]:
         return [*clip.warnings, *transcript_warnings(source.transcript, clip.speech_s)]
+
+    async def _tried(
+        self, source: PromptSource, prompt: ExtractedPrompt, language: str | None
+    ) -> list[str] | None:
+        if source.transcript is None:
+            return None
+        ref = PromptRef(source.voice_id, prompt.fingerprint, prompt.sha256)
+        return await self._trial.warnings(ref, source.transcript, language)
 
     async def decode(self, upload: bytes) -> ReferenceClip:
         async with self._decoders:

@@ -31,6 +31,7 @@ from registry.errors import (
 from registry.files import ModelRef, PromptRef, PromptSource
 
 Samples = NDArray[np.float32]
+LIGHT_BYTES = 128 * 1024 * 1024  # of weights: they load in a second or two
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
 
 
@@ -135,6 +136,9 @@ class Inference(Protocol):
     def status(self) -> Status | None:
         """Never loads, wakes or waits for anything; None if no model has been asked for."""
 
+    def is_spare(self) -> bool:
+        """Whether a short speech would keep nobody waiting, and be made at once."""
+
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip, write the prompt file."""
 
@@ -170,6 +174,15 @@ class LocalInference:
 
     def status(self) -> Status | None:
         return None if self._service is None else self._service.status()
+
+    def is_spare(self) -> bool:
+        """Only a light model is loaded for this, or speaks on a CPU."""
+        status = self.status()
+        if status is None or status.queued or 2 * status.running > (status.slots or 2):
+            return False
+        description = self._ready().describe()
+        on_gpu = description.device not in (None, "cpu")
+        return bool(on_gpu or description.weights_bytes <= LIGHT_BYTES)
 
     def warm(self) -> None:
         """Start loading the model; returns at once."""
@@ -264,6 +277,9 @@ class NoInference:
 
     def status(self) -> None:
         return None
+
+    def is_spare(self) -> bool:
+        return False
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         raise InferenceOff(self._REASON)

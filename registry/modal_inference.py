@@ -166,6 +166,10 @@ class ModalInference:
             threading.Thread(target=self._look, name="status", daemon=True).start()
         return self._status
 
+    def is_spare(self) -> bool:
+        """As of the last look, which a call of a moment ago may be newer than."""
+        return self._status is None or not self._status.queued
+
     async def extract_prompt(self, source: PromptSource) -> RemotePrompt:
         call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))
         try:

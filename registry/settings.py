@@ -30,6 +30,11 @@ class Settings(BaseModel):
     inference: Literal["on", "off"] = Field(
         "on", description="`off`: the server keeps voices but neither enrols nor speaks."
     )
+    trial: Literal["on", "off"] = Field(
+        "on",
+        description="`on`: a new transcript is tried by a short sentence, if the model has time;"
+        " `warnings` say what it tells.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",

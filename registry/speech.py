@@ -146,7 +146,7 @@ class Speaker:
             try:
                 return await self._from_prompt(voice, text, params, rebuilt=True)
             except PromptBroken:
-                voice = await self._enroller.rebuild(voice)
+                voice = await self._enroller.rebuild(voice, trial=False)
         return await self._from_prompt(voice, text, params, rebuilt=True)
 
 

@@ -10,10 +10,17 @@ _IDEOGRAPHS = re.compile(
     "[\u2e80-\u2fd5\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]"
 )
 _KANA = re.compile("[\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
+_HANGUL = re.compile("[\uac00-\ud7a3]")
+_SCRIPTS = {  # in the order to look: Japanese has ideographs, too
+    "japanese": _KANA,
+    "chinese": _IDEOGRAPHS,
+    "korean": _HANGUL,
+    "russian": re.compile("[\u0400-\u04ff]"),
+}
 _OTHERWISE_PER_S = (  # where a character is more than a letter
     (_IDEOGRAPHS, 4.5),
     (_KANA, 7.5),
-    (re.compile("[\uac00-\ud7a3]"), 5.5),  # Korean syllables
+    (_HANGUL, 5.5),  # syllables
     (re.compile("[\u05d0-\u07bf\u08a0-\u08ff]"), 10.0),  # Hebrew, Arabic: few vowels are written
     (re.compile(r"\d"), 3.0),
 )
@@ -127,3 +134,11 @@ def spoken_s(text: str) -> float:
 def has_spaces(text: str) -> bool:
     """Whether its script writes words apart."""
     return not (_IDEOGRAPHS.search(text) or _KANA.search(text))
+
+
+def script_of(text: str) -> str:
+    """The language that its script suggests: English for one that many write in."""
+    for language, script in _SCRIPTS.items():
+        if script.search(text):
+            return language
+    return "english"

@@ -90,6 +90,7 @@ class FakeInference:
     started: list[str] = field(default_factory=list)
     params: list[SpeakParams] = field(default_factory=list)
     extracted: int = 0
+    spare: bool = False
     seen: set[PromptRef] = field(default_factory=set)
     chunks: list[Chunks] = field(default_factory=list)  # of each speech that began
     sounds: list[np.ndarray] = field(default_factory=list)  # of the next speeches, else tones
@@ -103,6 +104,9 @@ class FakeInference:
             dtype="float32",
             device="cpu",
         )
+
+    def is_spare(self) -> bool:
+        return self.spare
 
     def status(self) -> SimpleNamespace:
         return SimpleNamespace(state="warm", queued=0, running=0, slots=8, error=None)

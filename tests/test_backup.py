@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.delete("bob", None)
     other = FakeInference(store.data, OTHER)
     store.choose_model("other", other.model)
-    asyncio.run(QuickEnroller(store, other).rebuild(store.get("alice")))
+    asyncio.run(QuickEnroller(store, other).rebuild(store.get("alice"), trial=False))
     enrol(store, "carol", CLIPS[0], OTHER)
     save_backup(store, folder / "voices.tar")
     store.close()

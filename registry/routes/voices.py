@@ -262,7 +262,9 @@ async def rebuild_voice(
     voice: str, request: Request, response: Response, services: ServicesDep
 ) -> VoiceShape:
     found = await to_thread.run_sync(services.store.get, voice)
-    return _shown(response, await while_connected(request, services.enroller.rebuild(found)))
+    return _shown(
+        response, await while_connected(request, services.enroller.rebuild(found, trial=True))
+    )
 
 
 def _shown(response: Response, voice: StoredVoice) -> VoiceShape:
