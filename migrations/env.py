@@ -4,10 +4,23 @@ Alembic takes SQLite for a database without transactional DDL; with an explicit 
 a step that is killed half-way rolls back as a whole.
 """
 
+from typing import Any
+
 from alembic import context
 from sqlmodel import SQLModel
 
 import registry.models  # noqa: F401  registers the tables
+
+
+def say_who_may_use_it(ctx: Any, step: Any, heads: object, run_args: object) -> None:
+    """A step that only adds names the oldest schema whose programs get along with what it leaves.
+
+    In SQLite's `user_version`, which is part of the transaction.
+    """
+    module = step.up_revision.module
+    oldest = int(getattr(module, "oldest_program", module.revision))
+    if ctx.dialect.name == "sqlite":
+        ctx.connection.exec_driver_sql(f"PRAGMA user_version = {oldest}")
 
 
 def run(engine: object) -> None:
@@ -18,6 +31,7 @@ def run(engine: object) -> None:
             transactional_ddl=True,
             transaction_per_migration=True,
             render_as_batch=True,
+            on_version_apply=say_who_may_use_it,
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -152,14 +152,15 @@ def schema_revision(path: Path) -> str | None:
 def migrate(data: DataDir) -> None:
     """Bring the schema to SCHEMA: a backup first, each step one transaction, one process at a time.
 
-    Raises SchemaTooNew if a newer program has written the file, DatabaseLost if it is gone.
+    Raises SchemaTooNew if a newer program has written the file and this one may not use it,
+    DatabaseLost if it is gone.
     """
-    if schema_revision(data.database) == SCHEMA:
+    if is_usable(data.database):
         return
     with _migration_lock(data):
-        found = schema_revision(data.database)
-        if found == SCHEMA:
+        if is_usable(data.database):
             return
+        found = schema_revision(data.database)
         _refuse_unknown(found, data)
         _refuse_lost(found, data)
         if found is not None:
@@ -167,12 +168,26 @@ def migrate(data: DataDir) -> None:
         _upgrade(data.database)
 
 
+def is_usable(path: Path) -> bool:
+    """True if its schema is this program's, or a newer one that this program may still use.
+
+    A migration that only adds leaves the number of the oldest schema whose programs get along
+    with it in SQLite's `user_version`.
+    """
+    found = schema_revision(path)
+    if found is None or found < SCHEMA:
+        return False
+    with closing(connect(path)) as connection:
+        (oldest,) = connection.execute("PRAGMA user_version").fetchone()
+    return found == SCHEMA or 0 < oldest <= int(SCHEMA)
+
+
 def _refuse_unknown(found: str | None, data: DataDir) -> None:
     if found is not None and found not in _known_revisions():
         raise SchemaTooNew(
             f"{data.database} has schema {found}, which a newer voice-registry wrote; this one "
-            f"knows schemas up to {SCHEMA}. Install the newer program, or restore a backup from "
-            f"{data.backups}."
+            f"knows schemas up to {SCHEMA}, and may not use that one. Install the newer program, "
+            f"or restore a backup from {data.backups}."
         )
 
 

@@ -99,7 +99,13 @@ class Voice(SQLModel, table=True):
 
     __tablename__ = "voice"
     __table_args__ = (
-        Index("voice_live_name", "name_key", unique=True, sqlite_where=text("deleted_at IS NULL")),
+        Index(
+            "voice_live_name",
+            "name_key",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),  # else deleted names are taken for ever
+        ),
     )
 
     id: str = Field(primary_key=True)

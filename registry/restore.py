@@ -150,6 +150,8 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         raise BackupRefused(f"{DATABASE} in the backup is of another schema than listed.")
     try:
         migrate(data)
+        if schema_revision(data.database) != SCHEMA:  # usable, but what is in it can't be judged
+            raise SchemaTooNew("")
         _refuse_other_tables(data.database)
         _refuse_unbelieved_rows(data.database)
         _refuse_strange_files(data.database, manifest)

@@ -30,6 +30,7 @@ import uvicorn
 from fakes import FakeInference
 from fastapi import FastAPI
 
+import registry.database
 from registry.app import create_app
 from registry.audio import ReferenceClip
 from registry.clone import Cloner
@@ -174,6 +175,13 @@ def upgrade_by(scripts: Path, home: Path, steps: int) -> None:
     """Upgrade by other migrations than ours; they die before the last of so many steps."""
     sys.path.insert(0, str(scripts))
     os.environ["STEPS_LEFT"] = str(steps)
+    migrate(DataDir(home))
+
+
+def upgrade_to(scripts: Path, home: Path, schema: str) -> None:
+    """As a newer program would, whose last migration is `schema`."""
+    sys.path.insert(0, str(scripts))
+    registry.database.SCHEMA = schema
     migrate(DataDir(home))
 
 

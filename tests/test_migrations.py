@@ -1,11 +1,15 @@
 """The schema: made, upgraded, refused and interrupted on real files; and how transactions begin."""
 
+import asyncio
+import importlib
+import io
 import random
 import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -13,18 +17,26 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from faults import FORKS, finish, process, upgrade_by
+from fakes import FakeInference
+from faults import FORKS, QuickEnroller, finish, noise, process, upgrade_by, upgrade_to
 from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlmodel import SQLModel
 
 import migrations
+from registry.backup import save_backup
 from registry.database import SCHEMA, Database, migrate, schema_revision, sqlite_engine
 from registry.doctor import examine
-from registry.errors import SchemaTooNew
+from registry.edits import VoiceEdit
+from registry.enrol import Enrolment
+from registry.errors import BackupRefused, SchemaTooNew
 from registry.files import DataDir
 from registry.models import Label
+from registry.restore import restore_backup
 from registry.store import VoiceStore
 
 VERSIONS = Path(migrations.__file__).parent / "versions"
@@ -90,6 +102,7 @@ def test_a_newer_schema_is_refused_and_left_alone(data: DataDir) -> None:
     migrate(data)
     with closing(sqlite3.connect(data.database)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.execute("PRAGMA user_version = 9999")
     before = data.database.read_bytes()
     for use in (VoiceStore, lambda data: examine(data, read_data=False, repair=True)):
         with pytest.raises(SchemaTooNew, match=f"9999, which a newer .* up to {SCHEMA}"):
@@ -184,6 +197,111 @@ def test_an_upgrade_killed_at_any_step_leaves_the_old_schema(older: DataDir, scr
     with process(upgrade_by, scripts, older.root, STEPS + 1) as upgrading:
         assert finish([upgrading]) == [0]
     VoiceStore(older).close()
+
+
+# A newer schema, by real migrations of a future program
+
+EXPANDING = '''"""Adds: pronouns of voices, and a table of plays."""
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, oldest_program = "0002", "0001", "0001"
+
+
+def upgrade():
+    op.add_column("voice", sa.Column("pronouns", sa.String, nullable=False, server_default=""))
+    op.create_index("voice_pronouns", "voice", ["pronouns"])
+    op.create_table("play", sa.Column("voice_id", sa.String, sa.ForeignKey("voice.id")))
+'''
+CONTRACTING = '''"""Removes what programs of 0001 still write."""
+from alembic import op
+
+revision, down_revision = "0003", "0002"
+
+
+def upgrade():
+    op.drop_column("voice", "description")
+'''
+
+
+@pytest.fixture
+def future(tmp_path: Path) -> Path:
+    """Of each future schema, the migrations of its program."""
+    for schema, scripts in (("0002", [EXPANDING]), ("0003", [EXPANDING, CONTRACTING])):
+        copy = shutil.copytree(VERSIONS.parent, tmp_path / "future" / schema / "migrations")
+        for number, script in enumerate(scripts, start=2):
+            (copy / "versions" / f"v{number:04}_new.py").write_text(script)
+    return tmp_path / "future"
+
+
+def after(schema: str, future: Path, home: Path) -> DataDir:
+    """Alice was enrolled by this program before a newer one came by."""
+    store = VoiceStore(DataDir(home))
+    add_voice(store, "alice")
+    store.close()
+    with process(upgrade_to, future / schema, home, schema) as upgrading:
+        assert finish([upgrading]) == [0]
+    assert schema_revision(DataDir(home).database) == schema
+    return store.data
+
+
+def add_voice(store: VoiceStore, name: str) -> None:
+    enroller = QuickEnroller(store, FakeInference(store.data))
+    clip = noise(random.Random(name))
+    asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {}, None)))
+
+
+def test_a_schema_that_only_adds_is_used_by_the_older_program(future: Path, tmp_path: Path) -> None:
+    data = after("0002", future, tmp_path / "home")
+    with closing(VoiceStore(data)) as store:
+        add_voice(store, "bob")
+        store.edit("alice", VoiceEdit(name="carol", description="Renamed."), None)
+        store.delete("bob", None)
+        assert [voice.row.name for voice in store.page(9, None, "", []).voices] == ["carol"]
+    assert examine(data, read_data=True, repair=True) == []
+    assert schema_revision(data.database) == "0002"
+    assert [path.name for path in data.backups.iterdir()] == ["registry-before-0002-from-0001.db"]
+
+
+def test_a_schema_that_takes_away_stops_the_older_program(future: Path, tmp_path: Path) -> None:
+    data = after("0003", future, tmp_path / "home")
+    before = data.database.read_bytes()
+    with pytest.raises(SchemaTooNew, match="0003"):
+        VoiceStore(data)
+    assert data.database.read_bytes() == before
+
+
+def test_a_backup_of_a_newer_schema_is_not_restored(future: Path, tmp_path: Path) -> None:
+    data = after("0002", future, tmp_path / "home")
+    with closing(VoiceStore(data)) as store:
+        save_backup(store, tmp_path / "voices.tar")
+    with open(tmp_path / "voices.tar", "rb") as tar, pytest.raises(BackupRefused, match="0002"):
+        restore_backup(tar, tmp_path / "new")
+
+
+# Other databases
+
+
+def test_no_index_means_another_thing_to_postgresql() -> None:
+    """What one dialect is not told it leaves out without a word."""
+    dialects = sqlite.dialect(), postgresql.dialect()
+    for table in SQLModel.metadata.sorted_tables:
+        assert str(CreateTable(table).compile(dialect=dialects[1]))
+        for index in table.indexes:
+            one, other = (str(CreateIndex(index).compile(dialect=d)) for d in dialects)
+            assert one.replace('"', "") == other.replace('"', "")
+
+
+def test_the_migrations_make_the_same_indexes_on_postgresql() -> None:
+    said = io.StringIO()
+    context = MigrationContext.configure(
+        dialect_name="postgresql", opts={"as_sql": True, "output_buffer": said}
+    )
+    with Operations.context(context):
+        importlib.import_module("migrations.versions.v0001_voices").upgrade()
+    made = {" ".join(line.rstrip(";").split()) for line in said.getvalue().splitlines()}
+    for index in chain.from_iterable(table.indexes for table in SQLModel.metadata.sorted_tables):
+        assert str(CreateIndex(index).compile(dialect=postgresql.dialect())) in made
 
 
 # Connections and transactions

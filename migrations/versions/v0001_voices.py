@@ -32,6 +32,7 @@ def upgrade() -> None:
         ["name_key"],
         unique=True,
         sqlite_where=sa.text("deleted_at IS NULL"),
+        postgresql_where=sa.text("deleted_at IS NULL"),
     )
     op.create_table(
         "voice_version",
