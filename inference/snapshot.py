@@ -1,4 +1,4 @@
-"""What a memory snapshot of the GPU's container keeps: imported modules, and the model's parts.
+"""What a memory snapshot of the GPU's container keeps: modules, kernels, and the model's parts.
 
 It is taken before there is a GPU: nothing here asks for one, or opens a connection. No voice is
 read, for the snapshot outlives voices. Every container starts with the same of it, so that whatever
@@ -6,6 +6,7 @@ must differ between them is drawn from the system later, as the seeds of speech 
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -33,20 +34,42 @@ class Kept:
     parts: "Parts"
 
 
-def read(root: Path, spec: str, dtype: str) -> Kept | None:
-    """The model of the folder `root`, in host memory; None if it is not there, or not yet."""
+def read(
+    root: Path, spec: str, dtype: str, architectures: Iterable[tuple[int, int]] = ()
+) -> Kept | None:
+    """The model of the folder `root`, in host memory; None if it is not there, or not yet.
+
+    The kernels are compiled for GPUs of these compute capabilities: any of them may come later.
+    """
     with reading_ahead(root):
         for name in MODULES:
             import_module(name)
         import_module("inference.engine.qwen").import_qwen_tts()
     from inference.engine.parts import Parts
 
+    compile_kernels(dtype, architectures)
     try:
         model = marked(root, spec)
         return Kept(model, Parts.read(model.path, dtype))
     except ModelUnavailable as error:
-        log.warning("The snapshot is without a model: %s", error)
+        log.warning(
+            "The snapshot is without a model, until the App is deployed again, which `voices deploy"
+            " model` does when it has brought one: %s",
+            error,
+        )
         return None
+
+
+def compile_kernels(dtype: str, architectures: Iterable[tuple[int, int]]) -> None:
+    """Without them the engine does what it can when it is loaded, and says so."""
+    import torch
+
+    from inference.engine.cuda_ops import KernelsUnavailable, compile_ahead
+
+    try:
+        compile_ahead(getattr(torch, dtype), architectures)
+    except KernelsUnavailable as error:
+        log.warning("The snapshot is without CUDA kernels: %s", error)
 
 
 def service(

@@ -19,10 +19,11 @@ from conftest import ROOT
 from torch import Tensor
 
 from inference.engine.config import EngineConfig, _ops
-from inference.engine.cuda_ops import CudaOps, KernelsUnavailable
-from inference.engine.cuda_program import Argument, Program, _passed
+from inference.engine.cuda_ops import CudaOps, KernelsUnavailable, compile_ahead, image
+from inference.engine.cuda_program import Argument, Program, _passed, compiled, target
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
 from inference.engine.sampler import Knobs
+from registry.deployment import GPUS, WITHOUT_BFLOAT16
 
 SOURCE = ROOT / "inference" / "engine" / "kernels.cu"
 TARGETS = [(75, 0), (80, 0), (80, 1), (90, 0), (90, 1)]  # sm, then whether weights are bfloat16
@@ -186,6 +187,41 @@ def test_the_kernels_compile_for_every_gpu_that_is_supported(
     assert max(int(size) for sizes in spills for size in sizes) <= SPILL_BYTES
 
 
+ELF, STARTS = b"\x7fELF", b".text."
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> None:
+    try:
+        compiled("", (), "sm_75")
+    except KernelsUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("gpu", sorted(set(GPUS.values())))
+def test_the_kernels_are_made_without_a_gpu_for_every_gpu_that_can_be_deployed(
+    nvrtc: None, gpu: tuple[int, int]
+) -> None:
+    """As machine code, which holds every kernel, and is made once."""
+    for dtype in (torch.float16, torch.bfloat16)[: 1 if gpu < WITHOUT_BFLOAT16 else 2]:
+        compile_ahead(dtype, [gpu])
+        code = image(dtype, target(gpu, gpu))
+        assert code.startswith(ELF) and code is image(dtype, target(gpu, gpu))
+        assert {name for name in declared() if STARTS + name.encode() + b"\0" in code} == set(
+            declared()
+        )
+
+
+def test_an_older_gpus_kernels_are_left_to_the_driver(nvrtc: None) -> None:
+    assert image(torch.float16, target((7, 5), (9, 0))).lstrip().startswith(b"//")
+    assert (target((7, 5), (7, 5)), target((7, 5), (9, 0))) == ("sm_75", "compute_75")
+
+
+def test_what_does_not_compile_is_said(nvrtc: None) -> None:
+    with pytest.raises(KernelsUnavailable, match="do not compile for sm_75: kernels"):
+        compiled("nonsense", (), "sm_75")
+
+
 def test_every_operation_has_a_kernel(launches: list[Launch]) -> None:
     kinds = {re.sub(r"_\d+$", "", name) for name, _ in launches}
     wanted = {"norm_linear", "norm_gated", "linear_add", "attend", "choose", "embed"}
@@ -214,7 +250,9 @@ def test_without_nvidias_bindings_the_kernels_are_unavailable(
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(KernelsUnavailable, match="cuda-bindings"):
-        Program("", [], (7, 5))
+        compiled("", (), "sm_75")
+    with pytest.raises(KernelsUnavailable, match="cuda-bindings"):
+        Program(b"")
 
 
 def test_without_the_kernels_plain_torch_makes_the_frames(

@@ -3,13 +3,21 @@
 A few rows multiply with weights that are read once, by tensor cores; many go to cuBLAS.
 """
 
+from collections.abc import Iterable
 from importlib.resources import files
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.engine.cuda_program import Argument, KernelsUnavailable, Long, Program
+from inference.engine.cuda_program import (
+    Argument,
+    KernelsUnavailable,
+    Long,
+    Program,
+    compiled,
+    target,
+)
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where
 from inference.engine.sampler import Knobs
 
@@ -29,13 +37,13 @@ class CudaOps(TorchOps):
         self, device: torch.device, dtype: torch.dtype, architecture: tuple[int, int] | None = None
     ) -> None:
         """`architecture` compiles for an older GPU than the device. KernelsUnavailable."""
-        target = architecture or torch.cuda.get_device_capability(device)
-        brain = dtype == torch.bfloat16
-        if target < OLDEST or (brain and target < (8, 0)):
-            raise KernelsUnavailable(f"Compute capability {target} can't run them in {dtype}.")
+        wanted = architecture or torch.cuda.get_device_capability(device)
+        if wanted < OLDEST or (dtype == torch.bfloat16 and wanted < (8, 0)):
+            raise KernelsUnavailable(f"Compute capability {wanted} can't run them in {dtype}.")
         torch.cuda.current_stream(device).synchronize()  # the device's context exists from here on
-        source = (files("inference.engine") / "kernels.cu").read_text("utf-8")
-        self._program = Program(source, [f"-DBF16={int(brain)}"], target)
+        self._program = Program(
+            image(dtype, target(wanted, torch.cuda.get_device_capability(device)))
+        )
         self._dtype = dtype
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -197,6 +205,19 @@ class CudaOps(TorchOps):
             256,
             [weight, x, norm, residual, out, outputs, terms, len(x), epsilon],
         )
+
+
+def image(dtype: torch.dtype, target: str) -> bytes:
+    """The kernels for weights in `dtype`, compiled; no GPU is needed for it."""
+    source = (files("inference.engine") / "kernels.cu").read_text("utf-8")
+    return compiled(source, (f"-DBF16={int(dtype == torch.bfloat16)}",), target)
+
+
+def compile_ahead(dtype: torch.dtype, architectures: Iterable[tuple[int, int]]) -> None:
+    """For engines that this process loads later on any of these GPUs. KernelsUnavailable."""
+    for architecture in architectures:
+        for kind in {dtype, torch.float16}:  # which the codec has
+            image(kind, target(architecture, architecture))
 
 
 def _fits(x: Tensor, weight: Tensor, most: int) -> bool:

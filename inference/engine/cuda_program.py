@@ -1,7 +1,11 @@
-"""CUDA source → functions that can be launched, through NVRTC and NVIDIA's own Python bindings."""
+"""CUDA source → functions that can be launched, through NVRTC and NVIDIA's own Python bindings.
+
+To compile takes no GPU: only to load and launch does.
+"""
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,16 +21,15 @@ class KernelsUnavailable(RuntimeError):
 class Program:
     """One compiled source; its functions run on torch's current stream."""
 
-    def __init__(self, source: str, defines: Sequence[str], architecture: tuple[int, int]) -> None:
-        """For a compute capability: the device's, or an older one, whose code runs there too."""
+    def __init__(self, image: bytes) -> None:
+        """`image` is what `compiled` made for the device that is current."""
         try:
-            from cuda.bindings import driver, nvrtc
+            from cuda.bindings import driver
         except ImportError as error:
             raise KernelsUnavailable(f"cuda-bindings is not installed: {error}") from error
-        self._driver, self._nvrtc = driver, nvrtc
-        options = [f"-arch=compute_{architecture[0]}{architecture[1]}", *defines]
-        image = ctypes.create_string_buffer(self._compile(source, options))
-        self._module = self._checked(driver.cuModuleLoadData(ctypes.addressof(image)))
+        self._driver = driver
+        loaded = ctypes.create_string_buffer(image)
+        self._module = checked(driver.cuModuleLoadData(ctypes.addressof(loaded)))
         self._functions: dict[str, Any] = {}
 
     def launch(
@@ -38,39 +41,60 @@ class Program:
         """
         if name not in self._functions:
             found = self._driver.cuModuleGetFunction(self._module, name.encode())
-            self._functions[name] = self._checked(found)
+            self._functions[name] = checked(found)
         stream = self._driver.CUstream(torch.cuda.current_stream().cuda_stream)
         values, kinds = zip(*map(_passed, arguments), strict=True)
         function = self._functions[name]
-        self._checked(
+        checked(
             self._driver.cuLaunchKernel(
                 function, *grid, 1, threads, 1, 1, 0, stream, (values, kinds), 0
             )
         )
 
-    def _compile(self, source: str, options: Sequence[str]) -> bytes:
-        """PTX, which the driver compiles for the device that it has."""
-        nvrtc = self._nvrtc
-        program = self._checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], []))
-        encoded = [option.encode() for option in options]
-        [result] = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
-        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise KernelsUnavailable(f"The kernels do not compile: {self._log(program)}")
-        image = bytes(self._checked(nvrtc.nvrtcGetPTXSize(program)))
-        self._checked(nvrtc.nvrtcGetPTX(program, image))
-        return image
 
-    def _log(self, program: Any) -> str:
-        log = bytes(self._checked(self._nvrtc.nvrtcGetProgramLogSize(program)))
-        self._checked(self._nvrtc.nvrtcGetProgramLog(program, log))
-        return log.decode(errors="replace")
+def target(architecture: tuple[int, int], device: tuple[int, int]) -> str:
+    """What to compile for: the device's own code, or one of an older GPU, as it runs there.
 
-    def _checked(self, answer: tuple[Any, ...]) -> Any:
-        """What a call of the bindings answers besides its error code."""
-        result, *rest = answer
-        if int(result):
-            raise KernelsUnavailable(f"CUDA said {result}.")
-        return rest[0] if rest else None
+    A driver loads code of any CUDA of its major version. PTX it compiles itself, if it is as new as
+    the NVRTC that made it: only where that can't be helped.
+    """
+    kind = "sm" if architecture == device else "compute"
+    return f"{kind}_{architecture[0]}{architecture[1]}"
+
+
+@cache  # a process compiles each once, before or after it has a device
+def compiled(source: str, defines: tuple[str, ...], target: str) -> bytes:
+    """A cubin for `sm_75` and the like, PTX for `compute_75`. KernelsUnavailable."""
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError as error:
+        raise KernelsUnavailable(f"cuda-bindings is not installed: {error}") from error
+    try:
+        created = nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], [])
+    except RuntimeError as error:  # the first call looks for the library
+        raise KernelsUnavailable(f"NVRTC is not installed: {error}") from error
+    program = checked(created)
+    options = [option.encode() for option in (f"-arch={target}", *defines)]
+    [result] = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        log = bytes(checked(nvrtc.nvrtcGetProgramLogSize(program)))
+        checked(nvrtc.nvrtcGetProgramLog(program, log))
+        reason = log.decode(errors="replace")
+        raise KernelsUnavailable(f"The kernels do not compile for {target}: {reason}")
+    cubin = target.startswith("sm_")
+    size = nvrtc.nvrtcGetCUBINSize if cubin else nvrtc.nvrtcGetPTXSize
+    image = bytes(checked(size(program)))
+    checked((nvrtc.nvrtcGetCUBIN if cubin else nvrtc.nvrtcGetPTX)(program, image))
+    checked(nvrtc.nvrtcDestroyProgram(program))
+    return image
+
+
+def checked(answer: tuple[Any, ...]) -> Any:
+    """What a call of the bindings answers besides its error code."""
+    result, *rest = answer
+    if int(result):
+        raise KernelsUnavailable(f"CUDA said {result}.")
+    return rest[0] if rest else None
 
 
 class Long(int):
