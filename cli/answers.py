@@ -13,6 +13,8 @@ from typing import Any
 import click
 import httpx
 
+from cli import events
+
 MIB = 1 << 20
 JSON_LIMIT = 32 * MIB  # a page of 200 voices with all that they may hold is a third of it
 CLIP_LIMIT = 64 * MIB
@@ -166,11 +168,13 @@ class Spoken:
 def spoken(answer: httpx.Response, format: str) -> Spoken:
     """Raises Unexpected unless it is a speech in this format."""
     refuse_unreadable(answer)
-    if media_type(answer) != f"audio/{format}":
-        sent = media_type(answer) or "something of no type"
-        raise Unexpected(answer, f"it sends {sent}, not audio/{format}")
     headers = answer.headers
-    rate = re.search(r";\s*rate=([1-9]\d{3,5})\s*(?:;|$)", headers["content-type"], re.ASCII)
+    in_events = media_type(answer) == events.MEDIA_TYPE
+    sent = str(headers.get("X-Audio-Type" if in_events else "content-type", ""))
+    kind = sent.partition(";")[0].strip().lower()
+    if kind != f"audio/{format}":
+        raise Unexpected(answer, f"it sends {kind or 'something of no type'}, not audio/{format}")
+    rate = re.search(r";\s*rate=([1-9]\d{3,5})\s*(?:;|$)", sent, re.ASCII)
     if format == "pcm" and rate is None:
         raise Unexpected(answer, "it sends samples of an unknown rate")
     length = headers.get("X-Audio-Seconds")
@@ -190,9 +194,9 @@ def spoken(answer: httpx.Response, format: str) -> Spoken:
 
 
 def sound(answer: httpx.Response) -> Iterator[bytes]:
-    """The body as it comes."""
-    size = 0
-    for part in answer.iter_raw():
+    """The body as it comes, or what its events carry."""
+    size, body = 0, answer.iter_raw()
+    for part in events.audio_of(body) if media_type(answer) == events.MEDIA_TYPE else body:
         size += len(part)
         if size > SPEECH_LIMIT:
             raise Unexpected(answer, f"it speaks more than {SPEECH_LIMIT // MIB} MiB")

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 from registry import described as of
 from registry.encode import Encoder, encoder, media_type
 from registry.errors import RegistryError, SpeechFailed
+from registry.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, delta
 from registry.files import is_transient
 from registry.inference_client import SpeakParams, patience
 from registry.models import Mode, PlainText
@@ -30,6 +31,8 @@ from registry.stored_voice import StoredVoice
 from registry.text import clean_text, refuse_long, spoken_s
 
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
+
+Sending = Literal["whole", "stream", "events"]
 
 STALLED_S = 60.0
 BEGIN_S = 15.0  # of the time for an answer, to find the voice and wait for the model
@@ -48,6 +51,7 @@ OF_SPEECH = {
     "X-Fallback": "xvec if nothing could be heard in mode icl, so that this mode spoke; else none.",
     "X-Seed": "The seed: with it the same request gives the same audio.",
     "X-Retries": "How often the speech was made again because nothing of it could be heard.",
+    "X-Audio-Type": "The media type of the audio in events; absent from other answers.",
     "X-Audio-Seconds": "The length of the audio; absent from a stream.",
     "Server-Timing": "Where the time went, in milliseconds.",
 }
@@ -58,7 +62,7 @@ def audio(headers: Mapping[str, str]) -> of.Responses:
     return {
         200: {
             "description": "The audio: whole, or in chunks as it is spoken.",
-            "content": of.binary(("audio/wav", "audio/flac", "audio/pcm")),
+            "content": of.binary(("audio/wav", "audio/flac", "audio/pcm", MEDIA_TYPE)),
             "headers": of.headers(headers),
         }
     }
@@ -79,6 +83,9 @@ class SpeechRequest(BaseModel):
     mode: Mode | None = None
     format: Literal["wav", "flac", "pcm"] = "wav"
     stream: bool = Field(False, description="Send the audio while it is spoken.")
+    stream_format: Literal["audio", "sse"] = Field(
+        "audio", description="sse streams it as server-sent events, as does Accept."
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**31, description="The same seed gives the same audio. Default: random."
     )
@@ -139,22 +146,28 @@ async def answer(
 ) -> Response:
     """The audio as `body` wants it, of what `speak` brings."""
     text = clean_text(body.text, services.settings.max_text)
-    # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
-    streams = body.stream and request.scope["http_version"] != "1.0"
+    how = _how(request, body)
     return await while_connected(
-        request, _in_time(services.settings.answer_s, body, text, streams, speak)
+        request, _in_time(services.settings.answer_s, body, text, how, speak)
     )
 
 
+def _how(request: Request, body: SpeechRequest) -> Sending:
+    if body.stream_format == "sse" or accepted(request.headers.get("accept", "")):
+        return "events"
+    # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
+    return "stream" if body.stream and request.scope["http_version"] != "1.0" else "whole"
+
+
 async def _in_time(
-    limit_s: float | None, body: SpeechRequest, text: str, streams: bool, speak: Speak
+    limit_s: float | None, body: SpeechRequest, text: str, how: Sending, speak: Speak
 ) -> Response:
     """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
     if limit_s is not None:
-        leave_time(text, limit_s, streams)
+        leave_time(text, limit_s, streams=how != "whole")
     try:
         async with asyncio.timeout(limit_s):
-            return await _answer(body, text, streams, speak)
+            return await _answer(body, text, how, speak)
     except TimeoutError as error:
         raise SpeechFailed(
             "speech-unfinished",
@@ -173,7 +186,7 @@ def leave_time(text: str, limit_s: float, streams: bool) -> None:
     patience.set(patience.get().at_most(limit_s - made_s))
 
 
-async def _answer(body: SpeechRequest, text: str, streams: bool, speak: Speak) -> Response:
+async def _answer(body: SpeechRequest, text: str, how: Sending, speak: Speak) -> Response:
     started_s = time.perf_counter()
 
     async def stream(spoken: Spoken) -> Response:
@@ -189,7 +202,15 @@ async def _answer(body: SpeechRequest, text: str, streams: bool, speak: Speak) -
         headers = _headers(spoken, audio_s, total=total_s)
         return Response(content, media_type=kind, headers=headers)
 
-    return await speak(text, stream if streams else whole)
+    async def events(spoken: Spoken) -> Response:
+        made, kind = _encoder(body, spoken)
+        parts = spoken.encoded(made, hold=True)
+        first = delta(await anext(parts))
+        rest = audio_events(parts, lambda: {"seconds": made.frames / made.sample_rate})
+        headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": kind}
+        return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
+
+    return await speak(text, {"whole": whole, "stream": stream, "events": events}[how])
 
 
 def _encoder(body: SpeechRequest, spoken: Spoken) -> tuple[Encoder, str]:

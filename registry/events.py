@@ -1,0 +1,52 @@
+"""A speech as server-sent events: each part of the audio in a line of JSON.
+
+What stands in front of a server may hold other streams back; events come through in real time. All
+parts together are one file of the format that was asked for. Whoever has not seen the last event,
+`speech.audio.done`, has not heard all. The names are OpenAI's.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+from registry.errors import RegistryError
+
+MEDIA_TYPE = "text/event-stream"
+EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+async def audio_events(
+    parts: AsyncGenerator[bytes, None], summary: Callable[[], Mapping[str, object]]
+) -> AsyncGenerator[bytes, None]:
+    """`summary` is told at the end. What breaks it is told, and raised: the connection is cut."""
+    async with aclosing(parts):
+        try:
+            async for part in parts:
+                yield delta(part)
+        except RegistryError as error:
+            yield event("error", error={"code": error.code, "message": error.detail})
+            raise
+    yield event("speech.audio.done", **summary())
+
+
+def delta(part: bytes) -> bytes:
+    return event("speech.audio.delta", audio=b64encode(part).decode())
+
+
+def accepted(header: str) -> bool:
+    """Whether an Accept header names events: what it only does not exclude is not asked for."""
+    kinds = (kind.split(";") for kind in header.lower().split(","))
+    return any(
+        name.strip() == MEDIA_TYPE and not any(_is_zero(part) for part in parameters)
+        for name, *parameters in kinds
+    )
+
+
+def _is_zero(parameter: str) -> bool:
+    name, _, value = parameter.strip().partition("=")
+    return name == "q" and value.strip("0. ") == ""
+
+
+def event(kind: str, **fields: object) -> bytes:
+    return f"data: {json.dumps({'type': kind, **fields})}\n\n".encode()
