@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 
-from cli import data, deploy, modal_account
+from cli import data, deploying, modal_account
 from cli.client import Registry, connect, voice_path
-from cli.deploy_plan import model_name
+from cli.deploy_plan import Asked, model_name
 from cli.destination import Login
 from cli.refusals import Refused
 from registry.deployment import Deployment, deployment, variable
@@ -110,13 +110,13 @@ def model_download(site: Site) -> str:
     """The Volumes are made, and the model comes to its own."""
     workspace = modal_account.workspace()
     modal_account.create(site.deployed)
-    deploy.fetch(site.deployed)
+    deploying.fetch(site.deployed)
     return f"{model_name(site.deployed)}, in workspace {workspace}"
 
 
 def deploy_both(site: Site) -> str:
     """Modal takes the two Apps as they are sent."""
-    deploy.put(site.deployed, yes=True)
+    deploying.put(Asked.of(None, name=site.deployed.name), yes=True)
     url = modal_account.web_url(site.deployed)
     site.login = Login(url, site.login.token_id, site.login.token_secret)
     return url
@@ -171,6 +171,27 @@ def streaming(site: Site) -> str:
     if heard.first_s > heard.whole_s / 2:
         raise Failed(f"It was held back: {said}.")
     return said
+
+
+def plain_stream(site: Site) -> str:
+    """The same without events, which the edge may hold back: what it does is only told."""
+    begun_s, request = clock(), site.request(LONG_TEXT) | {"stream": True}
+    with site.registry() as voices, voices.stream("POST", "/speak", json=request) as answer:
+        arrived_s = [clock() - begun_s for part in answer.iter_raw() if part]
+    if not arrived_s:
+        raise Failed("Nothing was heard.")
+    return f"{len(arrived_s)} parts, first after {arrived_s[0]:.2f} of {arrived_s[-1]:.2f} s"
+
+
+def leaving(site: Site) -> str:
+    """Who leaves stops what was spoken, and nothing else: the GPU's container goes on."""
+    request = site.request(LONG_TEXT) | {"stream": True}
+    with site.registry() as voices, voices.speech(request) as (_, sound):
+        next(sound)
+    heard = listen(site, TEXT)
+    if heard.cache != "memory":
+        raise Failed(f"Another container spoke: the prompt came from its {heard.cache}.")
+    return f"somebody else was heard {1000 * heard.first_s:.0f} ms after asking"
 
 
 def at_once(site: Site) -> str:
@@ -283,7 +304,16 @@ def remove(site: Site) -> None:
 
 Check = Callable[[Site], str]
 DEPLOYING: tuple[Check, ...] = (model_download, deploy_both, strangers)
-ASKING: tuple[Check, ...] = (health, enrol, first_audio, streaming, at_once, edit)
+ASKING: tuple[Check, ...] = (
+    health,
+    enrol,
+    first_audio,
+    streaming,
+    plain_stream,
+    leaving,
+    at_once,
+    edit,
+)
 LATER: tuple[Check, ...] = (restart, doctor, backup_restore, scale_to_zero, cold_speak)
 
 

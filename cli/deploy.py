@@ -1,23 +1,17 @@
 """`voices deploy`: the registry and its model on Modal, and what people ask about them later."""
 
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from cli import deployed
 from cli import modal_account as account
-from cli.deploy_plan import (
-    cost,
-    cost_basis,
-    make_plan,
-    model_name,
-    model_spec,
-    parts,
-    plan_options,
-    usd_per_s,
-)
+from cli.deploy_cost import cost, cost_basis, hourly
+from cli.deploy_plan import Asked, parts, plan_options, settings
+from cli.deployed import now
+from cli.deploying import STDERR, agreed, fetch, put, refuse_another, send, there_now
 from cli.input import json_option
 from cli.modal_account import AppState
 from cli.output import print_json, say
@@ -26,23 +20,35 @@ from cli.session import progress
 if TYPE_CHECKING:
     from registry.deployment import Deployment
 
-STDERR = 2  # where the children talk: stdout is for data
-TOKENS = "https://modal.com/settings/proxy-auth-tokens"
-
 
 @click.group(invoke_without_command=True)
 @plan_options
-@click.option("--yes", is_flag=True, help="Download the model, if it is missing, without asking.")
+@click.option("--yes", is_flag=True, help="Ask nothing: change what is given, bring the model.")
+@click.option(
+    "--only",
+    type=click.Choice(["registry", "inference"]),
+    help="Deploy one of the two Apps, with the settings that it has.",
+)
+@click.option("--again", is_flag=True, help="Deploy also what has not changed.")
 @click.option("--dry-run", is_flag=True, help="Print what would be made; send nothing.")
 @click.pass_context
 def deploy(
-    context: click.Context, /, yes: bool, dry_run: bool, no_proxy_auth: bool, **options: str | None
+    context: click.Context,
+    /,
+    yes: bool,
+    only: str | None,
+    again: bool,
+    dry_run: bool,
+    proxy_auth: bool | None,
+    **options: str | None,
 ) -> None:
     """Put a registry on Modal, with a GPU that costs nothing while nobody speaks.
 
     Makes the Volumes, offers to download the model onto one, deploys both Apps and prints the URL.
-    What is there already is kept, so it may be run again, for another GPU or a newer version. All
-    options can be VOICES_DEPLOY_… variables; before a subcommand they say which deployment it is.
+    It may be run again, for another GPU or a newer version: settings that are not given stay as
+    they are, what changes is printed and asked about, and an App of which nothing has changed is
+    left alone. All options can be VOICES_DEPLOY_… variables; before a subcommand they say which
+    deployment it is.
 
     \b
     Examples:
@@ -50,13 +56,14 @@ def deploy(
       voices deploy --gpu L4 --scaledown 120
       voices deploy --name team status
     """
-    plan = make_plan(no_proxy_auth, **options)
-    context.obj = plan
+    asked = Asked.of(proxy_auth, **options)
+    plan = asked.plan()
+    context.obj = asked
     if context.invoked_subcommand is None:
-        return show(plan) if dry_run else put(plan, yes)
-    if yes or dry_run:
+        return show(plan) if dry_run else put(asked, yes, only, again)
+    if yes or dry_run or only or again:
         raise click.UsageError(
-            f"--yes and --dry-run are for `voices deploy` alone, not for its "
+            f"--yes, --only, --again and --dry-run are for `voices deploy` alone, not for its "
             f"`{context.invoked_subcommand}`."
         )
 
@@ -64,96 +71,16 @@ def deploy(
 def show(plan: "Deployment") -> None:
     for name, what in parts(plan):
         click.echo(f"{name:<24} {what}".rstrip())
-    say(f"{cost(plan)}\n{cost_basis(plan)}\nNothing was sent.")
-
-
-def put(plan: "Deployment", yes: bool) -> None:
-    with progress("Asking Modal …"):
-        workspace = account.workspace()
-        account.create(plan)
-    say(f"Workspace {workspace}: Volumes and Dict of {plan.name} are there.")
-    offer_model(plan, yes)
-    there = "The Volumes are there"
-    for app, command in (
-        (plan.inference_app, ("deploy", "-m", "inference.deploy")),
-        (plan.registry_app, ("deploy", "--strategy", "recreate", "-m", "registry.deploy")),
-    ):
-        if code := account.run_modal(plan, *command, stdout=STDERR):
-            raise click.ClickException(
-                f"{app} was not deployed: `modal {' '.join(command)}` exited with {code} and "
-                f"says why above. {there}; run `voices deploy` again when that is mended."
-            )
-        there = f"{there}, and so is {app}"
-    welcome(plan, account.web_url(plan))
-
-
-def offer_model(plan: "Deployment", yes: bool) -> None:
-    """The weights Volume must hold the wanted model before anybody can speak."""
-    wanted, there = model_name(plan), account.model_there(plan)
-    if is_wanted(plan, there):
-        return say(f"{plan.weights_volume} holds {wanted}.")
-    held = f"holds {there.get('source')}" if there else "holds no model yet"
-    say(f"{plan.weights_volume} {held}; {wanted} is wanted{size(plan)}.")
-    if yes or agreed("Bring it there now?"):
-        fetch(plan)
-    else:
-        say("Nobody can enrol or speak before `voices deploy model` has done that.")
-
-
-def agreed(question: str) -> bool:
-    """What the terminal, or a pipe, answers."""
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        if sys.stdin.isatty():
-            raise
-        raise click.UsageError("There is no terminal to ask: give --yes.") from None
-
-
-def size(plan: "Deployment") -> str:
-    from inference.weights import MODELS
-
-    known = MODELS.get(model_spec(plan).name)
-    return f", {known.approximate_bytes / 1e9:.1f} GB" if known else ""
-
-
-def is_wanted(plan: "Deployment", there: dict[str, str] | None) -> bool:
-    spec = model_spec(plan)
-    if there is None or there.get("model_id") != spec.name:
-        return False
-    return spec.revision in (None, there.get("revision"))
-
-
-def fetch(plan: "Deployment") -> None:
-    command = ("run", "-m", "inference.deploy::download_model")
-    code = account.run_modal(plan, *command, stdout=STDERR)
-    if code or not is_wanted(plan, account.model_there(plan)):
-        raise click.ClickException(
-            f"The model did not come: `modal {' '.join(command)}` exited with {code} and says why "
-            "above. What came is kept; `voices deploy model` goes on from there."
-        )
-    say(f"{plan.weights_volume} holds {model_name(plan)}.")
-
-
-def welcome(plan: "Deployment", url: str) -> None:
-    say(f"The registry is at {url}\n")
-    if plan.proxy_auth:
-        say(
-            "It asks for a proxy token of this workspace. Its secret is shown once, by\n"
-            "  modal workspace proxy-tokens create --name voices\n"
-            f"or on {TOKENS}. Then point the commands at it:\n"
-            f"  voices login {url}\n"
-        )
-    else:
-        say(f"Whoever finds it can enrol and delete voices.\n  voices login --no-token {url}\n")
     say(f"{cost(plan)}\n{cost_basis(plan)}")
-    click.echo(url)
+    say("Nothing was sent, nor asked what is deployed: settings not given here stay as they are.")
 
 
 @deploy.command()
 @click.pass_obj
-def model(plan: "Deployment") -> None:
+def model(asked: Asked) -> None:
     """Download the model onto the weights Volume; an interrupted download goes on where it was.
+
+    It is the one that is deployed; for another one, deploy with --model.
 
     \b
     Example:
@@ -161,31 +88,60 @@ def model(plan: "Deployment") -> None:
     """
     with progress("Asking Modal …"):
         account.workspace()
-        account.create(plan)
+        account.create(asked.plan())
+        plan, kept = there_now(asked)
+    if kept and plan.inference_app in kept.apps:
+        refuse_another(plan, now(kept))
     fetch(plan)
+    if kept and plan.inference_app in kept.apps:  # whose snapshot may be without it
+        send(plan, plan.inference_app, kept, False, "The model is there")
 
 
 @deploy.command()
 @json_option
 @click.pass_obj
-def status(plan: "Deployment", as_json: bool) -> None:
+def status(asked: Asked, as_json: bool) -> None:
     """Tell what is deployed and what runs, without starting anything.
 
     \b
     Example:
       voices deploy status
     """
+    plan = asked.plan()
     with progress("Asking Modal …"):
         apps = account.states(plan)
         there = account.model_there(plan)
         url = account.web_url(plan) if apps[0].deployed else None
+        kept = deployed.read(plan)
+    told = settings(now(kept)) if kept else None
     if as_json:
-        return print_json({"url": url, "apps": [asdict(app) for app in apps], "model": there})
+        found = {"apps": [asdict(app) for app in apps], "model": there, "settings": told}
+        return print_json({"url": url} | found)
     for app in apps:
         click.echo(f"{app.name:<20} {in_words(app)}")
     click.echo(f"{plan.weights_volume:<20} {there.get('source') if there else 'no model'}")
     if url:
         click.echo(f"{'url':<20} {url}")
+    for name, value in (told or {}).items():
+        click.echo(f"{name:<20} {value}")
+
+
+@deploy.command("settings")
+@click.pass_obj
+def print_settings(asked: Asked) -> None:
+    """Print the settings that are kept, as variables: for commands of Modal's own.
+
+    \b
+    Example:
+      env $(voices deploy settings) modal run -m registry.deploy::doctor
+    """
+    plan = asked.plan()
+    with progress("Asking Modal …"):
+        kept = deployed.read(plan)
+    if kept is None:
+        raise click.ClickException(f"No settings of {plan.name} are kept: it is not deployed.")
+    for name, value in sorted(kept.settings.items()):
+        click.echo(f"{name}={value}")
 
 
 def in_words(app: AppState) -> str:
@@ -203,7 +159,7 @@ def in_words(app: AppState) -> str:
 @click.option("--since", metavar="TIME", help="For example 30m, 2h, 1d.")
 @click.option("-n", "--tail", type=click.IntRange(1), help="Only the last lines.")
 @click.pass_obj
-def logs(plan: "Deployment", app: str, follow: bool, since: str | None, tail: int | None) -> None:
+def logs(asked: Asked, app: str, follow: bool, since: str | None, tail: int | None) -> None:
     """Print what the registry, or the inference, has said.
 
     \b
@@ -212,7 +168,10 @@ def logs(plan: "Deployment", app: str, follow: bool, since: str | None, tail: in
     """
     if follow and (since or tail):
         raise click.UsageError("--follow begins now: it goes with neither --since nor --tail.")
+    plan = asked.plan()
     name = plan.registry_app if app == "registry" else plan.inference_app
+    with progress("Asking Modal …"):
+        account.refuse_missing(name)
     options = ["--follow"] if follow else []
     options += ["--since", since] if since else []
     options += ["--tail", str(tail)] if tail else []
@@ -223,13 +182,14 @@ def logs(plan: "Deployment", app: str, follow: bool, since: str | None, tail: in
 @deploy.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def stop(plan: "Deployment", yes: bool) -> None:
+def stop(asked: Asked, yes: bool) -> None:
     """Stop both Apps. The Volumes stay, and so do the voices.
 
     \b
     Example:
       voices deploy stop --yes
     """
+    plan = asked.plan()
     with progress("Asking Modal …"):
         apps = [app.name for app in account.states(plan) if app.deployed]
     if not apps:
@@ -244,19 +204,20 @@ def stop(plan: "Deployment", yes: bool) -> None:
 
 @deploy.command()
 @click.pass_obj
-def warm(plan: "Deployment") -> None:
+def warm(asked: Asked) -> None:
     """Start the GPU now, and wait until the model is ready.
 
     \b
     Example:
       voices deploy warm
     """
+    plan = deployed.settled(asked, deployed.read(asked.plan()))
     started = time.monotonic()
-    with progress(f"Starting a {plan.gpu} …"):
+    with progress(f"Starting a {' or '.join(plan.gpus)} …"):
         told = account.warm(plan)
     if reason := told.get("error"):
         raise click.ClickException(f"{reason} `voices deploy logs inference` says more.")
     say(
         f"Ready after {time.monotonic() - started:.0f} s. It costs about "
-        f"${usd_per_s(plan) * 3600:.2f} an hour until it has been idle for {plan.scaledown_s} s."
+        f"{hourly(plan)} an hour until it has been idle for {plan.scaledown_s} s."
     )

@@ -1,30 +1,20 @@
-"""What a deployment would be, in words: its parts, what they cost, and options that can't be.
+"""What a deployment would be, in words: its parts, its settings, and options that can't be.
 
-Nothing here asks Modal; prices are those that others published.
+Nothing here asks Modal.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.deploy_cost import API_CORES, API_MEMORY_GIB, CORES, MEMORY_GIB
+
 if TYPE_CHECKING:
     from inference.weights import ModelSpec
     from registry.deployment import Deployment
-
-GPU_USD_PER_S = {
-    "T4": 0.000164,
-    "L4": 0.000222,
-    "A10": 0.000306,
-    "A100-40GB": 0.000583,
-    "L40S": 0.000542,
-    "H100": 0.001097,
-}
-CORE_USD_PER_S, GIB_USD_PER_S = 0.0000131, 0.00000222
-CORES, MEMORY_GIB = 2, 8
-API_CORES, API_MEMORY_GIB = 0.5, 2
-FRAME_S, T4_STEP_S = 0.08, 0.0176  # docs/performance.md: what a T4 takes for a frame, estimated
 
 OPTIONS = (
     click.option("--name", metavar="NAME", help="Prefix of all that is made.  [default: voices]"),
@@ -34,10 +24,13 @@ OPTIONS = (
         help="demo, or a hub id with @revision. Default: the 1.7B Base model.",
     ),
     click.option(
-        "--gpu", metavar="GPU", help="T4, L4, A10, A100-40GB, L40S or H100.  [default: T4]"
+        "--gpu",
+        metavar="GPU",
+        help="T4, L4, A10, A100, A100-80GB, L40S, H100, H200, B200 or RTX-PRO-6000; or several with"
+        " commas, of which the first that is free is taken.  [default: T4]",
     ),
     click.option(
-        "--region", metavar="REGION", help="A region of Modal's, which costs more. Default: any."
+        "--region", metavar="REGION", help="A region of Modal's, which costs more.  [default: any]"
     ),
     click.option(
         "--scaledown",
@@ -65,7 +58,11 @@ OPTIONS = (
         metavar="NAME",
         help="A secret at Modal that holds HF_TOKEN, for the download.  [default: none]",
     ),
-    click.option("--no-proxy-auth", is_flag=True, help="Let anyone in who finds the URL."),
+    click.option(
+        "--proxy-auth/--no-proxy-auth",
+        default=None,
+        help="Ask for a proxy token, or let anyone in who finds the URL.  [default: ask]",
+    ),
 )
 
 
@@ -75,19 +72,59 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def make_plan(no_proxy_auth: bool, **options: str | None) -> "Deployment":
-    """From the variables, over which options go; UsageError names what can't be."""
-    from registry.deployment import deployment, variable
+@dataclass(frozen=True)
+class Asked:
+    """Settings that were given now: variables, over which options go. What was not given is left
+    as it is deployed, and is the default where nothing is."""
 
-    given = {name: text for name, text in options.items() if text is not None}
-    if no_proxy_auth:
-        given["proxy_auth"] = "0"
-    try:
-        plan = deployment({**os.environ, **{variable(name): t for name, t in given.items()}})
-    except ValueError as error:
-        raise click.UsageError(_in_options(str(error), given)) from error
-    model_spec(plan)
-    return plan
+    given: dict[str, str]  # by variable
+    options: dict[str, str]  # those of them that were options, by field
+
+    @classmethod
+    def of(cls, proxy_auth: bool | None, **options: str | None) -> "Asked":
+        from registry.deployment import PREFIX, variable
+
+        known = {field: text for field, text in options.items() if text is not None}
+        if proxy_auth is not None:
+            known["proxy_auth"] = str(int(proxy_auth))
+        variables = {name: text for name, text in os.environ.items() if name.startswith(PREFIX)}
+        return cls(variables | {variable(field): text for field, text in known.items()}, known)
+
+    def plan(self, kept: Mapping[str, str] | None = None) -> "Deployment":
+        """With what is kept of the deployment that is there; UsageError names what can't be."""
+        from registry.deployment import deployment
+
+        given = {name: text for name, text in self.given.items() if text}
+        try:
+            plan = deployment({**(kept or {}), **given})
+        except ValueError as error:
+            raise click.UsageError(_in_options(str(error), self.options)) from error
+        model_spec(plan)
+        return plan
+
+    def gives(self, field: str) -> bool:
+        from registry.deployment import variable
+
+        return bool(self.given.get(variable(field)))
+
+
+def changes(old: "Deployment", new: "Deployment") -> Iterator[tuple[str, str, str]]:
+    """Every setting that would be another one: its name, and what it was and will be."""
+    before, after = settings(old), settings(new)
+    return ((name, before[name], after[name]) for name in before if before[name] != after[name])
+
+
+def settings(plan: "Deployment") -> dict[str, str]:
+    """All of them but the name, in words, by the option that sets each."""
+    found = {field: value for field, value in vars(plan).items() if field != "name"}
+    found["model"] = model_name(plan)
+    return {_option(field): _said(value) for field, value in found.items()}
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
 def _in_options(message: str, given: dict[str, str]) -> str:
@@ -95,19 +132,22 @@ def _in_options(message: str, given: dict[str, str]) -> str:
     from registry.deployment import variable
 
     for name in given:
-        option = "--" + name.removesuffix("_s").replace("_", "-")
-        message = message.replace(f"{variable(name)}=", f"{option} ")
+        message = message.replace(f"{variable(name)}=", f"--{_option(name)} ")
     return message
+
+
+def _option(field: str) -> str:
+    return field.removesuffix("_s").replace("_", "-")
 
 
 def model_spec(plan: "Deployment") -> "ModelSpec":
     """Which model that is, in full."""
-    from inference.errors import ModelUnavailable
+    from inference.errors import ModelCannotClone, ModelUnavailable
     from inference.weights import parse
 
     try:
         return parse(plan.model)
-    except ModelUnavailable as error:
+    except (ModelUnavailable, ModelCannotClone) as error:
         raise click.UsageError(str(error)) from error
 
 
@@ -121,7 +161,7 @@ def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield from inference_parts(plan)
     yield from registry_parts(plan)
     yield f"Volume {plan.state_volume}", "clips, prompts, the database's snapshots (version 1)"
-    yield f"Volume {plan.weights_volume}", f"{model_name(plan)} (version 1)"
+    yield f"Volume {plan.weights_volume}", f"{model_name(plan)}, these settings (version 1)"
     yield f"Volume {plan.backup_volume}", "the last seven backups (version 1)"
     yield f"Dict {plan.claims_dict}", "who writes next"
     if plan.hf_secret:
@@ -139,7 +179,7 @@ def inference_parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     yield f"App {plan.inference_app}", image
     yield from function(
         "Voices",
-        f"{plan.gpu}, {CORES} cores, {MEMORY_GIB} GiB, {region(plan)}",
+        f"{' or '.join(plan.gpus)}, {CORES} cores, {MEMORY_GIB} GiB, {region(plan)}",
         "1 container, always" if plan.min_containers else up_to_one(plan),
         f"{plan.slots} speeches at once, each {plan.speak_limit_s} s at most",
         f"memory snapshot: {snapshot[plan.snapshot]}",
@@ -181,51 +221,3 @@ def up_to_one(plan: "Deployment") -> str:
 
 def region(plan: "Deployment") -> str:
     return f"in {plan.region}" if plan.region else "in any region"
-
-
-def usd_per_s(plan: "Deployment") -> float:
-    return GPU_USD_PER_S[plan.gpu] + host_usd_per_s(CORES, MEMORY_GIB)
-
-
-def host_usd_per_s(cores: float, memory_gib: float) -> float:
-    return cores * CORE_USD_PER_S + memory_gib * GIB_USD_PER_S
-
-
-def cost(plan: "Deployment") -> str:
-    rate = usd_per_s(plan)
-    idle = (
-        f"${rate * 24 * 3600:.0f} a day all the time, for one GPU is kept"
-        if plan.min_containers
-        else "nothing while nobody speaks"
-    )
-    return (
-        f"Cost: {idle}; about ${rate * 3600:.2f} an hour while the GPU runs, "
-        f"${rate * plan.scaledown_s:.4f} for the {plan.scaledown_s} s it waits after the last "
-        f"speech{minute(plan)}."
-    )
-
-
-def minute(plan: "Deployment") -> str:
-    if plan.gpu != "T4":
-        return ""
-    price = usd_per_s(plan) * 60 * T4_STEP_S / FRAME_S
-    return (
-        f", and by estimate ${price:.4f} per minute of speech (one voice; several at once share it)"
-    )
-
-
-def cost_basis(plan: "Deployment") -> str:
-    api = host_usd_per_s(API_CORES, API_MEMORY_GIB) * 3600
-    basis = (
-        f"From third-party prices of 2026-08: {plan.gpu} ${GPU_USD_PER_S[plan.gpu]:.6f}/s, "
-        f"{CORES} cores, {MEMORY_GIB} GiB. The registry's own container comes on top, ${api:.2f} "
-        "an hour while it is asked."
-    )
-    if plan.region:
-        basis += " A region multiplies all that by 1.5 to 1.75."
-    if plan.gpu == "T4":
-        basis += (
-            f" The minute assumes {T4_STEP_S * 1000:.1f} ms for {FRAME_S * 1000:.0f} ms of sound, "
-            "which is how fast a T4 can read the weights: a bound, not a measurement."
-        )
-    return basis

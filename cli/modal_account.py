@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ def modal_errors() -> Iterator[None]:
         yield
     except exception.AuthError as error:
         raise click.ClickException(
-            f"Modal lets nobody in from here ({_text(error)}). `modal token new` logs you in."
+            f"Modal lets nobody in from here ({_first_sentence(error)}). `modal token new` logs "
+            "you in."
         ) from error
     except exception.Error as error:
         raise click.ClickException(f"Modal says: {_text(error)}.") from error
@@ -60,6 +62,17 @@ def modal_errors() -> Iterator[None]:
 
 def _text(error: Exception) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
+
+
+def _first_sentence(error: Exception) -> str:
+    """What Modal advises after it, we say in our own words."""
+    return _text(error).partition(". ")[0].partition("\n")[0]
+
+
+def version() -> str:
+    """Of Modal's client."""
+    found: str = client().__version__
+    return found
 
 
 def workspace() -> str:
@@ -79,14 +92,36 @@ def create(plan: "Deployment") -> None:
 
 def model_there(plan: "Deployment") -> dict[str, Any] | None:
     """What model.json on the weights Volume says, which is written when all else is there."""
+    try:
+        found = json.loads(read_file(plan, "model.json") or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_file(plan: "Deployment", name: str) -> bytes | None:
+    """A small file of the weights Volume."""
     modal = client()
     volume = modal.Volume.from_name(plan.weights_volume)
     with modal_errors():
         try:
-            found = json.loads(b"".join(volume.read_file("model.json")))
-        except (FileNotFoundError, modal.exception.NotFoundError, ValueError):
+            return b"".join(volume.read_file(name))
+        except (FileNotFoundError, modal.exception.NotFoundError):
             return None
-    return found if isinstance(found, dict) else None
+
+
+def write_file(plan: "Deployment", name: str, content: bytes) -> None:
+    volume = client().Volume.from_name(plan.weights_volume)
+    with modal_errors(), volume.batch_upload(force=True) as batch:
+        batch.put_file(BytesIO(content), f"/{name}")
+
+
+def versions() -> dict[str, int | None]:
+    """Of the Apps that are deployed: how often each was, which a rollback also counts."""
+    with modal_errors():
+        apps = client().Environment.from_context().apps.list()
+        found = [(app.name, app.info().lifecycle) for app in apps]
+    return {name: at.version for name, at in found if at.state.name == "DEPLOYED"}
 
 
 def web_function(plan: "Deployment") -> "modal.Function[..., Any, Any]":
@@ -133,6 +168,11 @@ def _state(app: str, function: "modal.Function[..., Any, Any]") -> AppState:
         except modal.exception.NotFoundError:
             return AppState(app, deployed=False)
     return AppState(app, True, stats.num_total_runners, stats.backlog)
+
+
+def refuse_missing(app: str) -> None:
+    if app not in versions():
+        raise click.ClickException(f"{app} is not deployed. `voices deploy` does that.")
 
 
 def run_modal(plan: "Deployment", *arguments: str, stdout: int | None = None) -> int:

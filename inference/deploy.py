@@ -1,10 +1,12 @@
 """The App with the GPU: `modal deploy -m inference.deploy`, and what brings its model there.
 
-The wheels of torch 2.11 bring CUDA 13.0 with them. A host needs NVIDIA's driver 580 or newer, and
-nothing else of CUDA. Knows voices by their ids; the registry's App finds it by name.
+The wheels of torch 2.11 bring CUDA 13.0 with them, which is what Modal's driver, 580.95.05, has.
+Our kernels are compiled for the planned GPUs before there is one. Knows voices by their ids; the
+registry's App finds it by name.
 """
 
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
@@ -35,6 +37,8 @@ PACKAGES = (
 WAITING = 32  # speeches that wait for a slot; more are refused
 AT_ONCE = 32  # calls that need no slot
 GRACE_S = 20.0  # at the end, for a thread that still works; Modal gives 30
+TRIAL_TEXT = "Enrol a voice once, speak with it by name."
+BUNDLED = Path(__file__).parent.parent / "cli" / "data" / "alice"  # on whose machine it is run
 TOKEN = "HF_TOKEN"  # as huggingface_hub reads it
 SNAPSHOT = plan.snapshot != "off"
 VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
@@ -65,7 +69,7 @@ app = modal.App(plan.inference_app, include_source=False)
 
 @app.cls(
     image=with_our_files(packages, **offline),
-    gpu=plan.gpu,
+    gpu=list(plan.gpus) if len(plan.gpus) > 1 else plan.gpu,
     cpu=2.0,
     memory=8192,
     region=plan.region,
@@ -86,8 +90,9 @@ class Voices:
     @modal.enter(snap=SNAPSHOT)
     def read(self) -> None:
         """Before `start`, and before a snapshot, where much must not be: `inference.snapshot`."""
-        _, dtype = place()
-        self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype)
+        device, dtype = place()
+        kernels = plan.architectures if SNAPSHOT and device == "cuda" else ()
+        self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype, kernels)
 
     @modal.enter(snap=False)
     async def start(self) -> None:
@@ -143,8 +148,30 @@ def download_model() -> dict[str, Any]:
     return asdict(model_folder.bring(Path(WEIGHTS), plan.model, weights.commit))
 
 
+@app.local_entrypoint()
+def trial(
+    clip: str = "", transcript: str = "", text: str = TRIAL_TEXT, output: str = "output.wav"
+) -> None:
+    """Speak a sentence in the voice of a clip: `modal run -m inference.deploy --clip ref.wav`.
+
+    The App is gone afterwards, and nothing is kept. Without a transcript only the sound of the
+    voice is followed; without a clip it is the bundled one.
+    """
+    from inference.trial import TrialFailed, speak_once, write_wave
+
+    if not clip:
+        clip = str(BUNDLED.with_suffix(".wav"))
+        transcript = BUNDLED.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    try:
+        pcm = speak_once(Voices(), state, Path(clip), transcript or None, text)
+        seconds = write_wave(Path(output), pcm)
+    except (TrialFailed, OSError) as error:
+        raise SystemExit(f"Error: {error}") from error
+    sys.stdout.write(f"Wrote {output}: {seconds:.3f} s.\n")
+
+
 def place() -> tuple[str, str]:
     """Device and dtype, as the plan says; to ask the GPU would spoil the snapshot."""
     if modal.is_local():
         return "cpu", "float32"
-    return "cuda", "float16" if plan.gpu == "T4" else "bfloat16"
+    return "cuda", plan.dtype

@@ -21,6 +21,7 @@ from registry.files import DataDir, ModelRef
 
 INSTALL = "pip install 'voice-registry[inference]'"
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CANNOT_CLONE = re.compile(r"custom-?voice|voice-?design", re.IGNORECASE)  # in a hub id
 HUB_ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]*/[A-Za-z0-9]([\w.-]*\w)?")
 WEIGHTS = ("model.safetensors", "speech_tokenizer/model.safetensors")
 CONFIGS = (
@@ -102,6 +103,10 @@ def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
     if not HUB_ID.fullmatch(name):
         raise ModelUnavailable(
             f"{spec!r} is neither demo, nor a folder here, nor a hub id such as {DEFAULT}."
+        )
+    if CANNOT_CLONE.search(name):
+        raise ModelCannotClone(
+            f"{name} speaks with voices of its own and can't clone one, as {DEFAULT} can."
         )
     if not revision and name in models:
         revision = models[name].revision

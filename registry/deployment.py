@@ -10,7 +10,21 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 PREFIX = "VOICES_DEPLOY_"
-GPUS = ("T4", "L4", "A10", "A100-40GB", "L40S", "H100")
+GPUS = {  # as Modal calls them, with the compute capability of each
+    "T4": (7, 5),
+    "L4": (8, 9),
+    "A10": (8, 6),
+    "A100": (8, 0),
+    "A100-40GB": (8, 0),
+    "A100-80GB": (8, 0),
+    "L40S": (8, 9),
+    "H100": (9, 0),
+    "H200": (9, 0),
+    "B200": (10, 0),
+    "RTX-PRO-6000": (12, 0),
+}
+WITHOUT_BFLOAT16 = (8, 0)  # those below
+NOTHING = {"region": "any", "hf_secret": "none"}  # what is said to have none
 SNAPSHOTS = ("cpu", "gpu", "off")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 REGION = re.compile(r"[a-z0-9-]{2,32}")
@@ -27,11 +41,11 @@ STATE, WEIGHTS, BACKUP = "/state", "/weights", "/backup"  # where containers see
 
 @dataclass(frozen=True)
 class Deployment:
-    """The safe defaults cost nothing while nobody speaks. One T4 is all there ever is."""
+    """The safe defaults cost nothing while nobody speaks. One GPU is all there ever is."""
 
     name: str = "voices"  # a prefix: several deployments can share a workspace
     model: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
-    gpu: str = "T4"
+    gpu: str = "T4"  # or several, of which the first that is free is taken: T4,L4
     region: str | None = None
     min_containers: int = 0  # 1 keeps the GPU, and its bill, running
     scaledown_s: int = 60  # idle seconds before the GPU is given back
@@ -44,7 +58,8 @@ class Deployment:
     def __post_init__(self) -> None:
         self._must(bool(NAME.fullmatch(self.name)), "name", "lower case letters, digits and -")
         self._must(bool(MODEL.fullmatch(self.model)), "model", "a hub id, or demo")
-        self._must(self.gpu in GPUS, "gpu", f"one of {', '.join(GPUS)}")
+        known = set(self.gpus) <= GPUS.keys()
+        self._must(known, "gpu", f"one of {', '.join(GPUS)}, or several with commas")
         self._must(self.snapshot in SNAPSHOTS, "snapshot", f"one of {', '.join(SNAPSHOTS)}")
         regional = self.region is None or bool(REGION.fullmatch(self.region))
         self._must(regional, "region", "a region of Modal's, such as eu or us-east")
@@ -52,6 +67,20 @@ class Deployment:
         self._must(named, "hf_secret", "the name of a secret at Modal, not a token itself")
         for field, (least, most) in BOUNDS.items():
             self._must(least <= getattr(self, field) <= most, field, f"{least} to {most}")
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The first one that is free is taken."""
+        return tuple(self.gpu.split(","))
+
+    @property
+    def architectures(self) -> tuple[tuple[int, int], ...]:
+        return tuple(sorted({GPUS[gpu] for gpu in self.gpus}))
+
+    @property
+    def dtype(self) -> str:
+        """What every one of the GPUs can multiply with."""
+        return "float16" if self.architectures[0] < WITHOUT_BFLOAT16 else "bfloat16"
 
     @property
     def registry_app(self) -> str:
@@ -102,6 +131,10 @@ def deployment(environ: Mapping[str, str]) -> Deployment:
 
 
 def _value(name: str, kind: Any, text: str) -> Any:
+    if name == variable("gpu"):
+        return ",".join(dict.fromkeys(part.strip().upper() for part in text.split(",")))
+    if any(name == variable(field) and text == none for field, none in NOTHING.items()):
+        return None
     if kind is bool:
         if text not in ("0", "1"):
             raise ValueError(f"{name}={text!r}: it must be 0 or 1.")

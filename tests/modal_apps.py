@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpclib import GRPCError, Status
 from modal._serialization import deserialize_data_format, serialize_data_format
 from modal_files import identify
 from modal_proto import api_pb2 as pb
@@ -176,6 +175,7 @@ class Functions(Apps):
     def __init__(self) -> None:
         super().__init__()
         self.images: dict[str, list[pb.Image]] = {}  # the layers by id, the lowest first
+        self.choices: dict[str, list[str]] = {}  # of GPUs, by tag
         self.stats: dict[str, pb.FunctionStats] = {}  # by tag
         self.answers: dict[str, Callable[..., Any]] = {}  # by tag or `Class.method`, to be called
         self._functions: dict[str, tuple[App, pb.Function]] = {}  # by id
@@ -208,13 +208,17 @@ class Functions(Apps):
         return pb.FunctionPrecreateResponse(function_id=function_id, handle_metadata=handle)
 
     def FunctionCreate(self, request: pb.FunctionCreateRequest) -> Message:
-        if not request.HasField("function"):
-            raise GRPCError(Status.UNIMPLEMENTED, "FunctionCreate with a choice of GPUs.")
+        """Of a choice of GPUs, the first is the one that is free."""
+        ranked = [ranked.function for ranked in request.function_data.ranked_functions]
+        function = ranked[0] if ranked else request.function
         function_id = request.existing_function_id
-        self._functions[function_id] = self._apps[request.app_id], request.function
+        self._functions[function_id] = self._apps[request.app_id], function
+        self.choices[function.function_name] = [
+            choice.resources.gpu_config.gpu_type for choice in ranked or [function]
+        ]
         return pb.FunctionCreateResponse(
             function_id=function_id,
-            function=request.function,
+            function=function,
             function_data=self._data(function_id),
             handle_metadata=self._handle(function_id),
         )

@@ -58,6 +58,7 @@ class HostingServer(ModalServer):
         self.hosted: dict[str, Hosted] = {}  # by call
         self.failures: list[pb.GenericResult] = []  # of a container's start or end
         self.ending = False
+        self.mounts: dict[str, Path] = {}  # what a reload of a Volume brings, by its name
 
     def FunctionMap(self, request: pb.FunctionMapRequest) -> Message:
         call_id = identify("fc", "hosted", str(len(self.hosted)))
@@ -140,6 +141,11 @@ class HostingServer(ModalServer):
         return pb.VolumeCommitResponse(skip_reload=True)
 
     def VolumeReload(self, request: pb.VolumeReloadRequest) -> Message:
+        volume = self.volumes.by_id(request.volume_id)
+        for name, content in volume.files.items() if volume.name in self.mounts else ():
+            path = self.mounts[volume.name] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         return Empty()
 
     def _to_stop(self, call: Hosted) -> bool:
@@ -147,8 +153,8 @@ class HostingServer(ModalServer):
 
 
 def start(server: HostingServer, folder: Path, **patched: Any) -> "subprocess.Popen[bytes]":
-    """A container for the class `Voices` of the App that `server` has taken."""
-    app = server.apps["voices-inference"]
+    """A container for the class `Voices` of the App that `server` has taken last."""
+    app = [app for app in server._apps.values() if "Voices.*" in app.function_ids][-1]
     function_id = app.function_ids["Voices.*"]
     arguments = pb.ContainerArguments(
         task_id="ta-1",

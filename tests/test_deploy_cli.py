@@ -16,6 +16,7 @@ from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 
 from cli.deploy import in_words
+from cli.deployed import sources
 from cli.main import cli
 from cli.modal_account import AppState
 from registry.deploy import BACKUPS
@@ -121,9 +122,14 @@ def test_a_dry_run_says_the_cost_and_how_it_was_computed(typed: Typed) -> None:
     assert "$0.0125 for the 60 s" in said
     assert "by estimate $0.0027 per minute of speech" in said
     assert "third-party prices of 2026-08" in said and "not a measurement" in said
+    assert "$0.02 for one request to a GPU that was off" in said and "$30 a month" in said
     kept = typed("--dry-run", "--min-containers", "1", "--region", "eu").stderr
-    assert "$18 a day all the time" in kept and "multiplies all that by 1.5" in kept
+    assert "$27 to $31 a day all the time" in kept and "multiplies by 1.5 to 1.75" in kept
     assert "by estimate" not in typed("--dry-run", "--gpu", "L4").stderr
+    small = typed("--dry-run", "--model", "Qwen/Qwen3-TTS-12Hz-0.6B-Base").stderr
+    assert "by estimate $0.0017 per minute" in small and "11.0 ms" in small
+    assert "by estimate" not in typed("--dry-run", "--model", "demo").stderr
+    assert "about $0.75 to $0.96 an hour" in typed("--dry-run", "--gpu", "T4,L4").stderr
 
 
 def test_options_go_over_variables(typed: Typed) -> None:
@@ -138,6 +144,13 @@ def test_options_go_over_variables(typed: Typed) -> None:
     ("arguments", "variables", "said"),
     [
         (("--gpu", "T5"), {}, "--gpu 'T5': it must be one of T4"),
+        (("--gpu", "t4,T5"), {}, "--gpu 'T4,T5': it must be one of T4"),
+        (("--gpu", "T4:2"), {}, "--gpu 'T4:2': it must be one of T4"),
+        (("--gpu", "T4,"), {}, "--gpu 'T4,': it must be one of T4"),
+        (("--model", "Qwen/Qwen3-TTS-12Hz-1.7B-CustomVoice"), {}, "can't clone one, as Qwen/"),
+        (("--model", "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice"), {}, "can't clone one, as Qwen/"),
+        (("--model", f"Qwen/Qwen3-TTS-12Hz-1.7B-VoiceDesign@{REVISION}"), {}, "can't clone one"),
+        (("--model", f"somebody/qwen3-tts-customvoice@{REVISION}"), {}, "can't clone one"),
         (("--slots", "many"), {}, "--slots 'many': it must be a whole number"),
         (("--speak-limit", "150"), {}, "--speak-limit 150: it must be 10 to 140"),
         (("--scaledown", "1"), {}, "--scaledown 1: it must be 2 to 1200"),
@@ -152,6 +165,8 @@ def test_options_go_over_variables(typed: Typed) -> None:
         ((), {"VOICES_DEPLOY_GPU": "T5"}, "VOICES_DEPLOY_GPU='T5': it must be one of"),
         ((), {"VOICES_DEPLOY_GPUS": "T4"}, "VOICES_DEPLOY_GPUS is not a setting"),
         (("--dry-run", "stop"), {}, "--dry-run are for `voices deploy` alone"),
+        (("--only", "inference", "status"), {}, "--only, --again and --dry-run are for"),
+        (("--only", "gpu"), {}, "'gpu' is not one of 'registry', 'inference'"),
         (("stpo",), {}, "No such command 'stpo'"),
         (("logs", "-f", "--tail", "3"), {}, "--follow begins now"),
         (("logs", "gpu"), {}, "'gpu' is not one of 'registry', 'inference'"),
@@ -163,11 +178,11 @@ def test_what_can_not_be_is_said_before_anything_is_sent(
     assert said in typed(*arguments, code=2, **variables).stderr
 
 
-@pytest.mark.parametrize("verb", [(), ("status",)])
+@pytest.mark.parametrize("verb", [(), ("status",), ("logs",), ("settings",)])
 def test_without_an_account_it_says_how_to_log_in(voices: Voices, verb: tuple[str, ...]) -> None:
     refused = voices(*verb, code=1).stderr
-    assert "Error: Modal lets nobody in from here (Token missing." in refused
-    assert "`modal token new` logs you in." in refused
+    assert "Error: Modal lets nobody in from here (Token missing)." in refused
+    assert refused.count("`modal token new`") == 1 and "logs you in." in refused
 
 
 def test_a_refused_account_creates_nothing(voices: Voices, server: ModalServer) -> None:
@@ -193,6 +208,9 @@ def test_where_nothing_is_deployed_that_is_said(voices: Voices, server: ModalSer
     assert [line.split(maxsplit=1)[1] for line in told] == ["not deployed"] * 2 + ["no model"]
     assert "Nothing of voices is deployed." in voices("stop", **server.environ).stderr
     assert "is not deployed" in voices("warm", code=1, **server.environ).stderr
+    refused = voices("logs", "inference", code=1, **server.environ).stderr
+    assert refused.endswith("Error: voices-inference is not deployed. `voices deploy` does that.\n")
+    assert "No settings of voices are kept" in voices("settings", code=1, **server.environ).stderr
     assert not server.sent("VolumeGetOrCreate")[0].object_creation_type
 
 
@@ -295,7 +313,8 @@ def times_in(text: str) -> str:
 def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer) -> None:
     deployed.volumes["voices-state"].files["mine"] = b"kept"
     downloads = len(deployed.sent("FunctionMap"))
-    done = voices("--no-proxy-auth", "--gpu", "L4", **deployed.environ)
+    done = voices("--no-proxy-auth", "--gpu", "L4", answer="y\n", **deployed.environ)
+    assert "  gpu: T4 → L4\n  proxy-auth: yes → no\nChange voices like that? " in done.stderr
     assert f"voices-weights holds {MODEL['model_id']}@{REVISION}." in done.stderr
     assert f"voices login --no-token {URL}" in done.stderr
     assert not deployed.functions["api"].webhook_config.requires_proxy_auth
@@ -335,7 +354,9 @@ def test_a_secret_that_is_not_there_is_said_by_name(voices: Voices, server: Moda
 
 def test_a_model_that_does_not_come_is_said(voices: Voices, server: ModalServer) -> None:
     server.answers["download_model"] = lambda: put_model(server, revision="0" * 40)
-    assert "The model did not come" in voices("--yes", code=1, **server.environ).stderr
+    said = voices("--yes", code=1, **server.environ).stderr
+    assert "The model did not come: the download ended well, but voices-weights holds" in said
+    assert f"@{'0' * 40}, not {MODEL['model_id']}@{REVISION}." in said
     assert "voices-registry" not in server.apps
 
 
@@ -358,6 +379,162 @@ def test_a_step_that_fails_says_what_is_there(voices: Voices, server: ModalServe
     assert refused.stdout == ""
 
 
+# What is deployed is remembered
+
+
+def deployments(server: ModalServer) -> list[str]:
+    """Of Apps that stay: `modal run` publishes one without a name."""
+    return [publish.name for publish in server.sent("AppPublish") if publish.name]
+
+
+def speaker(server: ModalServer) -> pb.Function:
+    """The class as it is deployed; `modal run` makes others of the same name."""
+    return server._functions[server.apps["voices-inference"].function_ids["Voices.*"]][1]
+
+
+def gpu(server: ModalServer) -> str:
+    return speaker(server).resources.gpu_config.gpu_type
+
+
+SMALL = "Qwen/Qwen3-TTS-12Hz-0.6B-Base"
+SMALL_REVISION = "5d83992436eae1d760afd27aff78a71d676296fc"
+
+
+@pytest.fixture
+def small(voices: Voices, server: ModalServer) -> ModalServer:
+    """The small model on an L4, deployed with options that are not given again."""
+
+    def download() -> None:
+        spec = server.commands(server.functions["download_model"].image_id)
+        revision = SMALL_REVISION if any(SMALL in line for line in spec) else REVISION
+        put_model(
+            server, model_id=SMALL if revision != REVISION else MODEL["model_id"], revision=revision
+        )
+
+    server.answers["download_model"] = download
+    voices("--model", SMALL, "--gpu", "l4", "--slots", "8", "--yes", **server.environ)
+    return server
+
+
+def test_settings_that_are_not_given_stay(voices: Voices, small: ModalServer) -> None:
+    again = voices("--yes", **small.environ).stderr
+    assert "Its settings stay as they are." in again
+    assert again.count("is there as it would be deployed, and goes on.") == 2
+    assert deployments(small) == ["voices-inference", "voices-registry"]
+    assert (
+        f"voices-weights holds {SMALL}@{SMALL_REVISION}." in voices("model", **small.environ).stderr
+    )
+    assert len(deployments(small)) == 2, "its snapshot has the model already"
+    told = voices("status", **small.environ).stdout
+    assert re.search(r"^gpu +L4$", told, re.MULTILINE)
+    assert re.search(rf"^model +{SMALL}@{SMALL_REVISION}$", told, re.MULTILINE)
+    printed = voices("settings", **small.environ).stdout
+    assert "VOICES_DEPLOY_GPU=L4\n" in printed and "VOICES_DEPLOY_SLOTS=8\n" in printed
+    said = voices("--slots", "16", "--yes", **small.environ).stderr
+    assert "  slots: 8 → 16\n" in said and gpu(small) == "L4"
+    assert speaker(small).max_concurrent_inputs == 16 + 64
+
+
+def test_what_changes_is_asked_about_first(voices: Voices, small: ModalServer) -> None:
+    assert "give --yes" in voices("--gpu", "T4", code=2, **small.environ).stderr
+    assert (
+        "Nothing was changed."
+        in voices("--gpu", "T4", code=1, answer="n\n", **small.environ).stderr
+    )
+    assert (gpu(small), len(deployments(small))) == ("L4", 2)
+    variable = {"VOICES_DEPLOY_MODEL": MODEL["model_id"]}
+    changed = voices("--yes", **small.environ, **variable).stderr
+    assert f"  model: {SMALL}@{SMALL_REVISION} → {MODEL['model_id']}@{REVISION}\n" in changed
+    assert "registry.deploy::use_model" in changed and gpu(small) == "L4"
+
+
+def test_a_setting_can_be_taken_back(voices: Voices, server: ModalServer) -> None:
+    given = ("--region", "eu", "--no-proxy-auth", "--hf-secret", "mine")
+    voices(*given, "--yes", **server.environ)
+    back = ("--region", "any", "--proxy-auth", "--hf-secret", "none")
+    said = voices(*back, "--yes", **server.environ).stderr
+    for line in ("region: eu → none", "proxy-auth: no → yes", "hf-secret: mine → none"):
+        assert f"  {line}\n" in said
+    assert not server.functions["Voices.*"].scheduler_placement.regions
+    assert server.functions["api"].webhook_config.requires_proxy_auth
+
+
+def test_another_model_than_the_deployed_one_is_not_downloaded_beside_it(
+    voices: Voices, small: ModalServer
+) -> None:
+    refused = voices("--model", "demo", "model", code=2, **small.environ).stderr
+    assert (
+        f"voices is deployed for {SMALL}@{SMALL_REVISION}: `voices deploy --model demo`" in refused
+    )
+    assert json.loads(small.volumes["voices-weights"].files["model.json"])["model_id"] == SMALL
+
+
+def test_a_deployment_whose_settings_were_not_kept_is_not_guessed(
+    voices: Voices, small: ModalServer
+) -> None:
+    """As an older version of this program left it."""
+    del small.volumes["voices-weights"].files["deployment.json"]
+    for options in ((), ("--gpu", "L4"), ("--model", SMALL)):
+        refused = voices(*options, "--yes", code=2, **small.environ).stderr
+        assert "its settings were not kept" in refused
+    voices("--gpu", "L4", "--model", SMALL, "--yes", **small.environ)
+    assert "Its settings stay as they are." in voices("--yes", **small.environ).stderr
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"settings": 1, "apps": {}}'])
+def test_damaged_settings_are_said(voices: Voices, small: ModalServer, content: bytes) -> None:
+    small.volumes["voices-weights"].files["deployment.json"] = content
+    assert "is damaged. `modal volume rm" in voices("--yes", code=1, **small.environ).stderr
+    assert len(deployments(small)) == 2
+
+
+def test_settings_of_a_newer_program_are_not_dropped(voices: Voices, small: ModalServer) -> None:
+    files = small.volumes["voices-weights"].files
+    kept = json.loads(files["deployment.json"])
+    kept["settings"]["VOICES_DEPLOY_TOMORROW"] = "1"
+    files["deployment.json"] = json.dumps(kept).encode()
+    refused = voices("--yes", code=1, **small.environ).stderr
+    assert "VOICES_DEPLOY_TOMORROW is not a setting" in refused and "newer version" in refused
+
+
+def test_only_what_changed_is_deployed(voices: Voices, server: ModalServer) -> None:
+    assert "--only is for a deployment that is there" in (
+        voices("--only", "registry", "--yes", code=2, **server.environ).stderr
+    )
+    voices(answer="n\n", **server.environ)
+    assert deployments(server) == ["voices-inference", "voices-registry"]
+    voices("model", **server.environ)
+    assert deployments(server)[2:] == ["voices-inference"], "its snapshot was without a model"
+    voices(**server.environ)
+    assert len(deployments(server)) == 3
+    voices("--only", "registry", "--again", **server.environ)
+    assert deployments(server)[3:] == ["voices-registry"]
+    refused = voices("--only", "registry", "--slots", "4", "--yes", code=2, **server.environ).stderr
+    assert "--only deploys an App as it is; slots is for both." in refused
+    server.apps["voices-registry"].versions += 1  # a rollback, or a `modal deploy` by hand
+    voices(**server.environ)
+    assert deployments(server)[4:] == ["voices-registry"]
+
+
+def test_what_decides_whether_an_app_changed_is_what_is_uploaded_for_it(
+    first: tuple[ModalServer, Done],
+) -> None:
+    for tag, inference in (("Voices.*", True), ("api", False)):
+        mounts = first[0].functions[tag].mount_ids
+        uploaded = {
+            name.removeprefix("/root/"): content
+            for name, content in first[0].uploaded(*mounts).items()
+        }
+        assert dict(sources(inference=inference)) == uploaded
+
+
+def test_several_gpus_are_sent_in_their_order(voices: Voices, server: ModalServer) -> None:
+    voices("--gpu", "l4, t4,L4", "--yes", **server.environ)
+    assert server.choices["Voices.*"] == ["L4", "T4"]
+    voices("--gpu", "rtx-pro-6000", "--yes", **server.environ)
+    assert server.choices["Voices.*"] == ["RTX-PRO-6000"]
+
+
 def test_status_counts_without_starting_anything(voices: Voices, deployed: ModalServer) -> None:
     deployed.stats["Voices.*"] = pb.FunctionStats(backlog=2, num_total_tasks=1)
     deployed.requests.clear()
@@ -368,6 +545,7 @@ def test_status_counts_without_starting_anything(voices: Voices, deployed: Modal
         {"name": "voices-registry", "deployed": True, "containers": 0, "waiting": 0},
         {"name": "voices-inference", "deployed": True, "containers": 1, "waiting": 2},
     ]
+    assert told["settings"] | {"gpu": "L4", "slots": "32", "region": "none"} == told["settings"]
     assert in_words(AppState("a", True, 1, 2)) == "deployed, 1 container, 2 waiting"
     assert in_words(AppState("a", True)) == "deployed, no container, 0 waiting"
     assert not deployed.sent("FunctionMap")
@@ -388,7 +566,7 @@ def test_warm_calls_the_gpu_and_waits(voices: Voices, deployed: ModalServer) -> 
     deployed.answers["Voices.status"] = lambda: calls.append("status") or {"error": None}
     said = voices("warm", **deployed.environ).stderr
     assert calls == ["status"]
-    assert "about $0.75 an hour until it has been idle for 60 s" in said
+    assert "about $0.96 an hour until it has been idle for 60 s" in said, "it is an L4 by now"
     deployed.answers["Voices.status"] = lambda: {"state": "failed", "error": "It does not fit."}
     failed = voices("warm", code=1, **deployed.environ).stderr
     assert "It does not fit. `voices deploy logs inference` says more." in failed

@@ -7,18 +7,21 @@ import asyncio
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import modal
+import numpy as np
 import pytest
-from conftest import Enrol
+import soundfile
+from conftest import PYTHON, ROOT, Enrol
 from local_remote import PATIENCE_S, deployed, put_model, until
 from modal_container import HostingServer, start
 from modal_proto import api_pb2 as pb
 from speaking import run
 
-from inference.weights import locate
+from inference.weights import LocatedModel, locate
 from registry.errors import GpuCold, StreamBroken
 from registry.files import DataDir, PromptRef, PromptSource
 from registry.inference_client import Patience, SpeakParams, patience
@@ -140,3 +143,30 @@ def test_a_container_that_is_taken_away_breaks_what_it_spoke(site: Site, enrol: 
     assert site.container is not None
     until(lambda: not site.runs())
     assert site.container.returncode == 0, site.log
+
+
+def trial(*options: str) -> "subprocess.CompletedProcess[str]":
+    line = [PYTHON, "-m", "modal", "run", "-m", "inference.deploy", *options]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE_S)
+
+
+def test_a_sentence_is_tried_without_a_registry(
+    site: Site, located: LocatedModel, tmp_path: Path
+) -> None:
+    (site.folder / "weights" / "model").unlink()
+    put_model(site.folder / "weights", located)
+    site.server.mounts["voices-state"] = site.data.root
+    output = str(tmp_path / "output.wav")
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(trial, "--text", "A short text.", "--output", output)
+        until(lambda: bool(site.server.hosted) or running.done())
+        site.start()
+        done = running.result()
+    assert done.returncode == 0, done.stdout + done.stderr + site.log
+    samples, rate = soundfile.read(output)
+    assert rate == 24_000 and len(samples) > 1920 and np.abs(samples).max() > 0
+    assert f"Wrote {output}: {len(samples) / rate:.3f} s." in done.stdout
+    assert not site.server.volumes["voices-state"].files, "nothing is kept"
+    assert site.end() == 0, site.log
+    refused = trial("--clip", str(tmp_path / "none.wav"))
+    assert refused.returncode == 1 and "none.wav can't be read" in refused.stdout + refused.stderr
