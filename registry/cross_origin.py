@@ -16,6 +16,7 @@ READ = (
     "Retry-After",
     "Server-Timing",
     "X-Audio-Seconds",
+    "X-Audio-Type",
     "X-Fallback",
     "X-Mode",
     "X-Prompt-Cache",
