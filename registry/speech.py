@@ -17,7 +17,7 @@ from anyio import to_thread
 from registry.audible import AudibleChunks
 from registry.encode import Encoder
 from registry.enrol import Enroller
-from registry.errors import PromptBroken, SpeechInaudible
+from registry.errors import ModeUnavailable, PromptBroken, SpeechInaudible
 from registry.files import is_transient
 from registry.inference_client import Description, Inference, SpeakParams, Speech
 from registry.languages import language_named
@@ -96,6 +96,7 @@ class Speaker:
     ) -> T:
         """The same with a voice that was found already, or that is not stored."""
         description = await self._enroller.refuse_other_model(voice)
+        refuse_icl_without_words(voice, params)
         params = in_words_of(description, with_defaults(params, voice))
         begun_s = time.perf_counter()
         spoken = await self._healed(voice, text, params)
@@ -160,6 +161,17 @@ def in_words_of(description: Description, params: SpeakParams) -> SpeakParams:
     if params.language is None:
         return params
     return replace(params, language=language_named(params.language, description.languages))
+
+
+def refuse_icl_without_words(voice: StoredVoice, params: SpeakParams) -> None:
+    """Before a GPU is woken for it; the sentence says who asks for the mode."""
+    asked = params.mode or voice.defaults.mode
+    if asked == "icl" and voice.source.transcript is None:
+        why = "the request asks for" if params.mode else "it speaks in by default"
+        raise ModeUnavailable(
+            f"{voice.row.name!r} has no transcript, so it can't speak in mode icl, which {why}."
+            " Ask for mode auto or xvec, or give it the words of its clip."
+        )
 
 
 def other_takes(params: SpeakParams, first: Speech) -> Iterator[SpeakParams]:

@@ -1,7 +1,9 @@
 """A speech that can't be heard is made again: what its caller gets, and what stays taken."""
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -218,3 +220,21 @@ def test_the_time_for_an_answer_counts_over_all_takes(
     fake.sounds, fake.pace = [SILENCE] * 2, Pace(free=6)
     assert problem(speak(hasty, stream)) == (500, "speech-unfinished")
     assert len(fake.started) == 2 and all(chunks.ended.is_set() for chunks in fake.chunks)
+
+
+def test_icl_without_a_transcript_is_refused_by_who_asks_for_it(
+    client: httpx.Client, store: VoiceStore, fake: FakeInference
+) -> None:
+    voice = add(client, "bob", transcript="<absent>").json()
+    refused = client.post("/speak", json={"voice": "bob", "text": "Hello", "mode": "icl"})
+    assert problem(refused) == (422, "mode-unavailable")
+    assert "which the request asks for" in refused.json()["detail"]
+    with closing(sqlite3.connect(store.data.database)) as database, database:  # as of an old one
+        database.execute("UPDATE voice SET defaults = json_set(defaults, '$.mode', 'icl')")
+    for fields in ({}, {"mode": None}):
+        refused = client.post("/speak", json={"voice": voice["id"], "text": "Hello"} | fields)
+        assert problem(refused) == (422, "mode-unavailable")
+        assert "which it speaks in by default" in refused.json()["detail"]
+    assert fake.started == []
+    reply = client.post("/speak", json={"voice": "bob", "text": "Hello", "mode": "auto"})
+    assert reply.status_code == 200
