@@ -34,6 +34,10 @@ class Server:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
+    def peak_mib(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
+
     def ask(self, method: str, path: str, body: str = "", **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
@@ -98,3 +102,40 @@ def test_every_line_of_the_log_has_its_time(tmp_path: Path) -> None:
 def test_an_ipv6_address_is_a_url(tmp_path: Path) -> None:
     with served(tmp_path / "data", "--no-inference", "--host", "::1") as server:
         assert re.fullmatch(r"http://\[::1\]:\d+", server.url)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("path", ["/voices", "/speak", "/nowhere"])
+def test_a_body_without_end_takes_no_memory(server: Server, path: str) -> None:
+    """Speaks HTTP by hand, and sends 200 MiB whatever the server says meanwhile."""
+    assert server.ask("GET", "/voices")[0] == 200
+    kind = "multipart/form-data; boundary=x" if path == "/voices" else "application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+    part = b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\n'
+    before_mib = server.peak_mib()
+    with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        for _ in range(200):
+            connection.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(12) == (b"HTTP/1.1 404" if path == "/nowhere" else b"HTTP/1.1 413")
+    assert server.peak_mib() - before_mib < 64  # a clip of 20 MiB is kept, and moved once
+
+
+def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
+    form = "multipart/form-data; boundary=x"
+    with served(tmp_path / "data", "--no-inference") as server:
+        for path, kind in (("/voices", form), ("/speak", "application/json")):
+            with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                connection.sendall(f"{head}Content-Length: 1000\r\n\r\n--x\r\n".encode())
+        assert server.ask("GET", "/healthz")[0] == 200
+    assert not [line for line in server.log if "Traceback" in line or "ERROR" in line]
+
+
+def test_what_is_no_http_is_answered_in_plain_text(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+        connection.sendall(b"HELLO\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400") and b"text/plain" in answer
