@@ -66,11 +66,8 @@ def test_headers_and_bytes_are_described(schema: dict) -> None:  # type: ignore[
     assert "X-Prompt-Cache" in found["speak"]["responses"]["200"]["headers"]
     assert "Retry-After" in found["speak"]["responses"]["503"]["headers"]
     assert "Content-Range" in found["read_clip"]["responses"]["206"]["headers"]
-    assert set(found["speak"]["responses"]["200"]["content"]) == {
-        "audio/wav",
-        "audio/flac",
-        "audio/pcm",
-    }
+    kinds = {"audio/wav", "audio/flac", "audio/pcm"}
+    assert kinds <= set(found["speak"]["responses"]["200"]["content"])
     assert "audio/mpeg" in found["read_clip"]["responses"]["200"]["content"]
     form = found["create_voice"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["name", "audio"]
