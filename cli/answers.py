@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -146,7 +146,7 @@ def _is_a(value: object, kind: Shape) -> bool:
 class Spoken:
     """What the headers tell of a speech."""
 
-    voice_id: str
+    voice_id: str | None  # of no enrolled voice
     seed: int
     mode: str
     cache: str
@@ -154,6 +154,7 @@ class Spoken:
     rate: int = 0  # of PCM, in Hz
     retries: int = 0  # how often it could not be heard
     fallback: str = "none"  # the mode that nobody asked for
+    warnings: list[str] = field(default_factory=list)  # of a clip that is not enrolled
 
     @property
     def made_again(self) -> str:
@@ -180,7 +181,7 @@ def spoken(answer: httpx.Response, format: str) -> Spoken:
     length = headers.get("X-Audio-Seconds")
     try:
         return Spoken(
-            voice_id=headers["X-Voice-Id"],
+            voice_id=headers.get("X-Voice-Id"),
             seed=int(headers["X-Seed"]),
             mode=headers["X-Mode"],
             cache=headers["X-Prompt-Cache"],
@@ -188,9 +189,17 @@ def spoken(answer: httpx.Response, format: str) -> Spoken:
             rate=int(rate[1]) if rate else 0,
             retries=int(headers.get("X-Retries", "0")),
             fallback=headers.get("X-Fallback", "none"),
+            warnings=_sentences(headers.get("X-Warnings", "[]")),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise Unexpected(answer, "its headers do not tell of a speech") from error
+
+
+def _sentences(header: str) -> list[str]:
+    found = json.loads(header)
+    if not (isinstance(found, list) and all(isinstance(each, str) for each in found)):
+        raise ValueError(f"{header[:80]!r} is no list of sentences")
+    return found
 
 
 def sound(answer: httpx.Response) -> Iterator[bytes]:

@@ -62,13 +62,21 @@ class Registry:
             yield response
 
     @contextmanager
-    def speech(self, request: dict[str, Any]) -> Iterator[tuple[Spoken, Iterator[bytes]]]:
-        """What /speak answers, to be read as it comes; a GPU that has to start is waited for."""
+    def speech(
+        self, request: dict[str, Any], clip: bytes | None = None
+    ) -> Iterator[tuple[Spoken, Iterator[bytes]]]:
+        """What /speak answers, or with a clip /clone, to be read as it comes.
+
+        A GPU that has to start is waited for.
+        """
+        path, sent = "/speak", {"json": request}
+        if clip is not None:
+            path, sent = "/clone", multipart(request, clip)
         with ExitStack() as answered:
 
             def attempt(wait_s: float) -> httpx.Response:
                 headers = {"Prefer": f"wait={wait_s:.0f}"} | self._in_real_time(request)
-                answer = self.stream("POST", "/speak", json=request, headers=headers)
+                answer = self.stream("POST", path, headers=headers, **sent)
                 return answered.enter_context(answer)
 
             answer = when_ready(attempt)
@@ -80,14 +88,16 @@ class Registry:
         through_modal = at_modal or "Modal-Key" in self._http.headers
         return {"Accept": events.MEDIA_TYPE} if through_modal and request.get("stream") else {}
 
-    def speak(self, request: dict[str, Any], file: BinaryIO) -> tuple[Spoken, float]:
+    def speak(
+        self, request: dict[str, Any], file: BinaryIO, clip: bytes | None = None
+    ) -> tuple[Spoken, float]:
         """The audio into a file, which then tells its length; what came of it, and its seconds.
 
         PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
         """
         format = request["format"]
         streamed = {} if format == "flac" else {"format": "pcm", "stream": True}
-        with self.speech(request | streamed) as (spoken, sound):
+        with self.speech(request | streamed, clip) as (spoken, sound):
             if format == "wav":
                 write_wave(file, sound, spoken.rate)
             else:
@@ -98,8 +108,7 @@ class Registry:
         return spoken, (file.tell() - header) / 2 / spoken.rate
 
     def add(self, form: dict[str, str], clip: bytes) -> dict[str, Any]:
-        files = {"audio": ("clip", clip)}
-        return _voice(self.ask("POST", "/voices", data=form, files=files))
+        return _voice(self.ask("POST", "/voices", **multipart(form, clip)))
 
     def voice(self, name: str) -> dict[str, Any]:
         return _voice(self.ask("GET", voice_path(name)))
@@ -169,6 +178,10 @@ def when_ready(ask: Callable[[float], T]) -> T:
                 say(f"{who}; waiting for it, {most_s:.0f} s at most.")
             asked += 1
             time.sleep(pause_s)
+
+
+def multipart(fields: dict[str, Any], clip: bytes) -> dict[str, Any]:
+    return {"data": fields, "files": {"audio": ("clip", clip)}}
 
 
 def voice_path(reference: str, part: str = "") -> str:

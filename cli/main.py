@@ -25,6 +25,7 @@ from cli.output import (
     report,
     say,
     visible,
+    warn,
 )
 from cli.session import progress, registry
 from cli.verbs import Verbs
@@ -89,8 +90,7 @@ def add(
         enrolled = f"{name} may have been enrolled: `voices show {quoted(name)}` tells."
         with if_interrupted(enrolled), progress(f"Enrolling {name} …"):
             voice = voices.add(form, clip)
-    for warning in voice["warnings"]:
-        say(f"Note: {warning}")
+    warn(voice["warnings"])
     if as_json:
         return print_json(voice)
     say(f"Enrolled {voice['name']}.")

@@ -43,6 +43,12 @@ def say(message: str) -> None:
         click.echo(visible(message), err=True)
 
 
+def warn(warnings: Iterable[str]) -> None:
+    """What a person should know of the clip that they gave."""
+    for warning in warnings:
+        say(f"Note: {warning}")
+
+
 def print_json(value: object) -> None:
     """JSON's own escapes stand for what is not seen, and for what stdout can't encode."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
