@@ -45,7 +45,7 @@ class Waiting:
         """What to tell if a slot is that far away."""
         may_s = self.request.patience_s
         return Overloaded(
-            f"This request has waited {may_s - self.patience_left_s:.3g} s for a slot and would"
+            f"This request has waited {may_s - self.patience_left_s:.1f} s for a slot and would"
             f" wait about {wait_s:.0f} s more, longer than the {may_s:.3g} s that it may."
             " Try again then.",
             max(1.0, round(wait_s, 1)),

@@ -5,11 +5,16 @@ It rather promises too much: who could still be served in time must not be sent 
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heapreplace
 
+from inference.engine.params import BASE_FRAMES
+
 STEPS = 64  # whose pace is taken; before that many there is no forecast
-SHARE = 0.2  # of its frame budget that a speech takes, before any has ended
+LEAD = 10  # frames that a speech of no length has: silence around it
+SHARE = 0.2  # of its budget beyond BASE_FRAMES that a speech takes, before any has ended
+WEIGHT = 600.0  # of that guess, in frames
+KEPT = 0.9  # of what was known, when one more speech has ended
 SURE = 1.5  # times as long as somebody would wait is too long for sure
 
 
@@ -17,7 +22,7 @@ class Forecast:
     def __init__(self) -> None:
         self._steps_s: deque[float] = deque(maxlen=STEPS)
         self._last_s: float | None = None
-        self._share = SHARE
+        self._taken, self._granted = SHARE * WEIGHT, WEIGHT  # frames of late, the last ones most
 
     def step(self, working: bool) -> None:
         """A step begins, and there is something to do in it, or not."""
@@ -27,22 +32,28 @@ class Forecast:
         self._last_s = now_s if working else None
 
     def ended(self, frames: int, budget: int) -> None:
-        self._share += 0.2 * (frames / budget - self._share)
+        self._taken = KEPT * self._taken + max(0, frames - LEAD)
+        self._granted = KEPT * self._granted + budget - BASE_FRAMES
+
+    def frames(self, budget: int) -> float:
+        """That a speech will likely have."""
+        return LEAD + (budget - BASE_FRAMES) * self._taken / self._granted
 
     def line(self, running: Iterable[tuple[int, int]], slots: int) -> "Line":
-        """Of those who run: (frames made, budget)."""
+        """Of those who run: (frames made, budget). One that is overdue may end at any time."""
         step_s = sum(self._steps_s) / STEPS if len(self._steps_s) == STEPS else 0.0
-        left_s = [max(0.0, self._share * budget - made) * step_s for made, budget in running]
-        return Line([*left_s, *[0.0] * (slots - len(left_s))], self._share * step_s)
+        left_s = [max(0.0, self.frames(budget) - made) * step_s for made, budget in running]
+        free_s = [*left_s, *[0.0] * (slots - len(left_s))]
+        return Line(free_s, lambda budget: self.frames(budget) * step_s)
 
 
 class Line:
     """Those who wait, each in turn, before slots that become free one after another."""
 
-    def __init__(self, free_s: list[float], frame_s: float) -> None:
-        """`frame_s`: for each frame of a budget."""
+    def __init__(self, free_s: list[float], takes_s: Callable[[int], float]) -> None:
+        """`takes_s`: how long one with such a budget keeps its slot."""
         heapify(free_s)
-        self._free_s, self._frame_s = free_s, frame_s
+        self._free_s, self._takes_s = free_s, takes_s
 
     @property
     def wait_s(self) -> float:
@@ -54,4 +65,4 @@ class Line:
         return self.wait_s <= SURE * max(0.0, patience_s)
 
     def join(self, budget: int) -> None:
-        heapreplace(self._free_s, self.wait_s + budget * self._frame_s)
+        heapreplace(self._free_s, self.wait_s + self._takes_s(budget))
