@@ -1,5 +1,6 @@
 """The files of voices: conditioned clips to read, prompt files to read and to keep. No torch."""
 
+import os
 import threading
 from typing import Protocol
 
@@ -30,14 +31,14 @@ class VoiceFiles:
         return read_conditioned(self.data.conditioned(source))
 
     def prompt(self, ref: PromptRef) -> bytes:
-        """The file as it is; PromptMissing, or PromptCorrupt if it can't be read at all."""
+        """The file as it is, nothing of what is no file; PromptMissing, or PromptCorrupt."""
+        path = self.data.stored_prompt(ref)
+        if not os.path.lexists(path):
+            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
         try:
-            content = read_stored(self.data.stored_prompt(ref), FILE_LIMIT_BYTES)
+            return read_stored(path, FILE_LIMIT_BYTES)
         except OSError as error:
             raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
-        if not content:
-            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
-        return content
 
     def keep(self, ref: PromptRef, data: bytes) -> None:
         write_atomically(self.data.prompt(ref), data)
