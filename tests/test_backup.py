@@ -26,13 +26,24 @@ import pytest
 from click.testing import CliRunner, Result
 from clips import file, tone
 from fakes import FakeInference
-from faults import FORKS, QuickEnroller, add, client_of, finish, noise, process, quick_app, server
+from faults import (
+    FORKS,
+    QuickEnroller,
+    add,
+    client_of,
+    fill_disk,
+    finish,
+    noise,
+    process,
+    quick_app,
+    server,
+)
 from modal_volume import Cloud
 from serving import serving
 from volume_faults import Site
 
 from cli.main import cli
-from registry import restore
+from registry import backup, restore
 from registry.backup import save_backup, write_backup
 from registry.database import SCHEMA
 from registry.doctor import examine
@@ -495,6 +506,53 @@ def test_a_damaged_database_is_not_saved(full: VoiceStore, tmp_path: Path) -> No
     with pytest.raises(BackupRefused, match="label"):
         save_backup(full, tmp_path / "voices.tar")
     assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".tmp-*"))
+
+
+# Limits
+
+
+def test_too_many_files_are_refused_before_the_work(
+    full: VoiceStore, tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both sides at the same number, which is 6 here."""
+    for most, refused in ((6, False), (5, True)):
+        monkeypatch.setattr(backup, "MOST_FILES", most)
+        monkeypatch.setattr(restore, "MOST_FILES", most)
+        if refused:
+            written = io.BytesIO()
+            with pytest.raises(BackupRefused, match="have 6 files; a backup holds at most 5"):
+                write_backup(full, written)
+            assert b"clips/" not in written.getvalue()
+            assert "more than 5 files" in refusal(tar, tmp_path / "home")
+        else:
+            save_backup(full, tar)
+            assert restored(tar, tmp_path / "there").manifest.voices == 2
+
+
+def test_a_manifest_can_tell_of_the_most_files() -> None:
+    name = f"prompts/voice_{'0' * 32}/{'0' * 64}-{'0' * 16}.safetensors"
+    entry = backup.Entry(sha256="0" * 64, bytes=10**6)
+    few = 1000
+    manifest = backup.Manifest(
+        schema_revision=SCHEMA,
+        created_at="2026-11-22T19:16:33.987Z",
+        voices=few,
+        deleted=0,
+        files={f"{number:06}{name}": entry for number in range(few)},
+        missing=[],
+    )
+    size = len(backup._packed(manifest)) / few
+    assert size * backup.MOST_FILES < (backup.most_bytes("manifest.json") or 0)
+
+
+def test_a_temporary_folder_that_is_too_small_is_named(
+    full: VoiceStore, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    fill_disk(small_disk)
+    with pytest.raises(BackupRefused, match=f"{small_disk} has .* TMPDIR"):
+        save_backup(full, tmp_path / "voices.tar")
+    assert not (tmp_path / "voices.tar").exists()
 
 
 # The swap
