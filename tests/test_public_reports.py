@@ -145,6 +145,33 @@ def test_o1_an_inverted_channel_does_not_take_the_voice_away(
         assert "channel" in enrolled.json()["detail"]
 
 
+# O2: judged by the first bytes, the first track, the exact length
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("o2a-id3-before.flac", SECONDS),
+        ("o2b-second-track-is-the-default.m4a", SECONDS),
+        ("o2c-sixty-seconds.m4a", 60.0),
+    ],
+)
+def test_o2_a_clip_is_more_than_its_first_bytes(
+    url: str, clip: Callable[[str], bytes], name: str, seconds: float
+) -> None:
+    enrolled = add(url, name.partition("-")[0], clip(name))
+    assert enrolled.status_code == 201, enrolled.text
+    assert enrolled.json()["clip"]["duration_s"] == pytest.approx(seconds, abs=0.1)
+
+
+def test_o2_the_default_track_is_the_one_that_is_heard(
+    url: str, clip: Callable[[str], bytes]
+) -> None:
+    enrolled = add(url, "default track", clip("o2b-second-track-is-the-default.m4a"))
+    assert enrolled.status_code == 201, enrolled.text
+    assert float((embedding(url, "default%20track") * embedding(url, "alice")).sum()) >= 0.9
+
+
 # O3: what can't be seen or heard in a text
 
 
@@ -224,6 +251,15 @@ def test_o5_a_name_of_many_bytes_is_no_file_name(url: str, here: Path) -> None:
 
 
 # O6: where it runs
+
+
+def test_o6_it_serves_without_a_home_and_without_a_passwd_entry(tmp_path: Path) -> None:
+    bare = ["unshare", "-U", "--map-user=12345"]
+    if shutil.which("unshare") is None or subprocess.run([*bare, "true"]).returncode:
+        pytest.skip("no user namespace can be made here")
+    environ = ["env", "-i", f"PATH={os.environ['PATH']}", f"VOICES_HOME={tmp_path}"]
+    with serving(tmp_path, *bare, *environ) as url:
+        assert httpx.get(f"{url}/healthz").status_code == 200
 
 
 def test_o6_a_socks_proxy_is_no_traceback(url: str, here: Path) -> None:
