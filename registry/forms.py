@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 TEXT_LIMIT = 64 * 1024
 MEDIA_TYPE = "multipart/form-data"
 CHARSET = "_charset_"  # the field that names the charset of the others (RFC 7578, section 4.6)
+PLAIN = (b"", b"text/plain", b"application/octet-stream", b"application/json")
+AS_UTF8 = "Send it as UTF-8, or declare its charset in the Content-Type of its part."
 AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
 
 M = TypeVar("M", bound=BaseModel)
@@ -42,16 +44,21 @@ class Part:
         return parse_options_header(self.headers.get(header))[1]
 
     def text(self, charset: str | None) -> str:
-        own = self.options(b"content-type").get(b"charset")
-        with_charset = charset if own is None else own.decode("latin-1")
+        kind, options = parse_options_header(self.headers.get(b"content-type"))
+        own = options.get(b"charset")
+        declared = charset if own is None else own.decode("latin-1")
+        if kind not in PLAIN:
+            raise self._refused(f"is sent as {kind[:80].decode('latin-1')}, not as plain text.")
         try:
-            return decode(bytes(self.content), with_charset)
+            text = decode(bytes(self.content), declared)
         except NotText as error:
-            raise FieldInvalid(
-                f"The field {self.name!r} {error}. Send it as UTF-8, or declare its charset in the "
-                "Content-Type of its part.",
-                field=self.name,
-            ) from error
+            raise self._refused(f"{error}. {AS_UTF8}") from error
+        if declared is None and "\0" in text:
+            raise self._refused(f"has zero bytes, as UTF-16 has. {AS_UTF8}")
+        return text
+
+    def _refused(self, why: str) -> FieldInvalid:
+        return FieldInvalid(f"The field {self.name!r} {why}", field=self.name)
 
 
 async def read_form(request: Request, model: type[M]) -> M:

@@ -65,6 +65,8 @@ def test_a_transcript_in_a_declared_charset_is_that_text(
         ('name="transcript"', "\ud83d\ude00".encode("utf-8", "surrogatepass")),
         ('name="transcript"', b"over\xc0\xaflong"),
         ('name="transcript"', CHINESE.encode()[:-1]),
+        ('name="transcript"', "hello there".encode("utf-16le")),
+        ('name="description"; filename="a.txt"', "hello there".encode("utf-16be")),
         (TYPED + "utf-8", CHINESE.encode("gbk")),
         (TYPED + "us-ascii", CHINESE.encode()),
         (TYPED + "utf-16", FRENCH.encode("utf-16le")),
@@ -131,6 +133,14 @@ def test_lines_end_as_in_unix_wherever_they_come_from(client: httpx.Client, sent
         (('name="labels"', b'{"a": "1", "a": "2"}'), "'a' twice"),
         (('name="transcript"\r\nContent-Transfer-Encoding: base64', b"aGk="), "'base64'"),
         (('name="transcript"', b"x" * 70_000), "more than 64 KiB"),
+        (('name="transcript"\r\nContent-Type: application/rtf', b"{\\rtf1 hi}"), "application/rtf"),
+        (
+            (
+                'name="transcript"\r\nContent-Type: multipart/mixed; boundary=y',
+                b"--y\r\n\r\nhi\r\n--y--",
+            ),
+            "sent as multipart/mixed, not as plain text",
+        ),
         (('name="transcript"; filename="a.wav"', CLIP[:5000]), "is not UTF-8"),
     ],
     ids=lambda value: str(value)[:40],
