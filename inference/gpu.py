@@ -21,7 +21,8 @@ def refuse_missing_gpu(device: str) -> None:
         )
     count = gpu_count()
     if count <= int(number or 0):
-        there = f"there are {count} GPUs, from cuda:0 on" if count else "there is no GPU with CUDA"
+        found = ", ".join(f"cuda:{n}" for n in range(count))
+        there = f"there is {found}" if found else "there is no GPU with CUDA"
         raise ModelUnavailable(f"The device {device} can't be used: {there} here.")
 
 
