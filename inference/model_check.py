@@ -1,5 +1,6 @@
 """What `voices doctor` asks of a model: is it the one that the voices were made for? No torch."""
 
+from inference.errors import ModelUnavailable
 from inference.hashes import folder_revision
 from inference.weights import (
     CONFIGS,
@@ -20,7 +21,10 @@ def examine(spec: str, revision: str, data: DataDir, *, read_data: bool) -> list
 
     `revision` is the one that the voices were made for. With `read_data` every byte is read.
     """
-    wanted = parse(spec)
+    try:
+        wanted = parse(spec)
+    except ModelUnavailable:
+        return []  # a folder that was moved away, for example
     path = expected_path(wanted)
     if path is None or not path.is_dir():
         return []

@@ -102,7 +102,8 @@ def refuse_damage(path: Path) -> None:
 
 
 def _page_faults(connection: sqlite3.Connection, path: Path) -> list[str]:
-    said = [row[0] for row in connection.execute("PRAGMA quick_check(1)") if row[0] != "ok"]
+    rows = connection.execute("PRAGMA quick_check(1)").fetchall()
+    said = [row[0].splitlines()[-1] for row in rows if row[0] != "ok"]  # after a heading
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     if path.stat().st_size % page_bytes:
         said.append("its last page is cut short")

@@ -115,7 +115,7 @@ class VoiceStore:
 
     def read_file(self, path: Path) -> bytes:
         """Nothing if there is no such file."""
-        with self._files:
+        with self._files, storage_errors(self.data.root, writing=False):
             return read_stored(path)
 
     def database_bytes(self) -> int:
@@ -137,7 +137,7 @@ class VoiceStore:
         """Store the clip, and what inference reads of it. False if both were there."""
         files = {self.data.clip(source.clip_sha256): upload}
         files[self.data.conditioned(source)] = clip.conditioned_wav
-        with self._files:
+        with self._files, storage_errors(self.data.root, writing=True):
             return any([write_once(path, content) for path, content in files.items()])
 
     def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:

@@ -16,6 +16,7 @@ from serving import serving
 from unprivileged import open_folder, set_modes, unprivileged
 
 from cli.main import cli
+from registry.backup import save_backup
 from registry.doctor import Finding, examine
 from registry.errors import RegistryError, StorageReadOnly, StorageUnreadable
 from registry.files import DataDir, sha256_of
@@ -175,6 +176,24 @@ def test_a_part_that_may_not_be_read_is_named_and_the_rest_goes_on(home: Path) -
     assert (status, "storage-unreadable" in text, clip.name in text) == (503, True, True), text
     assert (said["speak"][0], said["add"][0], said["edit"][0]) == (200, 201, 200)
     assert [clip.name in finding.what for finding in found] == [True]
+
+
+def backed_up(home: Path) -> tuple[type, str]:
+    with closing(VoiceStore(DataDir(home))) as store:
+        try:
+            save_backup(store, home.parent / "voices.tar")
+        except RegistryError as error:
+            return type(error), error.detail
+    return type(None), ""
+
+
+def test_a_backup_is_not_made_of_the_part_that_may_be_read(home: Path) -> None:
+    """Run as the owner it has all: a file that is there is not one that is lost."""
+    clip = DataDir(home).clip(sha256_of(CLIP))
+    clip.chmod(0)
+    kind, said = unprivileged(backed_up, home)
+    assert kind is StorageUnreadable and clip.name in said
+    assert not (home.parent / "voices.tar").exists()
 
 
 def test_a_database_that_is_moved_away_is_said(home: Path) -> None:

@@ -504,7 +504,8 @@ def test_a_config_that_changed_makes_another_model(
 
 
 def test_a_model_that_is_not_here_is_no_fault(data: DataDir, tmp_path: Path) -> None:
-    assert examine(f"{HUB_MODEL}@{COMMIT}", COMMIT, data, read_data=True) == []
+    for source in (f"{HUB_MODEL}@{COMMIT}", str(tmp_path / "gone"), "fake"):
+        assert examine(source, COMMIT, data, read_data=True) == []
 
 
 def test_the_hashes_of_a_model_are_computed_where_they_can_not_be_kept(
