@@ -59,7 +59,13 @@ LONG = "And so it goes on. " * 17  # for a speech that never ends, 1,982 frames
 REF = PromptRef("voice_1", "f" * 64, "5" * 64)
 CONFIG = ServiceConfig(device="cpu", dtype="float32", slots=deploy.plan.slots)
 FAILURES = (modal.exception.Error, OSError)
-TOLD = {"sample_rate": 24_000, "seed": 1, "prompt_cache": "file", "mode": "icl", "timings": {}}
+TOLD = {
+    "sample_rate": 24_000,
+    "seed": 1,
+    "prompt_cache": "file",
+    "mode": "icl",
+    "timings": {"ttfa": 0.1},
+}
 CALL = {"call": "fc-1", "run": "a"}
 BEGIN = {"speech": TOLD, "run": "a"}
 PCM = {"pcm": np.array([1, -1], "<i2").tobytes(), "run": "a"}
@@ -150,7 +156,7 @@ def tell(http: httpx.Client, **body: Any) -> httpx.Response:
 
 def enrol_and_speak(inference: Inference, data: DataDir) -> list[bytes]:
     """A voice through the whole app: spoken in each way, then healed, then refused."""
-    app = create_app(VoiceStore(data), inference, Settings(home=data.root))
+    app = create_app(VoiceStore(data), inference, Settings(home=data.root, trial="off"))
     form = {"name": "ann", "transcript": TRANSCRIPT}
     clip = {"audio": file(make_clip(1, 2.0)[None], 24_000)}
     with serving(app) as http:
@@ -181,7 +187,7 @@ def test_over_http_it_is_as_good_as_local_inference(
 def test_a_damaged_prompt_is_healed_through_it(
     inference: ModalInference, remote: LocalRemote, data: DataDir
 ) -> None:
-    app = create_app(VoiceStore(data), inference, Settings(home=data.root))
+    app = create_app(VoiceStore(data), inference, Settings(home=data.root, trial="off"))
     clip = {"audio": file(make_clip(1, 2.0)[None], 24_000)}
     with serving(app) as http:
         assert http.post("/voices", data={"name": "ann"}, files=clip).status_code == 201
@@ -209,7 +215,7 @@ def test_who_does_not_wait_for_a_cold_gpu_stops_nobody_who_comes_later(
 ) -> None:
     remote = LocalRemote(voices, cold=True)
     inference = made(remote, tmp_path / "weights")
-    app = create_app(VoiceStore(data), inference, Settings(home=data.root))
+    app = create_app(VoiceStore(data), inference, Settings(home=data.root, trial="off"))
     with serving(app) as http:
         for number in range(3):
             cold = enrol_over(http, f"impatient {number}", "0")
@@ -382,7 +388,8 @@ def test_a_speech_that_is_cut_off_is_broken_and_never_asked_for_again(
 def test_a_stream_that_is_cut_off_does_not_look_whole(
     fake: Any, data: DataDir, store: VoiceStore
 ) -> None:
-    remote = Scripted([CALL, BEGIN, PCM])
+    loud = {"pcm": np.tile(np.array([9000, -9000], "<i2"), 1200).tobytes(), "run": "a"}
+    remote = Scripted([CALL, BEGIN, loud])
 
     class Cut(type(fake)):  # type: ignore[misc]
         async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
