@@ -210,6 +210,13 @@ def _refuse_lost(found: str | None, data: DataDir) -> None:
             f"{data.database} is {NO_DATABASE}. Put back a copy of registry.db, or move the folder "
             "away to start anew."
         )
+    if found is None and data.database.exists():
+        with closing(connect(data.database)) as connection:
+            if structure.parts(connection):
+                raise DatabaseLost(
+                    f"{data.database} has tables, but none of a registry: is it another program's? "
+                    "Move it away, or name another data directory."
+                )
 
 
 @contextmanager

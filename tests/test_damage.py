@@ -14,7 +14,7 @@ from serving import serving
 
 from registry import database
 from registry.doctor import examine
-from registry.errors import DatabaseDamaged, RegistryError
+from registry.errors import DatabaseDamaged, DatabaseLost, RegistryError
 from registry.files import DataDir
 from registry.settings import Settings
 from registry.store import VoiceEdit, VoiceStore
@@ -161,3 +161,12 @@ def test_a_large_database_is_opened_without_reading_all_of_it(
         with pytest.raises(RegistryError) as refused:
             store.page(10, None, "", ["key"])
         assert refused.value.code == "database-damaged"
+
+
+def test_the_database_of_another_program_is_left_alone(data: DataDir) -> None:
+    with closing(sqlite3.connect(data.database)) as opened, opened:
+        opened.execute("CREATE TABLE bookmarks (url)")
+    before = data.database.read_bytes()
+    with pytest.raises(DatabaseLost, match="another program"):
+        VoiceStore(data)
+    assert data.database.read_bytes() == before
