@@ -66,7 +66,7 @@ class Queue:
     def behind(self, line: Line) -> Line:
         """Where whoever comes next stands."""
         for waiting in self._waiting:
-            line.join(waiting.budget)
+            line.join(waiting.budget, whole(waiting.positions))
         return line
 
     @property
@@ -96,10 +96,11 @@ class Queue:
         """Who can't have a slot in time, in whatever time it would."""
         hopeless = []
         for waiting in list(self._waiting):
-            if line.serves(waiting.patience_left_s):
-                line.join(waiting.budget)
+            rows = whole(waiting.positions)
+            if line.serves(waiting.patience_left_s, rows):
+                line.join(waiting.budget, rows)
             else:
-                hopeless.append((waiting, line.wait_s))
+                hopeless.append((waiting, line.wait_s(rows)))
                 self._waiting.remove(waiting)
         return hopeless
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from inference.engine.admission import Queue, Waiting
-from inference.engine.cache_rows import CacheRows
+from inference.engine.cache_rows import CacheRows, whole
 from inference.engine.codec import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup, place
 from inference.engine.device import Lane, Mark, on_device
@@ -38,6 +38,7 @@ from inference.engine.weights import Weights
 from inference.errors import Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
+LOOKS = 8  # steps between two looks at who waits in vain
 LOOK_S = 0.0002  # between two looks at it
 CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
@@ -133,9 +134,10 @@ class Engine:
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
             raise Overloaded(reason, self.retry_after_s)
         line = self._queue.behind(self._line())
-        if not line.serves(waiting.patience_left_s):
+        rows = whole(waiting.positions)
+        if not line.serves(waiting.patience_left_s, rows):
             self.counters.refused += 1
-            raise waiting.hopeless(line.wait_s)
+            raise waiting.hopeless(line.wait_s(rows))
         self.counters.submitted += 1
         self._queue.push(waiting)
 
@@ -182,7 +184,7 @@ class Engine:
     @property
     def retry_after_s(self) -> float:
         """A guess at when a request that comes now would get a slot."""
-        return max(1.0, round(self._queue.behind(self._line()).wait_s, 1))
+        return max(1.0, round(self._queue.behind(self._line()).wait_s(whole(1)), 1))
 
     def _admit(self) -> None:
         """Let in who waits; those whose prompts are of like length are prefilled together."""
@@ -191,7 +193,8 @@ class Engine:
         for _, alike in groupby(admitted, key=_grain):
             self._begin(list(alike))
         self._ends += [self._too_late(waiting) for waiting in late]
-        hopeless = self._queue.take_hopeless(self._line()) if self._queue else []
+        due = self._queue and self.counters.steps % LOOKS == 0
+        hopeless = self._queue.take_hopeless(self._line()) if due else []
         for waiting, wait_s in hopeless:
             self.counters.refused += 1
             self._ends.append(Output.of_error(waiting.request, waiting.hopeless(wait_s)))
@@ -304,8 +307,8 @@ class Engine:
 
     def _line(self) -> Line:
         """Before the slots, with nobody in it."""
-        running = [(stream.made, stream.budget) for stream in self._streams]
-        return self._forecast.line(running, self.setup.limits.slots)
+        running = [(s.made, s.budget, len(s.rows)) for s in self._streams]
+        return self._forecast.line(running, len(self._free), self._rows.free)
 
 
 def _grain(waiting: Waiting) -> int:

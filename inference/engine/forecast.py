@@ -6,7 +6,7 @@ It rather promises too much: who could still be served in time must not be sent 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from heapq import heapify, heapreplace
+from heapq import heapify, heappop, heappush
 
 from inference.engine.params import BASE_FRAMES
 
@@ -39,30 +39,46 @@ class Forecast:
         """That a speech will likely have."""
         return LEAD + (budget - BASE_FRAMES) * self._taken / self._granted
 
-    def line(self, running: Iterable[tuple[int, int]], slots: int) -> "Line":
-        """Of those who run: (frames made, budget). One that is overdue may end at any time."""
+    def line(self, running: Iterable[tuple[int, int, int]], slots: int, rows: int) -> "Line":
+        """Before so many free slots and cache rows.
+
+        Of those who run: (frames made, budget, rows). One that is overdue may end at any time.
+        """
         step_s = sum(self._steps_s) / STEPS if len(self._steps_s) == STEPS else 0.0
-        left_s = [max(0.0, self.frames(budget) - made) * step_s for made, budget in running]
-        free_s = [*left_s, *[0.0] * (slots - len(left_s))]
-        return Line(free_s, lambda budget: self.frames(budget) * step_s)
+        ends = [(max(0.0, self.frames(b) - made) * step_s, held) for made, b, held in running]
+        return Line(ends, slots, rows, lambda budget: self.frames(budget) * step_s)
 
 
 class Line:
-    """Those who wait, each in turn, before slots that become free one after another."""
+    """Those who wait, each in turn, before slots and cache rows that become free in time."""
 
-    def __init__(self, free_s: list[float], takes_s: Callable[[int], float]) -> None:
-        """`takes_s`: how long one with such a budget keeps its slot."""
-        heapify(free_s)
-        self._free_s, self._takes_s = free_s, takes_s
+    def __init__(
+        self,
+        ends: list[tuple[float, int]],
+        slots: int,
+        rows: int,
+        takes_s: Callable[[int], float],
+    ) -> None:
+        """`ends`: when so many rows are free, and a slot; `takes_s`: of one with such a budget."""
+        heapify(ends)
+        self._ends, self._slots, self._rows, self._takes_s = ends, slots, rows, takes_s
+        self._now_s = 0.0
 
-    @property
-    def wait_s(self) -> float:
-        """Of whoever comes next."""
-        return self._free_s[0]
+    def wait_s(self, rows: int) -> float:
+        """Of whoever comes next, who needs so many rows."""
+        ends, slots, free, now_s = list(self._ends), self._slots, self._rows, self._now_s
+        while ends and not (slots and free >= rows):
+            now_s, freed = heappop(ends)
+            slots, free = slots + 1, free + freed
+        return now_s
 
-    def serves(self, patience_s: float) -> bool:
-        """Whether the next one may have a slot before its patience is over."""
-        return self.wait_s <= SURE * max(0.0, patience_s)
+    def serves(self, patience_s: float, rows: int) -> bool:
+        """Whether the next one may get in before its patience is over."""
+        return self.wait_s(rows) <= SURE * max(0.0, patience_s)
 
-    def join(self, budget: int) -> None:
-        heapreplace(self._free_s, self.wait_s + self._takes_s(budget))
+    def join(self, budget: int, rows: int) -> None:
+        while self._ends and not (self._slots and self._rows >= rows):
+            self._now_s, freed = heappop(self._ends)
+            self._slots, self._rows = self._slots + 1, self._rows + freed
+        self._slots, self._rows = self._slots - 1, self._rows - rows
+        heappush(self._ends, (self._now_s + self._takes_s(budget), rows))
