@@ -6,7 +6,7 @@ import click
 
 from cli import host
 from cli.input import json_option
-from cli.output import print_json
+from cli.output import print_json, visible
 
 
 @click.command()
@@ -45,7 +45,11 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
             click.echo(f"{name:<15} {value}")
         for finding in findings:
             whose = ", ".join(f"{voice.name} ({voice.id})" for voice in finding.voices)
-            click.echo(f"{finding.severity:<10} {finding.what}{whose and f': {whose}'}")
+            click.echo(visible(f"{finding.severity:<10} {finding.what}{whose and f': {whose}'}"))
+        if not findings:
+            click.echo(
+                f"{'sound':<15} {'all that was read' if read_data else 'all that was found'}"
+            )
     if any(finding.severity not in ("repaired", "foreign") for finding in findings):
         raise SystemExit(1)
 

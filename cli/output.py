@@ -15,6 +15,8 @@ import click
 from cli.folders import real
 
 WIDE = 10_000
+SHORT_ID = 14  # voice_ and 8 digits
+HEADINGS = ("NAME", "MODES", "CLIP", "LABELS", "DESCRIPTION", "ID")
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # which Persian and Hindi are written with
 
@@ -67,19 +69,29 @@ def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
 
 
 def print_table(voices: list[dict[str, Any]]) -> None:
+    """On a terminal names are whole and ids are short; what reads a pipe gets all of both."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("NAME", "MODES", "CLIP", "LABELS", "DESCRIPTION"):
-        table.add_column(heading, overflow="fold")
     rows = [[visible(" ".join(cell.split())) for cell in _table_row(voice)] for voice in voices]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
-    table.add_column("ID", no_wrap=True, overflow="ellipsis")
+    if _width_of(rows) > width:
+        rows = [[*row[:-1], f"{row[-1][:SHORT_ID]}…"] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in HEADINGS:
+        wraps = heading in ("LABELS", "DESCRIPTION")
+        table.add_column(heading, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for row in rows:
         table.add_row(*row)
     Console(markup=False, highlight=False, width=width).print(table)
+
+
+def _width_of(rows: list[list[str]]) -> int:
+    from rich.cells import cell_len
+
+    columns = zip(HEADINGS, *rows, strict=True)
+    return sum(max(map(cell_len, column)) + 3 for column in columns) - 3
 
 
 def _table_row(voice: dict[str, Any]) -> list[str]:
