@@ -68,8 +68,8 @@ def test_damaged_weights_are_said_in_the_answer_and_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
-    damage(folder / weights)
     model = locate(str(folder), DataDir(tmp_path / "hashes"))
+    damage(folder / weights)  # what is damaged before is not even located
     service = InferenceService(store.data, model, ServiceConfig(device="cpu", threads=1))
     inference = LocalInference(lambda: service)
     inference.warm()
