@@ -22,6 +22,7 @@ from registry.files import sha256_of
 SAMPLE_RATE = 24_000
 SAMPLE_BYTES = 4
 REPORT_BYTES = 64 * 1024
+COMPLAINT_BYTES, COMPLAINT_LENGTH = 64 * 1024, 300
 CRASHED = "The clip could not be decoded: reading it crashed, or took too much time or memory."
 PACKAGES = str(Path(__file__).parents[1])
 START = """import sys
@@ -41,6 +42,18 @@ class ClipRefused(ValueError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class DecoderUnavailable(RuntimeError):
+    """The child that opens clips does not start, which is no clip's fault; the message says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a child wrote before it ended, or was ended."""
+
+    stdout: bytes
+    stderr: bytes
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class ReferenceClip:
 def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
     """Decode, check and condition a clip in a child of its own; blocks for `limits.wall_s` at most.
 
-    Raises ClipRefused for anything wrong with the clip, RuntimeError if the child cannot start.
+    Raises ClipRefused for anything wrong with the clip, DecoderUnavailable if there is no child.
     """
     arguments = [str(limits.min_s), str(limits.max_s), str(SAMPLE_RATE)]
     command = [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
@@ -93,14 +106,16 @@ def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
 
 def import_path() -> list[str]:
     """Where this process finds its packages; -I hides what came by PYTHONPATH or a user's site."""
-    return [PACKAGES, *(str(Path(entry).absolute()) for entry in sys.path if entry)]
+    return [PACKAGES, *(entry for entry in sys.path if os.path.isabs(entry))]
 
 
-def understood(answer: bytes) -> tuple[dict[str, Any], bytes]:
+def understood(answer: Answer) -> tuple[dict[str, Any], bytes]:
     """The report and the PCM in a child's answer, whole or cut short; raises as read_clip does."""
-    if not answer.startswith(b"\n"):
-        raise RuntimeError("The decoder does not start; try: python -m registry.decode 1 60 24000")
-    line, _, pcm = answer[1:].partition(b"\n")
+    if not answer.stdout.startswith(b"\n"):
+        raise DecoderUnavailable(
+            f"The program that opens clips does not start: {last_word(answer)}."
+        )
+    line, _, pcm = answer.stdout[1:].partition(b"\n")
     try:
         message: dict[str, Any] = json.loads(line)
     except ValueError:
@@ -110,6 +125,13 @@ def understood(answer: bytes) -> tuple[dict[str, Any], bytes]:
     if len(pcm) != message.pop("samples") * SAMPLE_BYTES:
         raise ClipRefused("audio-undecodable", CRASHED)
     return message, pcm
+
+
+def last_word(answer: Answer) -> str:
+    """The last line of a complaint, where Python names the error; it may come from anywhere."""
+    lines = answer.stderr.decode(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "it did not answer")
+    return "".join(c if c.isprintable() else "?" for c in said[:COMPLAINT_LENGTH]).rstrip(".")
 
 
 def warnings(report: dict[str, Any], damaged_packets: int) -> Iterator[str]:
@@ -129,19 +151,23 @@ def warnings(report: dict[str, Any], damaged_packets: int) -> Iterator[str]:
         yield f"The clip is damaged: {damaged_packets} of its packets were left out."
 
 
-def converse(command: list[str], data: bytes, wall_s: float, most: int) -> bytes:
+def converse(command: list[str], data: bytes, wall_s: float, most: int) -> Answer:
     """Run a program that reads all of `data` before it answers; its answer, at most `most` bytes.
 
     Its whole session is killed once it has answered, or after `wall_s` with its answer cut short.
     """
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    ) as child:
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+    except OSError as error:  # no such interpreter, or no memory, process or descriptor left
+        return Answer(b"", str(error).encode())
+    with child:
         alarm = Timer(wall_s, end_session, [child.pid])
         alarm.start()
         try:
@@ -152,11 +178,13 @@ def converse(command: list[str], data: bytes, wall_s: float, most: int) -> bytes
             end_session(child.pid)
 
 
-def exchange(child: subprocess.Popen[bytes], data: bytes, most: int) -> bytes:
-    assert child.stdin and child.stdout
+def exchange(child: subprocess.Popen[bytes], data: bytes, most: int) -> Answer:
+    assert child.stdin and child.stdout and child.stderr
     with suppress(BrokenPipeError), child.stdin:
         child.stdin.write(data)
-    return child.stdout.read(most)
+    answer = child.stdout.read(most)
+    os.set_blocking(child.stderr.fileno(), False)  # what it says is taken, not waited for
+    return Answer(answer, child.stderr.read(COMPLAINT_BYTES) or b"")
 
 
 def environment() -> dict[str, str]:

@@ -8,9 +8,22 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from registry.audio import ClipLimits, ClipRefused, ReferenceClip, read_clip
+from registry.audio import (
+    ClipLimits,
+    ClipRefused,
+    DecoderUnavailable,
+    ReferenceClip,
+    read_clip,
+)
 from registry.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
-from registry.errors import ClipUnsupported, ClipUnusable, InferenceOff, ModelMismatch, NameTaken
+from registry.errors import (
+    ClipsUnopenable,
+    ClipUnsupported,
+    ClipUnusable,
+    InferenceOff,
+    ModelMismatch,
+    NameTaken,
+)
 from registry.files import PromptRef, PromptSource
 from registry.inference_client import Description, ExtractedPrompt, Inference
 from registry.languages import language_named
@@ -192,3 +205,5 @@ class Enroller:
                 unsupported = refused.code == "audio-unsupported"
                 kind = ClipUnsupported if unsupported else ClipUnusable
                 raise kind(refused.code, str(refused)) from refused
+            except DecoderUnavailable as error:
+                raise ClipsUnopenable(str(error)) from error

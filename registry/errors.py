@@ -9,7 +9,7 @@ RegistryError
 ├── ClipDamaged · VoiceDamaged · SpeechFailed                                      500
 ├── StorageFull · StorageReadOnly                                                  507
 ├── StorageUnreadable · DatabaseDamaged                                            503
-├── InferenceOff · ModelUnavailable · ModelMismatch · Overloaded                   503
+├── InferenceOff · ModelUnavailable · ModelMismatch · Overloaded · ClipsUnopenable 503
 ├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
 ├── StreamBroken 500                     a speech that ended before it should
 ├── SpeechInaudible 500                  made again before a client sees it
@@ -106,6 +106,13 @@ class ClipUnusable(RegistryError):
 
 class ClipUnsupported(ClipUnusable):
     status, title = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This audio format is not supported"
+
+
+class ClipsUnopenable(RegistryError):
+    """The child process that opens clips does not start, whatever the clip."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "decoder-unavailable"
+    title = "This server can't open clips now"
 
 
 class ContentTypeUnsupported(RegistryError):

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from clips import made, tone
 
-from registry.audio import ClipLimits, ClipRefused, converse, read_clip, understood
+from registry.audio import (
+    ClipLimits,
+    ClipRefused,
+    DecoderUnavailable,
+    converse,
+    read_clip,
+    understood,
+)
 
 ROOT = Path(__file__).parents[1]
 LIMITS = ClipLimits()
@@ -203,7 +210,7 @@ def test_the_program_limits_itself_before_it_says_a_word(tmp_path):
 
 def test_the_child_sees_nothing_of_the_servers_environment(monkeypatch):
     monkeypatch.setenv("REGISTRY_SECRET", "canary")
-    answer = converse(python("import os; print(os.environ)"), b"", 10.0, 100_000)
+    answer = converse(python("import os; print(os.environ)"), b"", 10.0, 100_000).stdout
     assert b"OMP_NUM_THREADS" in answer
     assert b"canary" not in answer
 
@@ -231,20 +238,73 @@ def test_a_child_that_ends_badly_is_a_clip_that_cannot_be_decoded(fate):
     assert caught.value.code == "audio-undecodable"
 
 
-def test_a_child_that_cannot_start_is_not_the_clips_fault():
-    answer = converse(python("import no_such_module"), b"clip", 10.0, 1000)
-    with pytest.raises(RuntimeError, match="does not start"):
-        understood(answer)
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (python("import no_such_module"), "ModuleNotFoundError: No module named 'no_such_module'"),
+        (python("import sys; sys.exit('\\x1b[31mno\\n\\n')"), "?[31mno"),
+        (python("import os; os.abort()"), "it did not answer"),
+        (python(f"import sys; sys.stderr.write('x' * 10**7)\n{ENDLESS}"), "x" * 300),
+        (["/no/such/python"], "No such file or directory"),
+        ([""], ""),
+    ],
+)
+def test_a_child_that_cannot_start_is_not_the_clips_fault(command, why):
+    with pytest.raises(DecoderUnavailable, match="The program that opens clips does not") as caught:
+        understood(converse(command, b"clip", 2.0, 1000))
+    assert why in str(caught.value) and len(str(caught.value)) < 400
+
+
+READS = """
+import json, os, sys
+from registry.audio import ClipLimits, read_clip
+data = open(sys.argv[1], "rb").read()
+{before}
+duration_s = read_clip(data, ClipLimits()).duration_s
+os.write(int(sys.argv[2]), str(duration_s).encode())
+"""
+SITE = [path for path in sys.path if path.endswith("-packages")]
+ODD = {
+    "packages on PYTHONPATH alone": ("", {}),
+    "no standard streams": ("for fd in 0, 1, 2: os.close(fd)", {}),
+    "no working directory": ("os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')", {}),
+    "a safe path": ("", {"PYTHONSAFEPATH": "1"}),
+    "a relative path": ("sys.path.insert(0, ''); sys.path.insert(1, 'lib')", {}),
+    "a long TMPDIR": ("", {"TMPDIR": "/" + "t" * 200}),
+    "a TMPDIR that is not ASCII": ("", {"TMPDIR": "/tmp/Zoë"}),
+    "a home that is not there": ("", {"HOME": "/nowhere"}),
+    "bytes that are no text": ("sys.path.append('/\\udcff')", {}),
+    "another locale": ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_the_child_starts_whatever_the_environment(kind, tmp_path):
+    """In an interpreter that has no packages of its own, and no variables but these."""
+    before, variables = ODD[kind]
+    clip = tmp_path / "clip"
+    clip.write_bytes(clips.file(tone(), 24_000))
+    interpreter = os.path.realpath(sys.executable)
+    code = READS.format(before=before)
+    found = {"PYTHONPATH": os.pathsep.join([str(ROOT), *SITE])} | variables
+    reader, writer = os.pipe()
+    with open(reader, "rb") as answer:
+        command = [interpreter, "-c", code, str(clip), str(writer)]
+        done = subprocess.run(
+            command, env=found, cwd=tmp_path, pass_fds=[writer], capture_output=True
+        )
+        os.close(writer)
+        assert answer.read() == b"2.0", done.stderr.decode()
 
 
 @pytest.mark.parametrize("reads", ["", "import sys; sys.stdin.buffer.read(10)\n"])
 def test_a_child_that_stops_reading_is_killed_in_time(reads):
-    assert converse(python(reads + ENDLESS), bytes(1 << 20), 0.5, 1000) == b""
+    assert converse(python(reads + ENDLESS), bytes(1 << 20), 0.5, 1000).stdout == b""
 
 
 def test_an_endless_answer_is_cut_at_its_limit():
     flood = "import sys\nwhile True: sys.stdout.write('x' * 65536)"
-    assert converse(python(flood), b"", 10.0, 100_000) == b"x" * 100_000
+    assert converse(python(flood), b"", 10.0, 100_000).stdout == b"x" * 100_000
 
 
 ORPHAN = "exec 3> {fifo}; (while true; do :; done) {stdout} & echo 1"
@@ -256,7 +316,7 @@ def test_what_a_child_leaves_running_is_killed_with_it(stdout, tmp_path):
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     command = ["sh", "-c", ORPHAN.format(fifo=fifo, stdout=stdout)]  # it starts in no time
-    assert converse(command, b"", 2.0, 1000) == b"1\n"
+    assert converse(command, b"", 2.0, 1000).stdout == b"1\n"
     assert select.select([reader], [], [], 60)[0], "the orphan still holds the other end"
     assert os.read(reader, 1) == b""
     os.close(reader)

@@ -1,9 +1,10 @@
 """Registry, inference and the engine on the tiny checkpoint, together over HTTP."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import resources
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -16,15 +17,14 @@ from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import LocatedModel
 from registry.app import create_app
-from registry.files import DataDir
+from registry.files import DataDir, ModelRef, PromptSource, fingerprint
 from registry.inference_client import LocalInference
 from registry.settings import Settings
 from registry.store import VoiceStore
 
-HUMAN = resources.files("cli.data").joinpath("alice.wav").read_bytes()
 TRANSCRIPT = "the invention"
 CLIPS = {
-    "alice": HUMAN,
+    "alice": file(tone(hz=240), 48_000),
     "bob": file(tone(hz=180), 44_100, "WAV"),
     "carol": muxed(tone(hz=300), 24_000, "mp3", "libmp3lame"),
 }
@@ -47,6 +47,43 @@ def enrolled(data: DataDir, located: LocatedModel) -> Iterator[httpx.Client]:
             created = client.post("/voices", data=form, files={"audio": clip})
             assert created.status_code == 201, created.text
         yield client
+
+
+def made_by_version_1(data: DataDir) -> None:
+    """Give every voice the names that its files had when conditioning was version 1."""
+    with closing(sqlite3.connect(data.database)) as database, database:
+        rows = database.execute(
+            "SELECT voice_id, clip_sha256, transcript, fingerprint, model_id, model_revision"
+            " FROM features JOIN voice_version USING (voice_id)"
+        ).fetchall()
+        for voice_id, clip, transcript, now, model_id, revision in rows:
+            source = PromptSource(voice_id, clip, transcript)
+            old = replace(source, preprocessing="1")
+            then = fingerprint(old, ModelRef(model_id, revision))
+            assert fingerprint(source, ModelRef(model_id, revision)) == now != then
+            if data.conditioned(source).exists():
+                data.conditioned(source).rename(data.conditioned(old))
+            for path in data.prompts(voice_id).glob(f"{now}*"):
+                path.rename(path.with_name(path.name.replace(now, then)))
+            statement = "UPDATE features SET fingerprint = ? WHERE voice_id = ?"
+            database.execute(statement, (then, voice_id))
+
+
+def test_voices_of_the_former_conditioning_are_stale_and_made_anew(
+    enrolled: httpx.Client, data: DataDir, located: LocatedModel
+) -> None:
+    before = say(enrolled, "alice", mode="icl").content
+    made_by_version_1(data)
+    with running(data, located) as client:
+        voice = client.get("/voices/alice").json()
+        assert voice["prompt"]["state"] == "stale"
+        spoken = say(client, "alice", mode="icl")
+        assert spoken.headers["x-prompt-cache"] == "rebuilt"
+        assert spoken.content == before
+        after = client.get("/voices/alice").json()
+        assert after["prompt"]["state"] == "ready"
+        assert (after["id"], after["clip"]) == (voice["id"], voice["clip"])
+        assert say(client, "bob").headers["x-prompt-cache"] == "rebuilt"
 
 
 def say(client: httpx.Client, voice: str, **fields: object) -> httpx.Response:

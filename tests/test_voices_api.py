@@ -1,5 +1,7 @@
 """The voices over HTTP: the real app and database, and a stand-in for the model."""
 
+import sys
+
 import httpx
 import pytest
 from api import CLIP, add, problem
@@ -29,6 +31,18 @@ def test_without_a_transcript_the_voice_is_xvec_and_says_so(client: httpx.Client
     voice = add(client, "bob", transcript="<absent>").json()
     assert voice["modes"] == ["xvec"]
     assert any("x-vector" in warning for warning in voice["warnings"])
+
+
+def test_a_server_that_cannot_open_clips_says_why_and_stores_nothing(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    refused = add(client, "alice")
+    assert problem(refused) == (503, "decoder-unavailable")
+    assert "No such file or directory" in refused.json()["detail"]
+    assert client.get("/voices").json()["data"] == []
+    monkeypatch.undo()
+    assert add(client, "alice").status_code == 201
 
 
 def test_names_are_taken_whatever_their_case_and_width(client: httpx.Client) -> None:
