@@ -247,8 +247,9 @@ def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return b""
-        with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(most_bytes + 1)
+        content = b""
+        while part := os.read(descriptor, most_bytes + 1 - len(content)):
+            content += part
     finally:
         os.close(descriptor)
     return content if len(content) <= most_bytes else b""
