@@ -41,6 +41,7 @@ CLIPS: Codes = {
         "audio-not-finite",
         "audio-too-loud",
     ),
+    503: ("decoder-unavailable",),
 }
 KEPT_CLIPS: Codes = {500: ("reference-corrupt",)}
 KEPT_PROMPTS: Codes = {409: ("prompt-not-ready",)}
