@@ -84,7 +84,7 @@ class Owner:
         return True
 
     def _rename(self, http: httpx.Client, voice: Known) -> bool:
-        name = self.rng.choice(NAMES)
+        name = self.rng.choice([name for name in NAMES if name != voice.name])
         after = replace(voice, name=name, row_version=voice.row_version + 1)
         self.doubt = (voice, after)
         reply = http.patch(f"/voices/{voice.id}", json={"name": name})
