@@ -30,6 +30,7 @@ class ExtractedPrompt:
     frames: int  # of 80 ms; 0 without a transcript
     modes: tuple[str, ...]
     model: ModelRef
+    room: int | None  # tokens of a text that fit into one request in icl; None without it
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,12 @@ class InferenceService:
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
         self._files.keep(ref, data)
         return ExtractedPrompt(
-            ref.fingerprint, ref.sha256, features.frames, features.modes, features.model
+            ref.fingerprint,
+            ref.sha256,
+            features.frames,
+            features.modes,
+            features.model,
+            found.room,
         )
 
     def _ready_extractor(self) -> "Extractor":

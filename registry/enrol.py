@@ -23,6 +23,7 @@ from registry.errors import (
     InferenceOff,
     ModelMismatch,
     NameTaken,
+    TranscriptMismatch,
 )
 from registry.files import PromptRef, PromptSource
 from registry.inference_client import Description, ExtractedPrompt, Inference
@@ -32,7 +33,12 @@ from registry.names import check_name, name_key, new_voice_id
 from registry.rows import NewVoice
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
-from registry.transcript import checked_transcript, refuse_absurd, transcript_warnings
+from registry.transcript import (
+    checked_transcript,
+    refuse_absurd,
+    refuse_crowded,
+    transcript_warnings,
+)
 from registry.trial import LIMIT_S, OPENING, Trial
 
 DECODERS = 2
@@ -88,18 +94,19 @@ class Enroller:
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         await to_thread.run_sync(self._store.keep_clip, source, request.upload, clip)
         prompt = await self._inference.extract_prompt(source)
-        tried = await self._tried(source, prompt, language)
-        new = NewVoice(
-            source=source,
-            name=name,
-            description=request.description,
-            labels=request.labels,
-            defaults=SpeakDefaults(language=language),
-            warnings=[*self.warnings(source, clip), *(tried or [])],
-        )
         try:
+            refuse_crowded(transcript, clip.speech_s, prompt.room)
+            tried = await self._tried(source, prompt, language)
+            new = NewVoice(
+                source=source,
+                name=name,
+                description=request.description,
+                labels=request.labels,
+                defaults=SpeakDefaults(language=language),
+                warnings=[*self.warnings(source, clip), *(tried or [])],
+            )
             return await to_thread.run_sync(self._store.insert, new, request.upload, clip, prompt)
-        except NameTaken:
+        except (NameTaken, TranscriptMismatch):
             await to_thread.run_sync(self._store.drop_prompts, source.voice_id)
             raise
 
@@ -133,6 +140,7 @@ class Enroller:
         source = replace(voice.source, transcript=transcript)
         await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
         prompt = await self._inference.extract_prompt(source)
+        refuse_crowded(transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
         warnings = [*self.warnings(source, clip), *(tried or [])]

@@ -106,6 +106,9 @@ class ExtractedPrompt(Protocol):
     def modes(self) -> tuple[str, ...]: ...
     @property
     def model(self) -> ModelRef: ...
+    @property
+    def room(self) -> int | None:
+        """Tokens of a text that fit into one request in icl; None if that was not said."""
 
 
 class Chunks(Protocol):

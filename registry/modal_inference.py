@@ -105,6 +105,7 @@ class RemotePrompt:
     frames: int
     modes: tuple[str, ...]
     model: ModelRef
+    room: int | None  # a deployment of before does not say
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class ModalInference:
             frames=found["frames"],
             modes=tuple(found["modes"]),
             model=ModelRef(**found["model"]),
+            room=found.get("room"),
         )
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:

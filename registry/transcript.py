@@ -10,6 +10,7 @@ from registry.text import clean_text, has_spaces, spoken_s
 MAX_LENGTH = 2000
 FASTEST, SLOWEST = 1.8, 1 / 3  # times the calm pace: whatever is beyond is rare among people
 ABSURD_FAST, ABSURD_SLOW = 4.0, 0.1
+LEAST_ROOM = 100  # tokens of a few letters each: two sentences
 NO_TRANSCRIPT = (
     "No transcript was given: the voice speaks in x-vector mode, which follows its timbre but not "
     "its manner. Give it the words of its clip for the closer copy."
@@ -40,6 +41,17 @@ def transcript_warnings(transcript: str | None, speech_s: float) -> list[str]:
     if SLOWEST <= pace <= FASTEST:
         return []
     return [f"{_figures(transcript, speech_s, pace)} {_ADVICE}"]
+
+
+def refuse_crowded(transcript: str | None, speech_s: float, room: int | None) -> None:
+    """TranscriptMismatch for words that leave too little room for a text to speak with them."""
+    if transcript is None or room is None or room >= LEAST_ROOM:
+        return
+    raise TranscriptMismatch(
+        f"The transcript has {_size(transcript)} for {speech_s:.1f} s of speech, and leaves room"
+        f" for {room} tokens of text in icl mode, where {LEAST_ROOM} (of a few letters each) are"
+        f" the least. {_ADVICE} Or enrol a shorter clip, or this one without its transcript."
+    )
 
 
 _ADVICE = "Give exactly the words that are heard in the clip, all of them and no others."

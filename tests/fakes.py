@@ -91,6 +91,7 @@ class FakeInference:
     params: list[SpeakParams] = field(default_factory=list)
     extracted: int = 0
     spare: bool = False
+    room: int | None = None
     seen: set[PromptRef] = field(default_factory=set)
     chunks: list[Chunks] = field(default_factory=list)  # of each speech that began
     sounds: list[np.ndarray] = field(default_factory=list)  # of the next speeches, else tones
@@ -119,7 +120,12 @@ class FakeInference:
         sha256 = hashlib.sha256(content).hexdigest()
         write_atomically(self.data.prompt(PromptRef(source.voice_id, key, sha256)), content)
         return SimpleNamespace(
-            fingerprint=key, sha256=sha256, frames=12, modes=("icl", "xvec"), model=self.model
+            fingerprint=key,
+            sha256=sha256,
+            frames=12,
+            modes=("icl", "xvec"),
+            model=self.model,
+            room=self.room,
         )
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:

@@ -61,7 +61,7 @@ def test_codes_tell_clips_apart(extractor: Extractor) -> None:
 
 
 def test_without_a_transcript_the_codec_is_not_asked(extractor: Extractor) -> None:
-    deaf = Extractor(extractor._speaker, None, extractor._mel, extractor._shape)
+    deaf = Extractor(extractor._speaker, None, extractor._mel, extractor._shape, extractor._text)
     clip = make_clip(3, 1.0)
     with_text, without = extractor.extract(clip, TRANSCRIPT), deaf.extract(clip, None)
     assert without.ref_code is None and without.ref_text is None
@@ -104,7 +104,7 @@ class Full(torch.nn.Linear):
 
 def test_a_full_device_is_not_called_a_bad_clip(checkpoint: Path) -> None:
     found = load(checkpoint)
-    full = Extractor(Full(1, 1), found._codec, found._mel, read_shape(checkpoint))
+    full = Extractor(Full(1, 1), found._codec, found._mel, read_shape(checkpoint), found._text)
     with pytest.raises(Overloaded, match="memory"):
         full.extract(make_clip(0, 1.0), None)
 

@@ -12,6 +12,7 @@ from cli.speak import speak
 from inference import errors
 from inference.engine import Engine, Request, Voice
 from inference.engine.params import MAX_TOKENS
+from inference.engine.room import room_beside
 from registry.routes.speak import SpeakRequest
 
 PAGES = ("api", "integrate", "configuration", "engine")
@@ -54,6 +55,23 @@ def test_a_voice_that_leaves_no_room_is_the_cause_that_is_named(engine: Engine) 
     assert "words of its clip alone" in str(refusal(engine, ask(voice, "a")))
     engine.submit(request := ask(voice, "x" * 300, mode="xvec"))
     engine.cancel(request)
+
+
+@pytest.mark.parametrize(("frames", "words"), [(24, 20), (24, 300), (24, 535), (750, 900)])
+def test_the_room_beside_a_voice_is_told_before_anyone_speaks(
+    engine: Engine, frames: int, words: int
+) -> None:
+    voice, room = wordy_voice(engine, words, frames), room_beside(frames, words)
+    engine.submit(request := ask(voice, "x" * room))
+    engine.cancel(request)
+    with pytest.raises(errors.TextTooLong):
+        engine.submit(ask(voice, "x" * (room + 1)))
+
+
+def test_words_that_outlast_the_clip_by_too_much_leave_no_room(engine: Engine) -> None:
+    assert room_beside(24, 536) == 0 == room_beside(24, 3000)
+    with pytest.raises(errors.ModeUnavailable):
+        engine.submit(ask(wordy_voice(engine, 536), "x"))
 
 
 def refusal(engine: Engine, request: Request) -> errors.InferenceError:

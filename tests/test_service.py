@@ -65,7 +65,7 @@ def test_extraction_writes_the_file_that_it_names(
     source = enrol(2)
     found = run(service_factory().extract_prompt(source))
     assert found.fingerprint == fingerprint(source, located.ref) and found.model == located.ref
-    assert (found.frames, found.modes) == (25, ("icl", "xvec"))
+    assert (found.frames, found.modes, found.room) == (25, ("icl", "xvec"), 333)
     assert sha256_of(data.prompt(ref_of(source, found)).read_bytes()) == found.sha256
     assert list(data.leftovers()) == []
 
@@ -89,7 +89,7 @@ def test_a_voice_without_transcript_speaks_xvec_and_refuses_icl(
 
     async def go() -> Speech:
         found = await service.extract_prompt(source)
-        assert (found.frames, found.modes) == (0, ("xvec",))
+        assert (found.frames, found.modes, found.room) == (0, ("xvec",), None)
         with pytest.raises(errors.ModeUnavailable, match="no transcript"):
             await service.speak(ref_of(source, found), TEXT, {"mode": "icl"})
         return await service.speak(ref_of(source, found), TEXT, {"mode": "auto"})

@@ -104,6 +104,22 @@ def test_enrolment_refuses_what_is_absurd_and_keeps_what_is_suspicious(
     assert client.post("/voices/alice/rebuild").json()["warnings"][-1] == warning
 
 
+def test_words_that_leave_no_room_for_a_text_are_refused(
+    client: httpx.Client, store: VoiceStore, fake: FakeInference
+) -> None:
+    fake.room = 99
+    refused = add(client, "alice")
+    assert problem(refused) == (422, "transcript-mismatch")
+    assert "2 words for 2.0 s of speech, and leaves room for 99 tokens" in refused.json()["detail"]
+    assert not list(store.data.root.glob("prompts/*"))
+    fake.room = 100
+    before = add(client, "alice").json()
+    fake.room = 0
+    assert problem(edit(client, {"transcript": OTHER})) == (422, "transcript-mismatch")
+    assert client.get("/voices/alice").json() == before
+    assert add(client, "bob", transcript="<absent>").status_code == 201
+
+
 def test_rebuilding_tells_what_was_not_known_when_the_voice_was_enrolled(
     client: httpx.Client, store: VoiceStore
 ) -> None:

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.engine.qwen import import_qwen_tts
+from inference.engine.room import room_beside
 from inference.engine.shapes import FRAME_SAMPLES, SAMPLE_RATE, ModelShape
 from inference.engine.tensor_file import TensorFile
+from inference.engine.text import PlainText
+from inference.engine.tokenizer import load_tokenizer
 from inference.engine.transfer import Piece, transfer
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
@@ -51,15 +54,18 @@ class Features:
     ref_code: NDArray[np.int16] | None  # (T, 16); None without a transcript
     ref_spk_embedding: NDArray[np.float32]  # (D,)
     ref_text: str | None
+    room: int | None  # tokens of a text that fit into one request in icl
 
 
 class Extractor:
     """The two encoders on a device. Gives bit for bit what qwen_tts gives in float32 on a CPU."""
 
-    def __init__(self, speaker: Any, codec: Any, mel: Any, shape: ModelShape) -> None:
+    def __init__(
+        self, speaker: Any, codec: Any, mel: Any, shape: ModelShape, text: PlainText
+    ) -> None:
         """qwen_tts' Qwen3TTSSpeakerEncoder, Qwen3TTSTokenizerV2Encoder and mel_spectrogram."""
         self._speaker, self._codec, self._mel = speaker, codec, mel
-        self._shape = shape
+        self._shape, self._text = shape, text
         self._device = next(speaker.parameters()).device
 
     @classmethod
@@ -81,7 +87,7 @@ class Extractor:
         speech = TensorFile(folder / "speech_tokenizer" / "model.safetensors")
         pieces = [*_pieces(speaker, main, "speaker_encoder."), *_pieces(codec, speech, "encoder.")]
         transfer(pieces, place)
-        return cls(speaker, codec, mel, shape)
+        return cls(speaker, codec, mel, shape, load_tokenizer(folder))
 
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
         """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
@@ -101,7 +107,10 @@ class Extractor:
             raise ExtractionFailed(f"The encoders failed: {error}") from error
         if not np.isfinite(embedding).all():
             raise ExtractionFailed("The clip's speaker embedding is not finite.")
-        return Features(self._checked(codes), embedding, transcript)
+        room = None
+        if codes is not None:
+            room = room_beside(len(codes), len(self._text.ids(transcript or "")))
+        return Features(self._checked(codes), embedding, transcript, room)
 
     def _embedding(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """(D,). As in qwen_tts the mel spectrogram is made on the CPU."""

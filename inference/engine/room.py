@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
+from inference.engine.config import EngineConfig
 from inference.engine.layout import Composer, Script
 from inference.engine.params import FRAMES_PER_S, MAX_FRAMES, MAX_TOKENS, frame_budget
 from inference.engine.state import Limits
@@ -58,3 +59,11 @@ class Room:
             f" ({frames / FRAMES_PER_S:.1f} s), {limits}, and {self._limits.text:,} for tokens that"
             " outlast the clip"
         )
+
+
+def room_beside(frames: int, words: int) -> int:
+    """The most tokens of a text that a voice leaves, with so many of transcript over its frames.
+
+    The longest clip leaves room for as many frames as there may be, so only text is counted.
+    """
+    return max(0, min(MAX_TOKENS, EngineConfig.text_ahead + frames - words))
