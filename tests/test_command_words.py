@@ -210,7 +210,7 @@ def completed(line: str, **environ: str) -> list[str]:
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, env=os.environ | asked | environ, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    return [offered.removeprefix("plain,") for offered in done.stdout.splitlines()]
+    return [offered.removeprefix("plain,") for offered in done.stdout.split("\n") if offered]
 
 
 def test_a_shell_completes_the_names_of_voices(voices: Voices, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ VERBS = {
     "deploy": Verb(options=("--name", "--model", "--gpu", "--region", "--slots")),
     "deploy logs": Verb((WORDS,)),
     "deploy model": Verb(),
+    "deploy settings": Verb(),
     "deploy status": Verb(),
     "deploy stop": Verb(),
     "deploy warm": Verb(),
