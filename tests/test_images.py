@@ -114,7 +114,9 @@ def test_the_registry_starts_and_enrols_from_what_its_image_has(
 ) -> None:
     hidden = not_in_image(registry.deploy.PACKAGES)
     assert {"torch", "httpx", "uvicorn", "platformdirs"} <= hidden
-    server.answers["Voices.extract_prompt"] = lambda source: {"prompt": PROMPT | {"model": MODEL}}
+    server.answers["Voices.extract_prompt"] = lambda source, until_s: {
+        "prompt": PROMPT | {"model": MODEL}
+    }
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "model.json").write_text(json.dumps(MARKER))
     (tmp_path / "form").write_bytes(form(name="alice"))
