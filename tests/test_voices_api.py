@@ -205,6 +205,7 @@ def test_openapi_describes_every_route_with_an_error_shape(client: httpx.Client)
         "/voices/{voice}/prompt",
         "/voices/{voice}/rebuild",
         "/speak",
+        "/clone",
         "/healthz",
         "/readyz",
     }
