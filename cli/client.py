@@ -1,7 +1,7 @@
 """HTTP to a registry: the server's sentence becomes the command's error. It opens no files."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
@@ -113,9 +113,10 @@ class Registry:
     def voice(self, name: str) -> dict[str, Any]:
         return _voice(self.ask("GET", voice_path(name)))
 
-    def voices(self, search: str, label: str) -> Iterator[dict[str, Any]]:
-        """Every voice, page by page."""
-        query, seen = {"limit": "200", "search": search, "label": label}, 0
+    def voices(self, search: str = "", labels: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """Every voice whose name has `search` in it and that bears all `labels`, page by page."""
+        query: dict[str, Any] = {"limit": "200", "search": search, "label": list(labels)}
+        seen = 0
         while True:
             answer = self.ask("GET", "/voices", params=query)
             page = answers.parsed_json(answer, PAGE)

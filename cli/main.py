@@ -101,14 +101,17 @@ def add(
 @click.option("--search", type=WORDS, default="", help="Only names with this in them, in any case.")
 @click.option(
     "--label",
+    "labels",
     type=WORDS,
-    default="",
+    multiple=True,
     metavar="KEY[=VALUE]",
-    help="Only voices with this label.",
+    help="Only voices with this label; may be repeated.",
 )
 @json_option
 @click.pass_context
-def list_voices(context: click.Context, search: str, label: str, as_json: bool) -> None:
+def list_voices(
+    context: click.Context, search: str, labels: tuple[str, ...], as_json: bool
+) -> None:
     """List the voices.
 
     \b
@@ -116,13 +119,13 @@ def list_voices(context: click.Context, search: str, label: str, as_json: bool) 
       voices list --label use=audiobook
     """
     with registry(context) as voices:
-        found = list(voices.voices(search, label))
+        found = list(voices.voices(search, labels))
     if as_json:
         print_json(found)
     elif found:
         print_table(found)
     else:
-        narrowed = bool(search or label)
+        narrowed = bool(search or labels)
         say("No voice matches." if narrowed else "No voices yet; `voices add --help` says how.")
 
 

@@ -66,6 +66,17 @@ def test_the_whole_path_on_this_machine(voices: Voices, home: Path) -> None:
     assert again.stdout_bytes[44:] == Path("out.wav").read_bytes()[44:]
 
 
+def test_list_shows_the_voices_that_bear_every_label(voices: Voices, remote: httpx.Client) -> None:
+    voices("add", "alice", "ref.wav", "hello there", "--label", "use=test", "--label", "team=a")
+    voices("add", "bob", "ref.wav", "hello there", "--label", "use=test", "--label", "team=b")
+    both = json.loads(voices("list", "--json", "--label", "use=test").stdout)
+    assert [voice["name"] for voice in both] == ["alice", "bob"]
+    one = json.loads(voices("list", "--json", "--label", "use=test", "--label", "team=b").stdout)
+    assert [voice["name"] for voice in one] == ["bob"]
+    none = voices("list", "--label", "team=a", "--label", "team=b")
+    assert none.stderr == "No voice matches.\n"
+
+
 def test_speak_never_overwrites_without_force(voices: Voices, remote: httpx.Client) -> None:
     voices("add", "alice", "ref.wav", "hello there")
     voices("speak", "alice", "Hello")
