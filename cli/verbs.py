@@ -46,6 +46,8 @@ class Verbs(click.Group):
     def main(self, *given: Any, **options: Any) -> Any:
         """As click's, but it ends as cli.exits says."""
         words = given[0] if given else options.get("args") or sys.argv[1:]
+        if any(re.match("-h.", word) for word in words):  # "-hello there" asks for no help
+            options["help_option_names"] = ["--help"]
 
         def run() -> object:
             with hinted(words):

@@ -98,6 +98,7 @@ def test_a_file_of_words_says_its_encoding_or_is_utf_8(voices: Voices, encoding:
         ("\udce9", r"'\\udce9' is not UTF-8 text."),
         ("-5 degrees", "A text that begins with '-' goes after `--`"),
         ("--five degrees", "A text that begins with '-' goes after `--`"),
+        ("-hello there", "A text that begins with '-' goes after `--`"),
     ],
 )
 def test_what_is_no_text_is_said(voices: Voices, given: str, said: str) -> None:
