@@ -62,7 +62,7 @@ def serve(
         if isinstance(inference, LocalInference):
             start_model(store, inference)
         say(f"Voices of {store.data.root}, on {url_of(host, listener.getsockname()[1])}")
-        run_server(settings, store, inference, listener)
+        run_server(settings, store, inference, listener, host)
 
 
 def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
@@ -103,15 +103,22 @@ def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
 
 
 def run_server(
-    settings: "Settings", store: "VoiceStore", inference: "Inference", listener: socket.socket
+    settings: "Settings",
+    store: "VoiceStore",
+    inference: "Inference",
+    listener: socket.socket,
+    host: str,
 ) -> None:
     import uvicorn
 
     from cli.server_log import log_config
     from registry.app import create_app
+    from registry.fences import add_fence
 
+    app = create_app(store, inference, settings)
+    add_fence(app, settings, (host, listener.getsockname()[0]))
     config = uvicorn.Config(
-        create_app(store, inference, settings),
+        app,
         http="h11",  # httptools drops the body of a request that asks for an upgrade
         ws="none",
         log_config=log_config(),

@@ -9,7 +9,9 @@ Codes = Mapping[int, tuple[str, ...]]
 Responses = dict[int | str, dict[str, object]]
 
 ALWAYS: Codes = {
+    403: ("origin-refused",),
     404: ("not-found",),
+    421: ("host-unknown",),
     422: ("request-invalid",),
     500: ("internal-error",),
     503: ("storage-unavailable", "storage-unreadable", "database-damaged"),

@@ -4,6 +4,7 @@ RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
 ├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
 ├── RequestMalformed 400 · PathInvalid 404 · RangeUnsatisfiable 416
+├── OriginRefused 403 · HostUnknown 421  by the fence of `voices serve`, before any route
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · VoiceDamaged · SpeechFailed                                      500
@@ -54,6 +55,30 @@ class RequestMalformed(RegistryError):
 class PathInvalid(RegistryError):
     status, code = HTTPStatus.NOT_FOUND, "not-found"
     title = "There is nothing here"
+
+
+class OriginRefused(RegistryError):
+    """A browser says that a page of another site asks; `origin` is None where it names none."""
+
+    status, code = HTTPStatus.FORBIDDEN, "origin-refused"
+    title = "Pages of other sites may not do this"
+
+    def __init__(self, origin: str | None, method: str) -> None:
+        page = "A page of another site" if origin is None else f"A page of {origin[:80]!r}"
+        super().__init__(
+            f"{page} may not {method[:20]} here. VOICES_ALLOWED_ORIGINS lists the origins that may."
+        )
+
+
+class HostUnknown(RegistryError):
+    status, code = HTTPStatus.MISDIRECTED_REQUEST, "host-unknown"
+    title = "This server has no such name"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"This server is not {host[:80]!r}: it answers to its own address, and to the names "
+            "that VOICES_ALLOWED_HOSTS lists."
+        )
 
 
 class FieldInvalid(RegistryError):

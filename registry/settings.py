@@ -14,6 +14,8 @@ from registry.errors import SettingInvalid
 
 PREFIX = "VOICES_"
 ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
+ANY = "*"
+HOST = r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])"
 CLIENT_VARIABLES = ("VOICES_URL",)
 
 
@@ -88,6 +90,13 @@ class Settings(BaseModel):
         pattern=rf"^(\*|{ORIGIN}(,{ORIGIN})*)?$",
         description="Pages of which browsers may call this server: origins such as "
         "`https://example.org`, with commas between them, or `*`. Default: none.",
+    )
+    allowed_hosts: str = Field(
+        "",
+        pattern=rf"^(\*|{HOST}(,{HOST})*)?$",
+        description="More names by which `voices serve` is reached, with commas between them and "
+        "without ports: `voices.example.org`, `*.example.org` for all below it, or `*`. "
+        "Default: none but loopback and the address it listens on.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the server says on stderr."

@@ -110,7 +110,7 @@ def test_a_body_without_end_takes_no_memory(server: Server, path: str) -> None:
     """Speaks HTTP by hand, and sends 200 MiB whatever the server says meanwhile."""
     assert server.ask("GET", "/voices")[0] == 200
     kind = "multipart/form-data; boundary=x" if path == "/voices" else "application/json"
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     part = b'--x\r\nContent-Disposition: form-data; name="audio"\r\n\r\n'
     before_mib = server.peak_mib()
     with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
     with served(tmp_path / "data", "--no-inference") as server:
         for path, kind in (("/voices", form), ("/speak", "application/json")):
             with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
-                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
                 connection.sendall(f"{head}Content-Length: 1000\r\n\r\n--x\r\n".encode())
         assert server.ask("GET", "/healthz")[0] == 200
     assert not [line for line in server.log if "Traceback" in line or "ERROR" in line]
