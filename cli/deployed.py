@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from registry.deployment import Deployment
 
 FILE = "deployment.json"
-OF_INFERENCE = (("inference", ("**/*.py", "**/*.cu", "demo/**/*")),)
+OF_INFERENCE = (("inference", ("**/*.py", "**/*.cu")),)
 SHARED = ("__init__.py", "deployment.py", "files.py")  # of the registry, in the GPU's image
 OF_REGISTRY = (("registry", ("**/*.py",)), ("migrations", ("**/*.py",)))
 
@@ -97,14 +97,18 @@ def digest(plan: "Deployment", app: str, model: Mapping[str, Any] | None) -> str
 
 def sources(*, inference: bool) -> Iterator[tuple[str, bytes]]:
     """Every file of ours in the App's image, by its path there."""
+    from inference.weights import DEMO_FILES, DEMO_FOLDER
+
+    demo = account.SOURCES / "inference" / DEMO_FOLDER.name
     found = {
         path
         for package, patterns in (OF_INFERENCE if inference else OF_REGISTRY)
         for pattern in patterns
         for path in (account.SOURCES / package).glob(pattern)
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and demo not in path.parents
     }
     if inference:
+        found |= {demo / name for name in DEMO_FILES}
         found |= {account.SOURCES / "registry" / name for name in SHARED}
     for path in sorted(found):
         yield _name(path), path.read_bytes()

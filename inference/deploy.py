@@ -19,6 +19,7 @@ from inference import model_folder, snapshot
 from inference.remote import Item, Remote
 from inference.results import ServiceConfig
 from inference.voice_files import VolumeFiles
+from inference.weights import DEMO_FILES
 from registry.deployment import STATE, WEIGHTS, deployment
 from registry.files import DataDir
 
@@ -44,12 +45,16 @@ SNAPSHOT = plan.snapshot != "off"
 VOLUME_FAILURES = (modal.exception.Error, RuntimeError, OSError)
 
 
+# Of the demo model the files that it has, for others may lie in its folder.
+OF_DEMO = ("!demo/**", *(f"demo/{name}" for name in DEMO_FILES))
+OURS = modal.FilePatternMatcher("**/*.py", "**/*.cu", *OF_DEMO)
+
+
 def with_our_files(image: modal.Image, **environ: str) -> modal.Image:
     """The last layers: what changes most often, and only what runs here."""
-    code = ~modal.FilePatternMatcher("**/*.py", "**/*.cu", "demo/**")
     shared = ~modal.FilePatternMatcher("__init__.py", "deployment.py", "files.py")
     image = image.env(plan.environ() | environ)
-    return image.add_local_python_source("inference", ignore=code).add_local_python_source(
+    return image.add_local_python_source("inference", ignore=~OURS).add_local_python_source(
         "registry", ignore=shared
     )
 

@@ -33,6 +33,7 @@ CONFIGS = (
     "speech_tokenizer/config.json",
     "speech_tokenizer/preprocessor_config.json",
 )
+DEMO_FILES = ("preprocessor_config.json", *CONFIGS, *WEIGHTS)
 FETCHED = ("*.json", "*.txt", *WEIGHTS)
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +24,15 @@ from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 from speaking import run, run_python
 
+from cli import modal_account
+from cli.deployed import sources
 from inference import deploy, errors
 from inference.model_folder import MARKER, bring, marked
 from inference.remote import Failure, Item, to_pcm
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.voice_files import VolumeFiles
-from inference.weights import LocatedModel, locate
+from inference.weights import DEMO_FILES, LocatedModel, locate
 from registry.encode import to_int16
 from registry.files import DataDir, PromptRef, PromptSource
 
@@ -504,12 +507,53 @@ def test_only_who_downloads_the_model_may_write_it(sent: ModalServer) -> None:
 def test_our_files_are_all_that_is_uploaded_and_come_last(sent: ModalServer) -> None:
     ours = {f"/root/registry/{name}.py" for name in ("__init__", "deployment", "files")}
     folder = ROOT / "inference"
-    demo = [path for path in (folder / "demo").rglob("*") if path.is_file()]
+    demo = [folder / "demo" / name for name in DEMO_FILES]
     sources = [*folder.rglob("*.py"), *folder.rglob("*.cu"), *demo]
     ours |= {f"/root/{path.relative_to(ROOT).as_posix()}" for path in sources}
     assert "/root/inference/engine/kernels.cu" in ours
     for function in sent.functions.values():
         assert set(sent.uploaded(*function.mount_ids)) == ours
+
+
+STRAY = (
+    "notes.txt",
+    ".env",
+    "alice.wav",
+    "config.json.orig",
+    "secret.json",
+    "code.py",
+    "kernels.cu",
+    "speech_tokenizer/notes.txt",
+    "speech_tokenizer/code.py",
+    "backup/model.safetensors",
+    "checkpoints/1/config.json",
+)
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_what_else_lies_beside_the_demo_model_is_not_uploaded(name: str) -> None:
+    assert not deploy.OURS(Path("demo", name))
+
+
+def test_the_demo_model_is_uploaded_whole_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent, and what is hashed to see whether it must be sent again, are the same."""
+    listed = subprocess.run(["git", "ls-files", "inference/demo"], cwd=ROOT, capture_output=True)
+    if listed.stdout:
+        assert {f"inference/demo/{n}" for n in DEMO_FILES} == {*listed.stdout.decode().split()}
+    assert all(deploy.OURS(Path("demo", name)) for name in DEMO_FILES)
+    for name in (*DEMO_FILES, *STRAY):
+        path = tmp_path / "inference" / "demo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    for name in ("__init__.py", "deployment.py", "files.py"):
+        path = tmp_path / "registry" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(modal_account, "SOURCES", tmp_path)
+    hashed = {name for name, _ in sources(inference=True) if name.startswith("inference/")}
+    assert hashed == {f"inference/demo/{name}" for name in DEMO_FILES}
 
 
 def test_the_image_is_pinned_and_its_largest_layer_comes_first(sent: ModalServer) -> None:
