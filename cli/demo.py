@@ -71,14 +71,17 @@ def empty(home: Path) -> None:
     """Start afresh, but only in a folder that a demo made."""
     import shutil
 
+    from registry import private
+    from registry.files import make_folder
+
     if home.exists() and any(home.iterdir()) and not (home / MARKER).exists():
         raise click.ClickException(
             f"{home} holds something that is not a demo's. Name another folder with --home."
         )
     if home.exists():
         shutil.rmtree(home)
-    home.mkdir(parents=True)
-    (home / MARKER).touch()
+    make_folder(home)
+    private.touch(home / MARKER)
 
 
 def enrol(voices: "Registry", name: str) -> None:

@@ -11,7 +11,11 @@ from cli.output import print_json, visible
 
 @click.command()
 @click.option("--read-data", is_flag=True, help="Read every file and compare its sha256.")
-@click.option("--repair", is_flag=True, help="Mend what can be mended without loss.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Mend what can be mended without loss, and close what is open to others.",
+)
 @json_option
 @click.pass_context
 def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool) -> None:
@@ -27,6 +31,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
 
     from inference.model_check import examine as model_faults
     from registry.doctor import Finding, examine, model_in_use, summary
+    from registry.exposure import examine_modes
     from registry.files import DataDir
 
     host.refuse_remote(context)
@@ -37,6 +42,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
         if all(finding.severity != "loss" for finding in findings) and (used := model_in_use(data)):
             faults = model_faults(*used, data, read_data=read_data)
             findings += [Finding("model", fault) for fault in faults]
+        findings += examine_modes(data, repair=repair)
     about = summary(data) | machine()
     if as_json:
         print_json(about | {"findings": [asdict(finding) for finding in findings]})

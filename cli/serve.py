@@ -57,6 +57,7 @@ def serve(
     off = "off" if no_inference else None
     settings = load_settings(model=model, device=device, inference=off)
     store = open_store(settings)
+    tell_if_open(store)
     inference = make_inference(settings, store)
     with listen(host, port) as listener:
         if isinstance(inference, LocalInference):
@@ -71,6 +72,17 @@ def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
             f"{host} is reachable from other machines, and this server asks nobody for a key: "
             "whoever reaches it can enrol and delete voices. If that is what you want, "
             "give --insecure-no-auth."
+        )
+
+
+def tell_if_open(store: "VoiceStore") -> None:
+    """Nothing that is there is closed unasked: someone may have opened it on purpose."""
+    from registry import private
+
+    if all(map(private.is_open, (store.data.root, store.data.database))):
+        say(
+            f"Note: others on this machine can read the voices in {store.data.root}. "
+            "`voices doctor --repair` closes them."
         )
 
 

@@ -25,6 +25,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from sqlmodel import Session, col, func, select
 
+from registry import private
 from registry.database import Database, schema_revision
 from registry.errors import BackupRefused
 from registry.files import TMP_PREFIX, DataDir, PromptRef, sha256_of, sync_folder
@@ -129,7 +130,7 @@ def save_backup(store: VoiceStore, target: Path) -> Manifest:
     target = target.resolve()
     part = target.with_name(f"{TMP_PREFIX}{secrets.token_hex(8)}")
     try:
-        with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+        with open(part, "xb", opener=private.opener) as out:
             manifest = write_backup(store, out)
             out.flush()
             os.fsync(out.fileno())
@@ -215,7 +216,11 @@ def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
 def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Entry:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = file.seek(0, os.SEEK_END), 0o600, int(time.time())
+    member.size, member.mode, member.mtime = (
+        file.seek(0, os.SEEK_END),
+        private.FILE,
+        int(time.time()),
+    )
     file.seek(0)
     tar.addfile(member, file)
     return Entry(sha256=digest, bytes=member.size)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlmodel import Session, create_engine
 
-from registry import structure
+from registry import private, structure
 from registry.errors import DatabaseDamaged, DatabaseLost, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
 from registry.storage_errors import damaged, storage_errors
@@ -177,6 +177,7 @@ def migrate(data: DataDir) -> None:
         _refuse_lost(found, data)
         if found is not None:
             _back_up(data, found)
+        private.touch(data.database)
         _upgrade(data.database)
 
 
@@ -222,7 +223,7 @@ def _refuse_lost(found: str | None, data: DataDir) -> None:
 @contextmanager
 def _migration_lock(data: DataDir) -> Iterator[None]:
     make_folder(data.database.parent)
-    with open(data.database.parent / "migrate.lock", "w") as lock:
+    with open(data.database.parent / "migrate.lock", "w", opener=private.opener) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -231,6 +232,7 @@ def _back_up(data: DataDir, revision: str) -> None:
     make_folder(data.backups)
     target = data.backups / f"registry-before-{SCHEMA}-from-{revision}.db"
     target.unlink(missing_ok=True)
+    private.touch(target)
     with closing(connect(data.database)) as connection:
         # As bytes, for a path need not be UTF-8.
         connection.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(target),))

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 
+from registry import private
+
 PROMPT_FORMAT = "1"
 PREPROCESSING = "2"
 TMP_PREFIX = ".tmp-"
@@ -211,7 +213,7 @@ def make_folder(path: Path) -> None:
     if path.is_dir():
         return
     make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    private.make(path, exist_ok=True)
     sync_folder(path.parent)
 
 
@@ -223,7 +225,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     make_folder(path.parent)
     temporary = path.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=private.opener) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

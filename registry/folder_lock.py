@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from registry import private
 from registry.errors import FolderInUse
 
 
@@ -40,7 +41,7 @@ def own_folder(root: Path) -> Iterator[None]:
 
 def _make(root: Path) -> bool:
     try:
-        root.mkdir()
+        private.make(root)
     except FileExistsError:
         return False
     return True

@@ -11,14 +11,14 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy.exc import DatabaseError
 
-from registry import structure
+from registry import private, structure
 from registry.backup import (
     DATABASE,
     MANIFEST,
@@ -122,9 +122,9 @@ def _parts(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
 
 
 def _unpack(file: BinaryIO, name: str, size: int, target: Path) -> Entry:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     digest = hashlib.sha256()
-    with open(target, "xb") as out:
+    with open(target, "xb", opener=private.opener) as out:
         for part in _parts(file, name, size):
             digest.update(part)
             out.write(part)
@@ -235,7 +235,7 @@ def _refuse_small_disk(file: BinaryIO, folder: Path) -> None:
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """Removed on leaving, if it is still itself: after a swap, the name is another folder's."""
-    path.mkdir()
+    private.make(path)
     made = path.stat().st_ino
     try:
         yield path
@@ -248,15 +248,21 @@ def _swap(new: Path, home: Path) -> Path | None:
     """One rename either way, so at no moment there is nothing, or half of something, at `home`."""
     before = None
     if any(home.iterdir()):
-        shutil.copymode(home, new)
         _exchange(new, home)
         sync_folder(home.parent)
         before = _beside(home, "before-restore", utc_now().replace(":", ""))
+        _close(new)
         os.rename(new, before)
     else:
         os.rename(new, home)
     sync_folder(home.parent)
     return before
+
+
+def _close(folder: Path) -> None:
+    """What was there before holds voices, too: nobody else gets past its first folder."""
+    with suppress(PermissionError):  # another account's, which is its own to close
+        folder.chmod(private.FOLDER)
 
 
 def _exchange(one: Path, other: Path) -> None:

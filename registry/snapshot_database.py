@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sqlmodel import Session
 
+from registry import private
 from registry.database import Database
 from registry.errors import DatabaseLost, StorageUnavailable
 from registry.snapshots import (
@@ -104,6 +105,7 @@ class SnapshotDatabase(Database):
         with self._queued(), self._turn:
             number, base = self._claimed(), self._base
             draft = self._local / "draft.db"
+            private.touch(draft)
             shutil.copyfile(self._file(base), draft)
             published = False
             try:

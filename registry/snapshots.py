@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from registry import private
 from registry.errors import DatabaseLost
 from registry.files import TMP_PREFIX, make_folder, sync_folder
 
@@ -136,6 +137,7 @@ class Shelf:
 
     def fetch(self, snapshot: Snapshot, target: Path) -> None:
         with self._mount.gate:
+            private.touch(target)
             shutil.copyfile(self._folder / snapshot.name, target)
 
     def publish(self, source: Path, snapshot: Snapshot, base: Snapshot) -> None:
@@ -198,7 +200,7 @@ def _copy(source: Path, target: Path) -> None:
     make_folder(target.parent)
     temporary = target.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
     try:
-        with open(source, "rb") as original, open(temporary, "xb") as made:
+        with open(source, "rb") as original, open(temporary, "xb", opener=private.opener) as made:
             shutil.copyfileobj(original, made)
             made.flush()
             os.fsync(made.fileno())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from pathlib import Path
 
+from registry import private
 from registry.audio import ReferenceClip
 from registry.database import Database, migrate, refuse_damage
 from registry.edits import VoiceEdit, apply, refuse_stale
@@ -125,6 +126,7 @@ class VoiceStore:
 
     def copy_database(self, target: Path) -> None:
         """All rows as of one moment, in a new file."""
+        private.touch(target)
         with self._db.read() as session, closing(sqlite3.connect(target)) as copy:
             source = session.connection().connection.driver_connection
             assert isinstance(source, sqlite3.Connection)

@@ -87,6 +87,7 @@ class Entry:
 
     content: bytes | None = None
     mtime_ns: int = field(default=0, compare=False)
+    mode: int | None = field(default=None, compare=False)  # None: as the umask has it
 
 
 class Cloud:
@@ -234,7 +235,8 @@ class Mount:
             name = path.relative_to(self.path).as_posix()
             with suppress(FileNotFoundError):
                 content = None if path.is_dir() else path.read_bytes()
-                yield name, Entry(content, path.stat().st_mtime_ns)
+                status = path.stat()
+                yield name, Entry(content, status.st_mtime_ns, status.st_mode & 0o777)
 
     def _reload(self, complaint: str) -> None:
         self.container.point("reload.before")
@@ -258,6 +260,8 @@ class Mount:
             if entry.content is not None:
                 path.write_bytes(entry.content)
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
+            if entry.mode is not None:
+                path.chmod(entry.mode)
         for source, target in ((self.path, old), (new, self.path)):
             for top in list(source.iterdir()):
                 top.rename(target / top.name)

@@ -39,13 +39,13 @@ def home() -> Iterator[Path]:
 
 
 def readable_only(home: Path) -> None:
-    set_modes(home, 0o555, 0o444)
+    set_modes(home, 0o500, 0o400)
 
 
 def no_new_files(home: Path) -> None:
     """The journal is gone, as after another journal mode, and can't be made."""
     (home / "registry.db-journal").unlink(missing_ok=True)
-    set_modes(home, 0o555, 0o666)
+    set_modes(home, 0o500, 0o600)
 
 
 def as_restored(home: Path) -> None:
