@@ -56,7 +56,7 @@ def _audio(media_type: str) -> str:
 
 
 # What a row must be, to be shown: rows are believed no more than requests.
-STORED = ConfigDict(strict=True, allow_inf_nan=False)
+STORED = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 VoiceId = Annotated[str, StringConstraints(pattern=r"^voice_[0-9a-f]{32}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 StoredName = Annotated[PlainText, StringConstraints(min_length=1, max_length=256)]
@@ -190,7 +190,9 @@ class ModelInUse(SQLModel, table=True):
 class SpeakDefaults(BaseModel):
     """What a voice speaks with when a request doesn't say otherwise."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+    )
 
     language: PlainText | None = Documented(
         None, max_length=32, description="A language of the model, or null: found from the text."

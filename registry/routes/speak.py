@@ -71,7 +71,9 @@ def audio(headers: Mapping[str, str]) -> of.Responses:
 class SpeechRequest(BaseModel):
     """What to say, and how; not in whose voice."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     text: str = Field(
         description="Up to 333 tokens of the model, of a few letters each: some 800 characters of"

@@ -78,7 +78,7 @@ Transcript = Annotated[
 
 
 class EnrolmentForm(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(examples=["alice"])
     audio: ReferenceAudio
@@ -100,7 +100,9 @@ class VoicePatch(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"description": "A calm narrator."}]}
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={"examples": [{"description": "A calm narrator."}]},
     )
 
     name: str | None = None
