@@ -93,7 +93,7 @@ def url_of(host: str, port: int) -> str:
 def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
@@ -121,20 +121,21 @@ def run_server(
     listener: socket.socket,
     host: str,
 ) -> None:
-    import uvicorn
-
+    from cli.http_server import Limits, Server, config, raise_descriptors
     from cli.server_log import log_config
     from registry.app import create_app
     from registry.fences import add_fence
 
-    app = create_app(store, inference, settings)
+    connections = min(settings.max_connections, raise_descriptors() // 2)
+    limits = Limits(connections, settings.header_timeout_s, settings.body_timeout_s)
+    requests = min(settings.max_requests, connections * 3 // 4)
+    app = create_app(store, inference, settings.model_copy(update={"max_requests": requests}))
     add_fence(app, settings, (host, listener.getsockname()[0]))
-    config = uvicorn.Config(
+    served = config(
         app,
-        http="h11",  # httptools drops the body of a request that asks for an upgrade
-        ws="none",
+        limits,
         log_config=log_config(),
         log_level=settings.log_level,
         timeout_graceful_shutdown=GRACEFUL_STOP_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(served).run(sockets=[listener])

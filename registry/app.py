@@ -10,6 +10,7 @@ from registry.clone import Cloner
 from registry.cross_origin import allow_origins
 from registry.enrol import Enroller
 from registry.inference_client import Inference
+from registry.limits import BodyDeadline, RequestLimit
 from registry.requests import MIB, BodyLimit, HeadAsGet
 from registry.routes import clone, docs, health, speak, voices
 from registry.services import Services
@@ -48,7 +49,11 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     )
     app.state.services = Services(settings, store, inference, enroller, speaker, cloner)
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
+    app.add_middleware(
+        BodyDeadline, grace_s=settings.body_timeout_s, upload_limit=settings.max_clip_mib * MIB
+    )
     app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestLimit, most=settings.max_requests)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app)

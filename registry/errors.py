@@ -3,7 +3,7 @@
 RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
 ├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
-├── RequestMalformed 400 · PathInvalid 404 · RangeUnsatisfiable 416
+├── RequestMalformed 400 · PathInvalid 404 · BodyTooSlow 408 · RangeUnsatisfiable 416
 ├── OriginRefused 403 · HostUnknown 421  by the fence of `voices serve`, before any route
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
@@ -11,7 +11,7 @@ RegistryError
 ├── StorageFull · StorageReadOnly                                                  507
 ├── StorageUnreadable · DatabaseDamaged                                            503
 ├── InferenceOff · ModelUnavailable · ModelMismatch · Overloaded · ClipsUnopenable 503
-├── StorageUnavailable · GpuCold · InferenceUnreachable 503         try again
+├── ServerBusy · StorageUnavailable · GpuCold · InferenceUnreachable 503           try again
 ├── StreamBroken 500                     a speech that ended before it should
 ├── SpeechInaudible 500                  made again before a client sees it
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
@@ -79,6 +79,16 @@ class HostUnknown(RegistryError):
             f"This server is not {host[:80]!r}: it answers to its own address, and to the names "
             "that VOICES_ALLOWED_HOSTS lists."
         )
+
+
+class BodyTooSlow(RegistryError):
+    """The rest of the body may still come, and would be taken for the next request."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "body-too-slow"
+    title = "The body came too slowly"
+
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}
 
 
 class FieldInvalid(RegistryError):
@@ -267,6 +277,12 @@ class Overloaded(RegistryError):
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class ServerBusy(Overloaded):
+    """Not the model but the server has too much to do; the request was not looked at."""
+
+    code, title = "server-busy", "The server answers too many requests"
 
 
 class GpuCold(Overloaded):

@@ -58,7 +58,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = RawHeaders(scope=scope)
-        limit = self._limit(headers)
+        limit = body_limit(headers, self._upload_limit)
         announced = headers.get("content-length", "")
         read = int(announced) if announced.isdecimal() and int(announced) > limit else 0
 
@@ -73,9 +73,10 @@ class BodyLimit:
 
         await self._app(scope, counted, send)
 
-    def _limit(self, headers: RawHeaders) -> int:
-        is_form = headers.get("content-type", "").lower().startswith("multipart/")
-        return self._upload_limit + FORM_OVERHEAD if is_form else JSON_LIMIT
+
+def body_limit(headers: RawHeaders, upload_limit: int) -> int:
+    is_form = headers.get("content-type", "").lower().startswith("multipart/")
+    return upload_limit + FORM_OVERHEAD if is_form else JSON_LIMIT
 
 
 def _too_large(limit: int) -> str:

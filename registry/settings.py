@@ -85,6 +85,34 @@ class Settings(BaseModel):
         le=5000,
         description="The longest text of one request, in characters; the model may take less.",
     )
+    max_connections: int = Field(
+        1024,
+        ge=16,
+        le=4096,
+        description="Open connections of `voices serve`, at most half of its descriptors. One more "
+        "closes the one that has waited longest for a request.",
+    )
+    max_requests: int = Field(
+        512,
+        ge=1,
+        le=4096,
+        description="Requests that are answered at once; more get a 503. `voices serve` keeps a "
+        "quarter of its connections free of them.",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="How long the head of a request may take until `voices serve` closes the "
+        "connection.",
+    )
+    body_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="How long a body may take, on top of its size at 50 KiB/s: one that is sent "
+        "gets a 408, the reader of an answer is left.",
+    )
     allowed_origins: str = Field(
         "",
         pattern=rf"^(\*|{ORIGIN}(,{ORIGIN})*)?$",

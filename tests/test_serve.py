@@ -49,10 +49,15 @@ class Server:
 
 
 @contextmanager
-def served(home: Path, *options: str) -> Iterator[Server]:
+def served(
+    home: Path, *options: str, descriptors: int | None = None, **settings: object
+) -> Iterator[Server]:
     """Its log is whole once the block is left."""
     words = [PYTHON, "-m", "cli.main", "serve", "--port", "0", *options]
-    environ = os.environ | {"VOICES_HOME": str(home)}
+    if descriptors is not None:
+        words = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *words]
+    named = {f"VOICES_{name.upper()}": str(value) for name, value in settings.items()}
+    environ = os.environ | {"VOICES_HOME": str(home)} | named
     process = subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""

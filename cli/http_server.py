@@ -1,0 +1,190 @@
+"""uvicorn for clients of every kind: who sends no request, or reads no answer, is left in time.
+
+There are fewer connections than the process has descriptors, so that accepting one does not fail.
+Where all are in use, the one that has waited longest for a request makes room for the next. It
+knows nothing of the app behind it.
+"""
+
+import asyncio
+import resource
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+BACKLOG = 128
+AT_ONCE = 8  # connections accepted in one turn of the loop; it closes one three turns later
+DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
+BYTES_PER_S = 50 * 1024
+OUT_OF_RESOURCES = "socket.accept() out of system resource"
+
+
+class Seldom:
+    """True when it is first asked, and then once a minute."""
+
+    def __init__(self) -> None:
+        self._next_s = float("-inf")
+
+    def __call__(self) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + 60
+        return True
+
+
+class Alarm:
+    """Calls back once, unless it is stopped before."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._handle: asyncio.TimerHandle | None = None
+
+    def is_set(self) -> bool:
+        return self._handle is not None
+
+    def set(self, after_s: float) -> None:
+        self.stop()
+        self._handle = asyncio.get_running_loop().call_later(after_s, self._ring)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _ring(self) -> None:
+        self._handle = None
+        self._callback()
+
+
+@dataclass
+class Limits:
+    """What the connections of one server share: how many they are, and who waits for a request."""
+
+    connections: int
+    header_s: float = 10.0
+    body_s: float = 60.0  # for an answer to be read, and its size at BYTES_PER_S on top
+    waiting: dict["Connection", None] = field(default_factory=dict)  # for longest first
+    may_tell: Seldom = field(default_factory=Seldom)
+
+
+class Connection(H11Protocol):
+    """One client: a head in time, room among the others, an answer that is read in time."""
+
+    def __init__(self, *args: Any, limits: Limits, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._limits = limits
+        self._head_alarm = Alarm(self._leave)
+        self._read_alarm = Alarm(self._abandon)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._make_room()
+        self._limits.waiting[self] = None
+        self._head_alarm.set(self._limits.header_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limits.waiting.pop(self, None)
+        self._head_alarm.stop()
+        self._read_alarm.stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_answering():
+            self._limits.waiting.pop(self, None)
+            self._head_alarm.stop()
+        elif not self._head_alarm.is_set():
+            self._head_alarm.set(self._limits.header_s)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_answering():
+            self._limits.waiting[self] = None
+            if self.conn.their_state is h11.SEND_BODY:  # nobody wants the rest of it
+                self._head_alarm.set(self._limits.header_s)
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # the rubbish comes after an answer to the same request
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_alarm.stop()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._read_alarm.set(self._limits.body_s + unread / BYTES_PER_S)
+
+    def _make_room(self) -> None:
+        """Close what has waited longest and has nothing left to read, else this one."""
+        if self._limits.may_tell():
+            most = self._limits.connections
+            self.logger.warning("All %d connections are in use; those that wait make room.", most)
+        idle = (c for c in self._limits.waiting if not c.transport.get_write_buffer_size())
+        found = next(idle, self)
+        self._limits.waiting.pop(found, None)
+        found.transport.abort()
+
+    def _leave(self) -> None:
+        self.transport.close()
+
+    def _abandon(self) -> None:
+        """A transport that is closing stays open until its reader has taken everything."""
+        if self.flow.write_paused or self.transport.is_closing():
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Accepts few connections at a time, so that closing others keeps up with it."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(quietly_out_of_resources())
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # asyncio has one figure for this and for AT_ONCE
+
+
+def config(app: Any, limits: Limits, **options: Any) -> uvicorn.Config:
+    protocol = cast(type[asyncio.Protocol], partial(Connection, limits=limits))
+    # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
+    return uvicorn.Config(app, http=protocol, ws="none", backlog=AT_ONCE, **options)
+
+
+def quietly_out_of_resources() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """asyncio says for each connection that it can't accept why not; once a minute is enough."""
+    may_tell = Seldom()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if context.get("message") != OUT_OF_RESOURCES or may_tell():
+            loop.default_exception_handler(context)
+
+    return handle
+
+
+def raise_descriptors() -> int:
+    """Lift the soft limit to the hard one, within reason; how many descriptors there are now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return DESCRIPTORS if soft == resource.RLIM_INFINITY else soft

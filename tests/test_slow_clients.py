@@ -1,0 +1,325 @@
+"""Clients that say nothing, or say or read it slowly: each is left in time, and others are served.
+
+Every server is a process of its own with few descriptors, and every client a socket.
+"""
+
+import json
+import re
+import resource
+import select
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON
+from test_serve import Server, served
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cli.http_server import Connection, raise_descriptors
+
+FEW = 256
+NEVER_S = 3600
+ALIVE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+JSON = b"Host: localhost\r\nContent-Type: application/json\r\n"
+FORM = b"Host: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(128))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def descriptors() -> Iterator[None]:
+    """The clients are all in this process."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_descriptors()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.fixture
+def clients() -> Iterator[Callable[..., socket.socket]]:
+    """Opens connections that stay open for as long as the test."""
+    with ExitStack() as held:
+
+        def connect(server: Server, said: bytes = b"") -> socket.socket:
+            connection = socket.create_connection(("127.0.0.1", server.port), 60)
+            held.enter_context(connection)
+            connection.sendall(said)
+            return connection
+
+        yield connect
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Leaves a head after 1 s, and a body 1 s after what its size takes."""
+    home = tmp_path_factory.mktemp("hasty") / "data"
+    soon = {"header_timeout_s": 1, "body_timeout_s": 1}
+    with served(home, "--no-inference", descriptors=FEW, **soon) as server:
+        yield server
+    assert not [line for line in server.log if "Traceback" in line or "ERROR" in line]
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Server]:
+    """Leaves nobody by the clock."""
+    never = {"header_timeout_s": NEVER_S, "body_timeout_s": NEVER_S}
+    home = tmp_path / "data"
+    with served(home, "--no-inference", descriptors=FEW, max_requests=2, **never) as server:
+        yield server
+    log = "\n".join(server.log)
+    assert len(log) < 100_000 and "Traceback" not in log and "out of system resource" not in log
+
+
+def alive(server: Server) -> bool:
+    return server.ask("GET", "/healthz") == (200, b'{"status":"ok"}')
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that the server says until it closes the connection; 60 s without a word are an error."""
+    said = b""
+    try:
+        while part := connection.recv(65536):
+            said += part
+    except ConnectionResetError:
+        pass
+    return said
+
+
+def trickle(connection: socket.socket, byte: bytes) -> bytes:
+    """Sends the byte again and again until the server closes, and returns what it said."""
+    said = b""
+    for _ in range(2000):
+        try:
+            if select.select([connection], [], [], 0.02)[0]:
+                part = connection.recv(65536)
+                if not part:
+                    return said
+                said += part
+            connection.send(byte)
+        except (ConnectionResetError, BrokenPipeError):
+            return said
+    raise AssertionError("the server takes bytes without end")
+
+
+def is_open(connection: socket.socket) -> bool:
+    return not select.select([connection], [], [], 0)[0]
+
+
+def answer(connection: socket.socket) -> bytes:
+    """One answer with a Content-Length."""
+    said = b""
+    while b"\r\n\r\n" not in said:
+        said += connection.recv(1)
+    size = int(re.findall(rb"content-length: (\d+)", said)[0])
+    while size:
+        part = connection.recv(size)
+        said, size = said + part, size - len(part)
+    return said
+
+
+# ------------------------------------------------------------------ many at once
+
+
+@pytest.mark.parametrize("said", [b"", b"G", HALF, b"POST /speak HTTP/1.1\r\n"])
+def test_half_open_connections_make_nobody_deaf(
+    patient: Server, clients: Callable[..., socket.socket], said: bytes
+) -> None:
+    held = [clients(patient, said) for _ in range(300)]
+    assert alive(patient)
+    assert not is_open(held[0]) and is_open(held[-1])  # who waited longest made room
+
+
+def test_idle_connections_make_room(patient: Server, clients: Callable[..., socket.socket]) -> None:
+    for _ in range(300):
+        assert answer(clients(patient, ALIVE)).startswith(b"HTTP/1.1 200")
+    assert alive(patient)
+
+
+def test_a_request_is_never_closed_to_make_room(
+    patient: Server, clients: Callable[..., socket.socket]
+) -> None:
+    sending = clients(patient, b"POST /speak HTTP/1.1\r\n" + JSON + b"Content-Length: 2\r\n\r\n{")
+    for _ in range(300):
+        clients(patient, HALF)
+    assert alive(patient)
+    sending.sendall(b"}")
+    assert answer(sending).startswith(b"HTTP/1.1 422")
+
+
+def test_those_that_come_and_go_leave_nothing(patient: Server) -> None:
+    for how in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR) * 100:
+        with socket.create_connection(("127.0.0.1", patient.port), 60) as connection:
+            connection.sendall(HALF)
+            connection.shutdown(how)
+    assert alive(patient)
+
+
+def test_more_requests_than_are_answered_at_once_are_told_when_to_come_back(
+    patient: Server, clients: Callable[..., socket.socket]
+) -> None:
+    unsent = (
+        b"POST /speak HTTP/1.1\r\n"
+        + JSON
+        + b"Expect: 100-continue\r\n"
+        + b"Content-Length: 2\r\n\r\n"
+    )
+    first, second = clients(patient, unsent), clients(patient, unsent)
+    for sending in (first, second):
+        assert sending.recv(100).startswith(b"HTTP/1.1 100")  # both are being answered
+    refused = clients(patient, b"GET /voices HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head, _, body = answer(refused).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in head.lower()
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["code"] == "server-busy"
+    assert alive(patient)
+    first.sendall(b"{}")
+    assert answer(first).startswith(b"HTTP/1.1 422")
+    refused.sendall(
+        b"GET /voices HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )  # its connection is still good
+    assert answer(refused).startswith(b"HTTP/1.1 200")
+
+
+# ------------------------------------------------------------------ one that is slow
+
+
+@pytest.mark.parametrize("said", [b"", b"G", b"GET / HTTP/1.1", HALF, ALIVE[:-2], b"SSH-2.0-x\r\n"])
+def test_a_head_that_does_not_end_is_left(
+    hasty: Server, clients: Callable[..., socket.socket], said: bytes
+) -> None:
+    assert rest(clients(hasty, said)) == b""
+
+
+def test_a_head_that_comes_byte_by_byte_is_left(
+    hasty: Server, clients: Callable[..., socket.socket]
+) -> None:
+    assert trickle(clients(hasty, HALF), b"a") == b""
+
+
+def test_the_second_head_of_a_connection_has_its_time_too(
+    hasty: Server, clients: Callable[..., socket.socket]
+) -> None:
+    connection = clients(hasty, ALIVE)
+    assert answer(connection).startswith(b"HTTP/1.1 200")
+    assert trickle(clients(hasty, HALF), b"a") == b""
+    assert rest(connection) == b""
+
+
+def test_a_request_with_half_of_the_next_is_answered_then_left(
+    hasty: Server, clients: Callable[..., socket.socket]
+) -> None:
+    said = trickle(clients(hasty, ALIVE + HALF), b"a")
+    assert said.startswith(b"HTTP/1.1 200") and said.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "byte"),
+    [
+        (b"POST /speak HTTP/1.1\r\n" + JSON + b"Content-Length: 100\r\n\r\n", b""),
+        (b"POST /speak HTTP/1.1\r\n" + JSON + b"Content-Length: 9000\r\n\r\n", b" "),
+        (b"POST /speak HTTP/1.1\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"PATCH /voices/a HTTP/1.1\r\n" + JSON + b"Content-Length: 9000\r\n\r\n{", b" "),
+        (b"POST /voices HTTP/1.1\r\n" + FORM + b"Content-Length: 9000\r\n\r\n", b""),
+        (b"POST /clone HTTP/1.1\r\n" + FORM + b"Content-Length: 9000\r\n\r\n--x\r\n", b""),
+    ],
+)
+def test_a_body_that_does_not_end_is_refused(
+    hasty: Server, clients: Callable[..., socket.socket], head: bytes, byte: bytes
+) -> None:
+    connection = clients(hasty, head)
+    said = trickle(connection, byte) if byte else rest(connection)
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408") and b"connection: close" in head.lower()
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (408, "body-too-slow")
+
+
+def test_a_body_that_nobody_wants_is_not_taken_for_ever(
+    hasty: Server, clients: Callable[..., socket.socket]
+) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert trickle(clients(hasty, head), b"1\r\n \r\n").startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize("said", [TLS_HELLO, b"\0" * 100, b"HELLO\r\n\r\n"])
+def test_what_is_no_http_is_closed_at_once(
+    patient: Server, clients: Callable[..., socket.socket], said: bytes
+) -> None:
+    assert rest(clients(patient, said)).startswith(b"HTTP/1.1 400")
+    answered = rest(clients(patient, ALIVE + said))  # pipelined
+    assert answered.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 400" in answered
+
+
+def test_rubbish_in_a_body_that_nobody_wants_closes_the_connection(
+    hasty: Server, clients: Callable[..., socket.socket]
+) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    connection = clients(hasty, head)
+    assert answer(connection).startswith(b"HTTP/1.1 404")
+    connection.sendall(b"no chunk\r\n")
+    assert rest(connection) == b""
+
+
+def test_who_reads_no_answer_is_left(tmp_path: Path, clients: Callable[..., socket.socket]) -> None:
+    """It asks for more than the buffers of both sides hold, and so keeps one request going."""
+    limits = {"max_requests": 1, "body_timeout_s": 1, "log_level": "warning"}
+    with served(tmp_path / "data", "--no-inference", descriptors=FEW, **limits) as server:
+        reader = clients(server)
+        reader.settimeout(1)
+        asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+        with pytest.raises(TimeoutError):  # neither side reads
+            while True:
+                reader.sendall(asked)
+        statuses = {server.ask("GET", "/voices")[0]}
+        while 200 not in statuses:
+            statuses.add(server.ask("GET", "/voices")[0])
+    assert not [line for line in server.log if "Traceback" in line]
+
+
+# ------------------------------------------------------------------ the process
+
+
+def test_the_soft_limit_of_descriptors_is_lifted() -> None:
+    script = "from cli.http_server import raise_descriptors as lift; print(lift(), lift())"
+    limited = f"ulimit -n 500 && ulimit -S -n 100 && {PYTHON} -c '{script}'"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["500", "500"]
+
+
+OUT_OF_DESCRIPTORS = """
+import socket
+from cli.http_server import Limits, Server, config
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+Server(config(app, Limits(connections=1000), lifespan="off")).run(sockets=[listener])
+"""
+
+
+def test_running_out_of_descriptors_is_said_once(clients: Callable[..., socket.socket]) -> None:
+    """More connections are let in than there are descriptors, which `voices serve` never does."""
+    words = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", PYTHON, "-c", OUT_OF_DESCRIPTORS]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    server = Server(process, f"http://127.0.0.1:{process.stdout.readline().strip()}")
+    held = [clients(server, HALF) for _ in range(100)]
+    assert process.stderr is not None
+    while "out of system resource" not in (line := process.stderr.readline()):
+        assert line, "the server ended"
+    for connection in held:
+        connection.close()
+    assert server.ask("GET", "/")[0] == 204
+    process.terminate()
+    assert "out of system resource" not in process.communicate(timeout=60)[1]
+
+
+def test_what_is_overridden_of_uvicorn_is_there() -> None:
+    """None of it is promised: a release that renames a part of it must not pass unseen."""
+    own = {name for name, value in vars(Connection).items() if callable(value)}
+    named = {name for name in own if not name.startswith("_")}
+    assert named and all(callable(getattr(H11Protocol, name, None)) for name in named)
