@@ -4,7 +4,7 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from pydantic import Field as Documented
 from sqlalchemy import (
     JSON,
@@ -18,6 +18,8 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from registry.invisible import is_invisible
+
 Mode = Literal["auto", "icl", "xvec"]
 
 
@@ -30,6 +32,14 @@ def _plain(value: str) -> str:
     return value
 
 
+def _seen(key: object) -> object:
+    """What a pattern refuses, too; but of these characters it could only say that it does."""
+    for character in key if isinstance(key, str) else "":
+        if is_invisible(character):
+            raise ValueError(f"holds U+{ord(character):04X}, which nobody sees")
+    return key
+
+
 def _few(labels: dict[str, str]) -> dict[str, str]:
     if len(labels) > MAX_LABELS:
         raise ValueError(f"has {len(labels)} labels; the limit is {MAX_LABELS}")
@@ -38,7 +48,9 @@ def _few(labels: dict[str, str]) -> dict[str, str]:
 
 MAX_LABELS = 32
 PlainText = Annotated[str, AfterValidator(_plain)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), BeforeValidator(_seen)
+]
 LabelValue = Annotated[PlainText, StringConstraints(max_length=256)]
 Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
 Description = Annotated[PlainText, StringConstraints(max_length=2000)]

@@ -9,16 +9,12 @@ import unicodedata
 from difflib import SequenceMatcher
 
 from registry.errors import NameInvalid
+from registry.invisible import JOINERS, is_ink, is_invisible, is_joiner_needed
 
 MAX_LENGTH = 64
 ID_PREFIX = "voice_"
+NOTHING_SEEN = "a name has at least one visible character"
 _ID = re.compile(r"voice_[0-9a-f]{32}")
-JOINERS = "\u200c\u200d"
-JOINED_SCRIPTS = (
-    *("ARABIC", "SYRIAC", "NKO", "MONGOLIAN", "DEVANAGARI", "BENGALI", "GURMUKHI", "GUJARATI"),
-    *("ORIYA", "TAMIL", "TELUGU", "KANNADA", "MALAYALAM", "SINHALA", "KHMER", "MYANMAR", "TIBETAN"),
-)
-_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def new_voice_id() -> str:
@@ -47,20 +43,12 @@ def _key(name: str) -> str:
 
 
 def without_joiners(name: str) -> str:
-    """Two letters of Persian or Hindi are joined or kept apart by a character that is not seen.
-
-    Anywhere else it only hides, and stays to be refused.
-    """
+    """Without those that a script needs. Anywhere else one only hides, and stays to be refused."""
     return "".join(
         character
         for before, character, after in zip(f"\0{name}", name, f"{name}\0"[1:], strict=False)
-        if not (character in JOINERS and _is_joined(before) and _is_joined(after))
+        if not (character in JOINERS and is_joiner_needed(before, after))
     )
-
-
-def _is_joined(character: str) -> bool:
-    script = unicodedata.name(character, "").partition(" ")[0]
-    return script in JOINED_SCRIPTS and unicodedata.category(character)[0] in "LM"
 
 
 def check_name(name: str) -> str:
@@ -68,6 +56,8 @@ def check_name(name: str) -> str:
     stored = unicodedata.normalize("NFC", name).strip()
     reason = _refusal(without_joiners(stored)) or _refusal(name_key(stored))
     reason = reason or _refused_length(stored)
+    if not any(map(is_ink, stored)):
+        reason = reason or NOTHING_SEEN
     if reason:
         raise NameInvalid(f"A voice can't be called {name!r}: {reason}.", field="name")
     return stored
@@ -76,7 +66,7 @@ def check_name(name: str) -> str:
 def _refusal(name: str) -> str | None:
     """Asked of the name and of its key, where a full-width slash is a slash."""
     if not name:
-        return "a name has at least one visible character"
+        return NOTHING_SEEN
     if reason := _refused_length(name):
         return reason
     if name in (".", ".."):
@@ -98,8 +88,8 @@ def _refused_character(name: str) -> str | None:
     for character in name:
         if character in "@/\\":
             return f"{character!r} is not allowed in names"
-        if unicodedata.category(character) in _UNPRINTABLE:
-            return f"the character U+{ord(character):04X} is invisible or unassigned"
+        if is_invisible(character):
+            return f"the character U+{ord(character):04X} can't be seen, or is none of Unicode's"
     return None
 
 

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from registry.errors import TextInvalid, TextTooLong
+from registry.invisible import JOINERS, is_joiner_needed
 
 LETTERS_PER_S = 14.0  # of calm speech, with spaces and stops
 _IDEOGRAPHS = re.compile(
@@ -35,14 +36,9 @@ _INVISIBLE = re.compile(  # what Unicode calls default ignorable, and its format
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_JOINERS = re.compile("[\u200c\u200d]+")
-_JOINING = re.compile(  # scripts whose letters join or stack: Arabic to Tibetan, Myanmar, Khmer …
-    "[\u0600-\u08ff\u0900-\u0fff\u1000-\u109f\u1700-\u18af\u1900-\u1cff\ua800-\uabff"
-    "\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff\U0001e900-\U0001e95f]"
-)
+_JOINERS = re.compile(f"[{JOINERS}]+")
 _BLANKS = re.compile(r"[^\S\n]+|\ufffc")  # U+FFFC stands for a picture
 _AROUND_LINE_ENDS = re.compile(r" ?\n ?")
-_VIRAMA = 9  # a combining class
 
 
 def clean_text(text: str, limit: int, what: str = "The text") -> str:
@@ -92,17 +88,9 @@ def _visible(text: str) -> str:
 
 
 def _joiner_if_needed(found: re.Match[str]) -> str:
-    """ZWJ and ZWNJ tell words apart in some scripts; elsewhere they glue emoji, or hide."""
     text, start, end = found.string, found.start(), found.end()
-    before, after = text[start - 1 : start], text[end : end + 1]
-    after_virama = bool(before) and unicodedata.combining(before) == _VIRAMA
-    kept = _joins(before) and (after_virama or _joins(after))
-    return found[0][0] if kept else ""
-
-
-def _joins(character: str) -> bool:
-    """Whether it is a letter, or a mark on one, of a script that uses joiners."""
-    return bool(_JOINING.match(character)) and unicodedata.category(character)[0] in "LM"
+    needed = is_joiner_needed(text[start - 1 : start], text[end : end + 1])
+    return found[0][0] if needed else ""
 
 
 def _is_spoken(character: str) -> bool:

@@ -214,3 +214,21 @@ def test_openapi_describes_every_route_with_an_error_shape(client: httpx.Client)
             assert operation["summary"], (path, method)
             problems = operation["responses"]["default"]["content"]
             assert list(problems) == ["application/problem+json"], (path, method)
+
+
+@pytest.mark.parametrize("unseen", "\u3164\u2800\ufe0f\u034f\u115f\u202e\U000e0041\U000e0100")
+def test_what_nobody_sees_is_refused_in_names_and_label_keys(
+    client: httpx.Client, unseen: str
+) -> None:
+    assert add(client, "alice").status_code == 201
+    for name in (f"al{unseen}ice", unseen):
+        for refused in (
+            add(client, name),
+            client.patch("/voices/alice", json={"name": name}),
+        ):
+            assert problem(refused) == (422, "name-invalid")
+            assert f"U+{ord(unseen):04X}" in refused.json()["detail"]
+    for key in (f"us{unseen}e", unseen):
+        edited = client.patch("/voices/alice", json={"labels": {key: "demo"}})
+        assert problem(edited)[0] == 422 and f"U+{ord(unseen):04X}" in edited.json()["detail"]
+    assert [voice["name"] for voice in client.get("/voices").json()["data"]] == ["alice"]
