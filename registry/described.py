@@ -14,13 +14,14 @@ ALWAYS: Codes = {
     421: ("host-unknown",),
     422: ("request-invalid",),
     500: ("internal-error",),
-    503: ("storage-unavailable", "storage-unreadable", "database-damaged"),
+    503: ("server-busy", "storage-unavailable", "storage-unreadable", "database-damaged"),
 }
 NAMED: Codes = {404: ("voice-not-found",), 500: ("voice-damaged",)}
 EDITS: Codes = {412: ("edit-conflict",)}
 WRITES: Codes = {507: ("storage-full", "storage-read-only")}
 BODY: Codes = {
     400: ("request-malformed",),
+    408: ("body-too-slow",),
     413: ("body-too-large",),
     415: ("content-type-unsupported",),
 }
