@@ -26,7 +26,7 @@ def serve(home: Path, port: Connection) -> None:
     listener = listen("127.0.0.1", 0)
     port.send(listener.getsockname()[1])
     settings = Settings(home=home, log_level="warning")
-    run_server(settings, store, FakeInference(store.data), listener)
+    run_server(settings, store, FakeInference(store.data), listener, "127.0.0.1")
 
 
 @contextmanager
