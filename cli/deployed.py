@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 FILE = "deployment.json"
 OF_INFERENCE = (("inference", ("**/*.py", "**/*.cu")),)
-SHARED = ("__init__.py", "deployment.py", "files.py")  # of the registry, in the GPU's image
 OF_REGISTRY = (("registry", ("**/*.py",)), ("migrations", ("**/*.py",)))
 
 
@@ -98,6 +97,7 @@ def digest(plan: "Deployment", app: str, model: Mapping[str, Any] | None) -> str
 def sources(*, inference: bool) -> Iterator[tuple[str, bytes]]:
     """Every file of ours in the App's image, by its path there."""
     from inference.weights import DEMO_FILES, DEMO_FOLDER
+    from registry.deployment import SHARED_FILES
 
     demo = account.SOURCES / "inference" / DEMO_FOLDER.name
     found = {
@@ -109,7 +109,7 @@ def sources(*, inference: bool) -> Iterator[tuple[str, bytes]]:
     }
     if inference:
         found |= {demo / name for name in DEMO_FILES}
-        found |= {account.SOURCES / "registry" / name for name in SHARED}
+        found |= {account.SOURCES / "registry" / name for name in SHARED_FILES}
     for path in sorted(found):
         yield _name(path), path.read_bytes()
 

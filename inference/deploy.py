@@ -20,7 +20,7 @@ from inference.remote import Item, Remote
 from inference.results import ServiceConfig
 from inference.voice_files import VolumeFiles
 from inference.weights import DEMO_FILES
-from registry.deployment import STATE, WEIGHTS, deployment
+from registry.deployment import SHARED_FILES, STATE, WEIGHTS, deployment
 from registry.files import DataDir
 
 plan = deployment(os.environ)
@@ -52,7 +52,7 @@ OURS = modal.FilePatternMatcher("**/*.py", "**/*.cu", *OF_DEMO)
 
 def with_our_files(image: modal.Image, **environ: str) -> modal.Image:
     """The last layers: what changes most often, and only what runs here."""
-    shared = ~modal.FilePatternMatcher("__init__.py", "deployment.py", "files.py")
+    shared = ~modal.FilePatternMatcher(*SHARED_FILES)
     image = image.env(plan.environ() | environ)
     return image.add_local_python_source("inference", ignore=~OURS).add_local_python_source(
         "registry", ignore=shared

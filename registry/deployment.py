@@ -36,6 +36,8 @@ BOUNDS = {  # least and most
     "slots": (1, 128),
     "speak_limit_s": (10, 140),
 }
+# What the GPU's image has of this package: enough for inference, and no more.
+SHARED_FILES = ("__init__.py", "deployment.py", "files.py", "private.py")
 STATE, WEIGHTS, BACKUP = "/state", "/weights", "/backup"  # where containers see the Volumes
 
 

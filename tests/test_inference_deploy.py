@@ -33,6 +33,7 @@ from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.voice_files import VolumeFiles
 from inference.weights import DEMO_FILES, LocatedModel, locate
+from registry.deployment import SHARED_FILES
 from registry.encode import to_int16
 from registry.files import DataDir, PromptRef, PromptSource
 
@@ -505,7 +506,7 @@ def test_only_who_downloads_the_model_may_write_it(sent: ModalServer) -> None:
 
 
 def test_our_files_are_all_that_is_uploaded_and_come_last(sent: ModalServer) -> None:
-    ours = {f"/root/registry/{name}.py" for name in ("__init__", "deployment", "files")}
+    ours = {f"/root/registry/{name}" for name in SHARED_FILES}
     folder = ROOT / "inference"
     demo = [folder / "demo" / name for name in DEMO_FILES]
     sources = [*folder.rglob("*.py"), *folder.rglob("*.cu"), *demo]
@@ -547,7 +548,7 @@ def test_the_demo_model_is_uploaded_whole_and_alone(
         path = tmp_path / "inference" / "demo" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    for name in ("__init__.py", "deployment.py", "files.py"):
+    for name in SHARED_FILES:
         path = tmp_path / "registry" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
