@@ -2,7 +2,8 @@
 
 A browser sends what any page says to any address that it can reach, loopback too. By DNS rebinding
 a page even becomes one of our own origin, but under its own name, which is then in Host. Programs
-that are no browsers send neither Origin nor Sec-Fetch-Site, and pass.
+that are no browsers send neither Origin nor Sec-Fetch-Site, and pass. What may be read is not shown
+or played on pages of other sites either, for `<audio>` needs no CORS.
 
 This knows the head of a request alone, and never reads a body.
 """
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import HostUnknown, OriginRefused
 from registry.problems import from_error
@@ -81,12 +82,22 @@ class Fence:
         self._app = app
         self._hosts = hosts
         self._any_origin = ANY in origins
+        self._readers = "cross-origin" if self._any_origin else "same-origin"
         self._origins = {_parse_origin(origin) for origin in origins if origin != ANY}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refused := self._refusal(scope)):
-            return await from_error(refused)(scope, receive, send)
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def for_our_pages(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Cross-Origin-Resource-Policy"] = self._readers
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        answer = from_error(refused) if (refused := self._refusal(scope)) else self._app
+        await answer(scope, receive, for_our_pages)
 
     def _refusal(self, scope: Scope) -> HostUnknown | OriginRefused | None:
         headers = Headers(scope=scope)

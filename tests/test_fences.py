@@ -281,6 +281,20 @@ def test_a_page_of_another_site_may_ask_what_changes_nothing(behind: httpx.Clien
         assert not [name for name in found.headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize(("origins", "readers"), [("", "same-origin"), ("*", "cross-origin")])
+def test_no_page_of_another_site_plays_a_clip(
+    store: VoiceStore, fake: FakeInference, origins: str, readers: str
+) -> None:
+    """An <audio> element asks without CORS, so that alone would let it play."""
+    with fenced(store, fake, allowed_origins=origins) as client:
+        add(client, "alice")
+        for path in ("/voices/alice/clip", "/voices/alice/prompt", "/voices", "/healthz", "/gone"):
+            headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
+            found = client.get(path, headers=headers)
+            assert found.headers["cross-origin-resource-policy"] == readers
+            assert found.headers["x-content-type-options"] == "nosniff"
+
+
 def test_a_listed_page_may_do_everything(store: VoiceStore, fake: FakeInference) -> None:
     with fenced(store, fake, allowed_origins=f"http://localhost:3000,{PAGE}") as client:
         for origin in (PAGE, "http://localhost:3000"):
