@@ -1,22 +1,48 @@
-"""What `voices serve` says on stderr: one line each, with its time in UTC, as RFC 3339 has it."""
+"""What `voices serve` says on stderr: one line each, with its time in UTC, as RFC 3339 has it.
+
+What clients send is told too (a path, an X-Forwarded-For), so nothing of it may begin a line of its
+own or command the terminal. The colours are uvicorn's, and come later.
+"""
 
 import time
+from copy import copy
+from logging import Formatter, LogRecord
 from typing import Any
 
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter, DefaultFormatter
 
+from cli.output import visible
 
-class LogLine(DefaultFormatter):
+
+class _Line(Formatter):
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
+    def format(self, record: LogRecord) -> str:
+        shown = copy(record)
+        shown.msg = _one_line(record.msg)
+        if isinstance(record.args, tuple):
+            shown.args = tuple(_one_line(value) for value in record.args)
+        return super().format(shown)
 
-class AccessLine(AccessFormatter):
-    converter = staticmethod(time.gmtime)
-    default_time_format = LogLine.default_time_format
-    default_msec_format = LogLine.default_msec_format
+    def formatException(self, ei: Any) -> str:
+        return visible(super().formatException(ei))
+
+
+class LogLine(_Line, DefaultFormatter):
+    pass
+
+
+class AccessLine(_Line, AccessFormatter):
+    pass
+
+
+def _one_line(value: object) -> object:
+    if isinstance(value, int | float):
+        return value
+    return visible(str(value)).replace("\n", "\\n")
 
 
 def log_config() -> dict[str, Any]:
