@@ -1,19 +1,27 @@
 """A stored file over HTTP: whole or in ranges, asked for again by its hash (RFC 9110, 13 and 14).
 
-A player on iOS asks for two bytes first, and plays nothing from a server that sends more.
+A player on iOS asks for two bytes first, and plays nothing from a server that sends more. A file is
+sent in parts as its reader takes them, so slow readers hold no memory.
 """
 
+import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 from urllib.parse import quote
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from registry.errors import EditConflict, RangeUnsatisfiable
+from registry.errors import EditConflict, RangeUnsatisfiable, RegistryError
 from registry.etags import Tags
+from registry.files import StoredContent
+
+log = logging.getLogger("registry")
 
 ENDINGS = {
     "audio/wav": "wav",
@@ -26,6 +34,7 @@ ENDINGS = {
 }
 BYTES = "application/octet-stream"
 MAX_RANGES = 16
+PARTIAL = HTTPStatus.PARTIAL_CONTENT
 _RANGES = re.compile(r"bytes\s*=(.*)", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})", re.ASCII)
 
@@ -34,12 +43,12 @@ Span = tuple[int, int]  # the first byte, and the one after the last
 
 @dataclass(frozen=True)
 class StoredFile:
-    """`read` gives the bytes, checked; it is called once they are known to be wanted."""
+    """`find` looks at the bytes; it is called once they are known to be wanted."""
 
     sha256: str
     media_type: str
     name: str
-    read: Callable[[], bytes]
+    find: Callable[[], StoredContent]
 
     def headers(self) -> dict[str, str]:
         return {
@@ -51,14 +60,16 @@ class StoredFile:
         }
 
 
-def clip_file(name: str, sha256: str, media_type: str, read: Callable[[], bytes]) -> StoredFile:
+def clip_file(
+    name: str, sha256: str, media_type: str, find: Callable[[], StoredContent]
+) -> StoredFile:
     """A type that no upload has here came with somebody's backup: its bytes are only bytes."""
     known = media_type if media_type in ENDINGS else BYTES
-    return StoredFile(sha256, known, f"{name}.{ENDINGS.get(known, 'bin')}", read)
+    return StoredFile(sha256, known, f"{name}.{ENDINGS.get(known, 'bin')}", find)
 
 
-def prompt_file(name: str, sha256: str, read: Callable[[], bytes]) -> StoredFile:
-    return StoredFile(sha256, BYTES, f"{name}.safetensors", read)
+def prompt_file(name: str, sha256: str, find: Callable[[], StoredContent]) -> StoredFile:
+    return StoredFile(sha256, BYTES, f"{name}.safetensors", find)
 
 
 def answer(request: Request, file: StoredFile) -> Response:
@@ -69,14 +80,18 @@ def answer(request: Request, file: StoredFile) -> Response:
         raise EditConflict("The file here is not the one that If-Match names.")
     if _asks_for(request, "if-none-match", Tags(())).has_like(tag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    content = file.read()
+    content = file.find()
     asked = request.headers.get("range", "")
     if not _asks_for(request, "if-range", Tags((), any=True)).has(tag):
         asked = ""
-    spans = spans_of(asked, len(content))
+    spans = spans_of(asked, content.size)
+    if len(spans) > 1:
+        return _multipart(content, spans, file.media_type, headers)
     if not spans:
-        return Response(content, media_type=file.media_type, headers=headers)
-    return _partial(content, spans, file.media_type, headers)
+        return _sent([content.parts(0, content.size)], content.size, headers, file.media_type)
+    [(start, end)] = spans
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size}"
+    return _sent([content.parts(start, end)], end - start, headers, file.media_type, PARTIAL)
 
 
 def _asks_for(request: Request, header: str, otherwise: Tags) -> Tags:
@@ -110,24 +125,36 @@ def _span(match: re.Match[str], size: int) -> Span:
     return int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
 
 
-def _partial(
-    content: bytes, spans: list[Span], media_type: str, headers: dict[str, str]
+def _multipart(
+    content: StoredContent, spans: list[Span], media_type: str, headers: dict[str, str]
 ) -> Response:
-    size, status = len(content), HTTPStatus.PARTIAL_CONTENT
-    if len(spans) == 1:
-        [(start, end)] = spans
-        headers = headers | {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
-        return Response(content[start:end], status, headers, media_type)
-    boundary = secrets.token_hex(16)
-    parts = [
-        f"--{boundary}\r\nContent-Type: {media_type}\r\n"
-        f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode()
-        + content[start:end]
-        + b"\r\n"
-        for start, end in spans
-    ]
-    body = b"".join(parts) + f"--{boundary}--\r\n".encode()
-    return Response(body, status, headers, f"multipart/byteranges; boundary={boundary}")
+    boundary, size, body = secrets.token_hex(16), 0, list[Iterator[bytes]]()
+    for start, end in spans:
+        head = (
+            f"--{boundary}\r\nContent-Type: {media_type}\r\n"
+            f"Content-Range: bytes {start}-{end - 1}/{content.size}\r\n\r\n"
+        ).encode()
+        body += [iter([head]), content.parts(start, end), iter([b"\r\n"])]
+        size += len(head) + end - start + 2
+    last = f"--{boundary}--\r\n".encode()
+    kind = f"multipart/byteranges; boundary={boundary}"
+    return _sent([*body, iter([last])], size + len(last), headers, kind, PARTIAL)
+
+
+def _sent(
+    body: list[Iterator[bytes]], size: int, headers: dict[str, str], kind: str, status: int = 200
+) -> Response:
+    """A body of `size` bytes, as its reader takes it."""
+    headers = headers | {"Content-Length": str(size)}
+    return FileParts(chain.from_iterable(body), status, headers, kind)
+
+
+class FileParts(StreamingResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (EOFError, RegistryError) as error:
+            log.warning("%s was cut off: %s", scope["path"], error)
 
 
 def disposition(name: str, inline: bool) -> str:

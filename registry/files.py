@@ -13,11 +13,12 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from registry import private
 
@@ -28,6 +29,7 @@ TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
 MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
+PART_BYTES = 256 * 1024  # of a file that is read in parts
 SHA256 = re.compile(r"[0-9a-f]{64}")
 VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
 TRANSIENT_ID = re.compile(TRANSIENT_PREFIX + r"[0-9a-f]{32}")
@@ -79,6 +81,27 @@ def fingerprint(source: PromptSource, model: ModelRef) -> str:
 
 def is_transient(voice_id: str) -> bool:
     return voice_id.startswith(TRANSIENT_PREFIX)
+
+
+@dataclass(frozen=True)
+class StoredContent:
+    """A file whose hash was looked at, to be read in parts.
+
+    Nothing of it is open in between: who takes the parts slowly holds neither its bytes nor a
+    descriptor, which would keep a Volume from being reloaded. A file never changes under its name.
+    """
+
+    size: int
+    read: Callable[[int, int], bytes]  # from a byte to before another; less if the file is gone
+
+    def parts(self, start: int, end: int) -> Iterator[bytes]:
+        """Raises EOFError if the file is gone before its last part was read."""
+        while start < end:
+            part = self.read(start, min(end, start + PART_BYTES))
+            if not part:
+                raise EOFError(f"its last {end - start:,} bytes are no longer there")
+            yield part
+            start += len(part)
 
 
 def sha256_of(data: bytes) -> str:
@@ -240,21 +263,46 @@ def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
     A pipe in its place is not waited for, and a device is not read. OSError if it can't be read.
     """
+    content = read_part(path, 0, most_bytes + 1)
+    return content if len(content) <= most_bytes else b""
+
+
+def read_part(path: Path, start: int, end: int) -> bytes:
+    """The bytes from `start` to before `end` of what is stored, or as many as there are."""
+    with _opened(path) as file:
+        if file is None:
+            return b""
+        file.seek(start)
+        return file.read(end - start)
+
+
+def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
+    """The SHA-256 of what `read_stored` would give, and its size, without holding it."""
+    hashed, size = hashlib.sha256(), 0
+    with _opened(path) as file:
+        while file and (part := file.read(PART_BYTES)):
+            hashed.update(part)
+            if (size := size + len(part)) > most_bytes:
+                return sha256_of(b""), 0
+    return hashed.hexdigest(), size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO | None]:
+    """None if there is no such file; OSError if it can't be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno in NO_FILE:
-            return b""
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""
-        content = b""
-        while part := os.read(descriptor, most_bytes + 1 - len(content)):
-            content += part
-    finally:
+        if error.errno not in NO_FILE:
+            raise
+        yield None
+        return
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(descriptor, "rb") as file:
+            yield file
+    else:
         os.close(descriptor)
-    return content if len(content) <= most_bytes else b""
+        yield None
 
 
 def write_once(path: Path, data: bytes) -> bool:

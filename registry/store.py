@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from registry import private
@@ -18,7 +19,10 @@ from registry.files import (
     DataDir,
     ModelRef,
     PromptSource,
+    StoredContent,
+    hash_stored,
     make_folder,
+    read_part,
     read_stored,
     sha256_of,
     write_atomically,
@@ -92,27 +96,37 @@ class VoiceStore:
         sha256 = voice.enrolment.clip_sha256
         content = self.read_file(self.data.clip(sha256))
         if sha256_of(content) != sha256:
-            raise ClipDamaged(
-                f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
-                f"clips/{sha256} from a backup, or delete the voice and add it again."
-            )
+            raise _damaged_clip(voice)
         return content
 
-    def prompt(self, voice: StoredVoice) -> bytes:
+    def clip_content(self, voice: StoredVoice) -> StoredContent:
+        """The same, to be read in parts."""
+        sha256 = voice.enrolment.clip_sha256
+        content = self._content(self.data.clip(sha256), sha256)
+        if content is None:
+            raise _damaged_clip(voice)
+        return content
+
+    def prompt_content(self, voice: StoredVoice) -> StoredContent:
         """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
-        ref = voice.prompt_ref()
-        if ref is None:
-            raise PromptNotReady(
-                f"{voice.row.name!r} has no prompt features for the model in use yet; "
-                "speak with it or rebuild it first."
-            )
-        content = self.read_file(self.data.stored_prompt(ref))
-        if sha256_of(content) != ref.sha256:
+        ref = voice.ready_prompt()
+        content = self._content(self.data.stored_prompt(ref), ref.sha256)
+        if content is None:
             raise PromptNotReady(
                 f"The prompt file of {voice.row.name!r} is missing or damaged; "
                 "speak with it or rebuild it, and it is made anew from the clip."
             )
         return content
+
+    def _content(self, path: Path, sha256: str) -> StoredContent | None:
+        """None if there is no such file, or another under its name."""
+        with self._files, storage_errors(self.data.root, writing=False):
+            found, size = hash_stored(path)
+        return StoredContent(size, partial(self._read_part, path)) if found == sha256 else None
+
+    def _read_part(self, path: Path, start: int, end: int) -> bytes:
+        with self._files, storage_errors(self.data.root, writing=False):
+            return read_part(path, start, end)
 
     def read_file(self, path: Path) -> bytes:
         """Nothing if there is no such file."""
@@ -248,3 +262,10 @@ class VoiceStore:
         """Change the model on purpose; every voice of another model is stale from now on."""
         with self._db.write() as session:
             session.merge(model_row(source, model))
+
+
+def _damaged_clip(voice: StoredVoice) -> ClipDamaged:
+    return ClipDamaged(
+        f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
+        f"clips/{voice.enrolment.clip_sha256} from a backup, or delete the voice and add it again."
+    )

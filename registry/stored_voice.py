@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from registry.errors import VoiceDamaged
+from registry.errors import PromptNotReady, VoiceDamaged
 from registry.files import ModelRef, PromptRef, PromptSource, fingerprint
 from registry.models import (
     AUDIO_TYPES,
@@ -68,6 +68,16 @@ class StoredVoice:
         if self.features is None:
             return None
         return PromptRef(self.row.id, self.features.fingerprint, self.features.sha256)
+
+    def ready_prompt(self) -> PromptRef:
+        """Raises PromptNotReady, for whoever makes none."""
+        ref = self.prompt_ref()
+        if ref is None:
+            raise PromptNotReady(
+                f"{self.row.name!r} has no prompt features for the model in use yet; "
+                "speak with it or rebuild it first."
+            )
+        return ref
 
     def shape(self) -> VoiceShape:
         """Raises VoiceDamaged for what no request could have stored."""

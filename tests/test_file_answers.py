@@ -8,7 +8,11 @@ import httpx
 import pytest
 from api import CLIP, add, problem
 from dresses import DRESSES, client_of, dressed
+from fastapi import FastAPI, Request, Response
+from serving import serving
 
+from registry.file_answers import answer, clip_file
+from registry.files import StoredContent
 from registry.store import VoiceStore
 
 SIZE = len(CLIP)
@@ -157,6 +161,21 @@ def test_a_clip_has_the_name_of_its_voice(
     found = client.get(f"/voices/{voice['id']}/clip").headers
     assert found["content-disposition"] == disposition
     assert found["x-content-type-options"] == "nosniff"
+
+
+def test_a_file_that_goes_while_it_is_sent_is_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+    """Its reader sees that it is not whole, and the log says so in a sentence."""
+    app = FastAPI()
+    gone = StoredContent(9, lambda start, end: b"123"[start:end])
+
+    @app.get("/clip")
+    def clip(request: Request) -> Response:
+        return answer(request, clip_file("alice", "0" * 64, "audio/wav", lambda: gone))
+
+    with serving(app) as client, pytest.raises(httpx.RemoteProtocolError):
+        client.get("/clip")
+    assert "/clip was cut off: its last 6 bytes are no longer there" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["text/html", "audio/wav\r\nX-Evil: 1", "audio/é", ""])

@@ -140,7 +140,7 @@ def test_a_backup_and_what_is_restored_of_it_are_private(tmp_path: Path) -> None
     [aside] = tmp_path.glob("home.before-*")
     assert stat.filemode(aside.stat().st_mode) == "drwx------"
     with closing(VoiceStore(DataDir(home))) as store:
-        assert store.clip(store.get("alice")) and store.prompt(store.get("alice"))
+        assert store.clip(store.get("alice")) and store.prompt_content(store.get("alice"))
         assert_private(home)
 
 

@@ -3,22 +3,31 @@
 Every server is a process of its own with few descriptors, and every client a socket.
 """
 
+import asyncio
 import json
 import re
 import resource
 import select
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from clips import file
 from conftest import PYTHON
+from fakes import FakeInference
+from faults import QuickEnroller
 from test_serve import Server, served
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cli.http_server import Connection, raise_descriptors
+from registry.enrol import Enrolment
+from registry.files import DataDir
+from registry.store import VoiceStore
 
 FEW = 256
 NEVER_S = 3600
@@ -277,6 +286,28 @@ def test_who_reads_no_answer_is_left(tmp_path: Path, clients: Callable[..., sock
         while 200 not in statuses:
             statuses.add(server.ask("GET", "/voices")[0])
     assert not [line for line in server.log if "Traceback" in line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_slow_readers_of_a_clip_hold_no_memory(
+    tmp_path: Path, clients: Callable[..., socket.socket]
+) -> None:
+    data = DataDir(tmp_path / "data")
+    samples = np.random.default_rng(0).normal(0, 0.1, (1, 9_000_000)).astype(np.float32)
+    upload = file(samples, 192_000)
+    with closing(VoiceStore(data)) as store:
+        enroller = QuickEnroller(store, FakeInference(data))
+        asyncio.run(enroller.enrol(Enrolment("alice", upload, None, "", {}, None)))
+    with served(data.root, "--no-inference") as server:
+        asked = b"GET /voices/alice/clip HTTP/1.1\r\nHost: localhost\r\n"
+        assert len(upload) > 17_000_000
+        assert server.ask("GET", "/voices/alice/clip")[1] == upload
+        before_mib = server.peak_mib()
+        for ending in (b"\r\n", b"Range: bytes=0-\r\n\r\n", b"Range: bytes=0-9,9-\r\n\r\n"):
+            for _ in range(12):
+                assert b" 20" in clients(server, asked + ending).recv(12)  # and nothing more
+        assert alive(server)
+        assert server.peak_mib() < before_mib + 100
 
 
 # ------------------------------------------------------------------ the process

@@ -60,7 +60,7 @@ def test_a_new_container_has_what_was_acknowledged(cloud: Cloud) -> None:
     site.container.kill()
     store = fresh(cloud)
     assert names(store) == ["alice"] and store.get("alice").row.description == "calm"
-    assert store.clip(store.get("alice")) and store.prompt(store.get("alice"))
+    assert store.clip(store.get("alice")) and store.prompt_content(store.get("alice"))
 
 
 def test_a_container_that_was_there_sees_what_another_wrote(cloud: Cloud) -> None:

@@ -13,7 +13,6 @@ from registry.enrol import Change, Enrolment, Words
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
 from registry.etags import Tags
 from registry.file_answers import answer, clip_file, prompt_file
-from registry.files import sha256_of
 from registry.forms import MEDIA_TYPE as FORM
 from registry.forms import form_body, read_form
 from registry.models import (
@@ -233,7 +232,7 @@ def read_clip(voice: str, request: Request, services: ServicesDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the clip."""
     found = services.store.get(voice)
     sha256, media_type = found.enrolment.clip_sha256, found.clip_type
-    content = partial(services.store.clip, found)
+    content = partial(services.store.clip_content, found)
     return answer(request, clip_file(found.row.name, sha256, media_type, content))
 
 
@@ -246,9 +245,8 @@ def read_clip(voice: str, request: Request, services: ServicesDep) -> Response:
 def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the file."""
     found = services.store.get(voice)
-    ref, content = found.prompt_ref(), partial(services.store.prompt, found)
-    sha256 = sha256_of(content()) if ref is None else ref.sha256
-    return answer(request, prompt_file(found.row.name, sha256, content))
+    content = partial(services.store.prompt_content, found)
+    return answer(request, prompt_file(found.row.name, found.ready_prompt().sha256, content))
 
 
 @router.post(
