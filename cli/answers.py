@@ -42,6 +42,7 @@ CLIP_ENDINGS = {
     "audio/wav": "wav",
     "audio/flac": "flac",
     "audio/mpeg": "mp3",
+    "audio/aac": "aac",
     "audio/ogg": "ogg",
     "audio/mp4": "m4a",
     "audio/webm": "webm",

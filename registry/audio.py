@@ -4,24 +4,28 @@ Nothing here parses audio: a short-lived child (decode.py) does, under limits, a
 half-way. It knows nothing of the database, of names or of HTTP.
 """
 
-import json
 import os
+import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Timer
-from typing import Any
 
+import numpy as np
+from pydantic import TypeAdapter
+
+from registry.clip_report import Refused, Report
 from registry.encode import IEEE_FLOAT, wave_file
 from registry.files import sha256_of
 
 SAMPLE_RATE = 24_000
 SAMPLE_BYTES = 4
 REPORT_BYTES = 64 * 1024
+PADDING_S = 1.0  # more than a lossy codec adds to a clip of the greatest length
 COMPLAINT_BYTES, COMPLAINT_LENGTH = 64 * 1024, 300
 CRASHED = "The clip could not be decoded: reading it crashed, or took too much time or memory."
 PACKAGES = str(Path(__file__).parents[1])
@@ -30,6 +34,7 @@ from ast import literal_eval
 sys.path[:] = literal_eval(sys.argv.pop(1))
 from registry.decode import main
 main(sys.argv[1:])"""
+ANSWER: TypeAdapter[Report | Refused] = TypeAdapter(Report | Refused)
 
 
 class ClipRefused(ValueError):
@@ -58,11 +63,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class ClipLimits:
-    """How long a clip may play, and how long reading one may take on the clock; all in seconds."""
+    """How long a clip may play, and how long the child may take on the clock; all in seconds."""
 
     min_s: float = 1.0
     max_s: float = 60.0
-    wall_s: float = 10.0
+    wall_s: float = 10.0  # from when it is ready to read; what it takes to start is no clip's fault
+    start_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,17 +97,20 @@ class ReferenceClip:
 
 
 def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
-    """Decode, check and condition a clip in a child of its own; blocks for `limits.wall_s` at most.
+    """Decode, check and condition a clip in a child of its own, within the limits.
 
     Raises ClipRefused for anything wrong with the clip, DecoderUnavailable if there is no child.
     """
     arguments = [str(limits.min_s), str(limits.max_s), str(SAMPLE_RATE)]
     command = [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
     most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
-    report, pcm = understood(converse(command, data, limits.wall_s, most))
-    advice = (*report.pop("notes"), *warnings(report, report.pop("damaged_packets")))
+    report, pcm = understood(converse(command, data, limits, most), limits)
     wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
-    return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **report)
+    advice = (*report.notes, *warnings(report))
+    shown = asdict(report)
+    for name in ("notes", "damaged_packets", "samples"):
+        del shown[name]
+    return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **shown)
 
 
 def import_path() -> list[str]:
@@ -109,22 +118,37 @@ def import_path() -> list[str]:
     return [PACKAGES, *(entry for entry in sys.path if os.path.isabs(entry))]
 
 
-def understood(answer: Answer) -> tuple[dict[str, Any], bytes]:
-    """The report and the PCM in a child's answer, whole or cut short; raises as read_clip does."""
+def understood(answer: Answer, limits: ClipLimits) -> tuple[Report, bytes]:
+    """The report and the PCM in a child's answer, whole or cut short; raises as read_clip does.
+
+    A clip that took the child over can make it answer anything, so nothing of it is believed.
+    """
     if not answer.stdout.startswith(b"\n"):
         raise DecoderUnavailable(
             f"The program that opens clips does not start: {last_word(answer)}."
         )
     line, _, pcm = answer.stdout[1:].partition(b"\n")
     try:
-        message: dict[str, Any] = json.loads(line)
+        found = ANSWER.validate_json(line)
     except ValueError:
         raise ClipRefused("audio-undecodable", CRASHED) from None
-    if "code" in message:
-        raise ClipRefused(message["code"], message["message"])
-    if len(pcm) != message.pop("samples") * SAMPLE_BYTES:
+    if isinstance(found, Refused):
+        raise ClipRefused(found.code, found.message)
+    if not is_sound(found, pcm, limits):
         raise ClipRefused("audio-undecodable", CRASHED)
-    return message, pcm
+    return found, pcm
+
+
+def is_sound(report: Report, pcm: bytes, limits: ClipLimits) -> bool:
+    """Whether the sound is the one that is reported, and one that the model may hear."""
+    seconds, longest = report.samples / SAMPLE_RATE, limits.max_s + PADDING_S
+    return (
+        len(pcm) == report.samples * SAMPLE_BYTES
+        and 0 < seconds <= limits.max_s
+        and abs(report.speech_s - seconds) < 1e-5
+        and 0 < report.duration_s <= longest
+        and bool((np.abs(np.frombuffer(pcm, "<f4")) <= 1).all())  # nor is it so of NaN
+    )
 
 
 def last_word(answer: Answer) -> str:
@@ -134,27 +158,27 @@ def last_word(answer: Answer) -> str:
     return "".join(c if c.isprintable() else "?" for c in said[:COMPLAINT_LENGTH]).rstrip(".")
 
 
-def warnings(report: dict[str, Any], damaged_packets: int) -> Iterator[str]:
+def warnings(report: Report) -> Iterator[str]:
     """A sentence for each thing that makes a worse voice without being a reason to refuse."""
-    duration_s, clipped = report["duration_s"], report["clipped_fraction"]
-    if not 3.0 <= duration_s <= 30.0:
-        yield f"The clip lasts {duration_s:.1f} s; 3 to 30 s make the best voice."
-    if clipped > 0.05:
-        yield f"{clipped:.0%} of the samples are clipped; record at a lower level."
-    if abs(report["dc_offset"]) > 0.1:
-        yield f"A constant offset of {report['dc_offset']:.2f} was removed; check the microphone."
-    if report["rms_dbfs"] < -40.0:
-        yield f"The clip is quiet ({report['rms_dbfs']:.0f} dBFS); speak closer to the microphone."
-    if report["sample_rate"] < 16_000:
-        yield f"The sample rate is {report['sample_rate']:,} Hz; 16,000 Hz or more sounds better."
-    if damaged_packets:
-        yield f"The clip is damaged: {damaged_packets} of its packets were left out."
+    if not 3.0 <= report.duration_s <= 30.0:
+        yield f"The clip lasts {report.duration_s:.1f} s; 3 to 30 s make the best voice."
+    if report.clipped_fraction > 0.05:
+        yield f"{report.clipped_fraction:.0%} of the samples are clipped; record at a lower level."
+    if abs(report.dc_offset) > 0.1:
+        yield f"A constant offset of {report.dc_offset:.2f} was removed; check the microphone."
+    if report.rms_dbfs < -40.0:
+        yield f"The clip is quiet ({report.rms_dbfs:.0f} dBFS); speak closer to the microphone."
+    if report.sample_rate < 16_000:
+        yield f"The sample rate is {report.sample_rate:,} Hz; 16,000 Hz or more sounds better."
+    if report.damaged_packets:
+        yield f"The clip is damaged: {report.damaged_packets} of its packets were left out."
 
 
-def converse(command: list[str], data: bytes, wall_s: float, most: int) -> Answer:
-    """Run a program that reads all of `data` before it answers; its answer, at most `most` bytes.
+def converse(command: list[str], data: bytes, limits: ClipLimits, most: int) -> Answer:
+    """Run a program that says a word when it is ready to read, reads all of `data`, and answers.
 
-    Its whole session is killed once it has answered, or after `wall_s` with its answer cut short.
+    Its whole session is killed once it has answered, with at most `most` bytes; or before, its
+    answer cut short, if it is not ready in `start_s`, or has not answered `wall_s` after that.
     """
     try:
         child = subprocess.Popen(
@@ -168,23 +192,46 @@ def converse(command: list[str], data: bytes, wall_s: float, most: int) -> Answe
     except OSError as error:  # no such interpreter, or no memory, process or descriptor left
         return Answer(b"", str(error).encode())
     with child:
-        alarm = Timer(wall_s, end_session, [child.pid])
-        alarm.start()
         try:
-            return exchange(child, data, most)
+            if not says_a_word(child, limits.start_s):
+                return Answer(b"", complaint(child))
+            with killed_after(limits.wall_s, child):
+                return exchange(child, data, most)
         finally:
-            alarm.cancel()
-            alarm.join()
             end_session(child.pid)
 
 
+def says_a_word(child: subprocess.Popen[bytes], start_s: float) -> bool:
+    """Whether anything can be read of its answer, the end too, in `start_s`."""
+    assert child.stdout
+    waiting = select.poll()
+    waiting.register(child.stdout, select.POLLIN)
+    return bool(waiting.poll(1000 * start_s))
+
+
 def exchange(child: subprocess.Popen[bytes], data: bytes, most: int) -> Answer:
-    assert child.stdin and child.stdout and child.stderr
+    assert child.stdin and child.stdout
     with suppress(BrokenPipeError), child.stdin:
         child.stdin.write(data)
-    answer = child.stdout.read(most)
-    os.set_blocking(child.stderr.fileno(), False)  # what it says is taken, not waited for
-    return Answer(answer, child.stderr.read(COMPLAINT_BYTES) or b"")
+    return Answer(child.stdout.read(most), complaint(child))
+
+
+def complaint(child: subprocess.Popen[bytes]) -> bytes:
+    """What it has said on stderr; more is not waited for."""
+    assert child.stderr
+    os.set_blocking(child.stderr.fileno(), False)
+    return child.stderr.read(COMPLAINT_BYTES) or b""
+
+
+@contextmanager
+def killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    alarm = Timer(seconds, end_session, [child.pid])
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+        alarm.join()
 
 
 def environment() -> dict[str, str]:

@@ -1,12 +1,50 @@
-"""What the child that opens clips is asked, and what it answers: a report, or a refusal."""
+"""What the child that opens clips is asked, and what it answers: a report, or a refusal.
+
+The types say what an answer may hold. The child keeps to them; its parent, who does not believe
+that, checks.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval, Len, Predicate
+
+LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS, TOO_LOUD = 4_000, 384_000, 32, 4.0
+CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+MediaType = Literal[
+    "audio/wav",
+    "audio/flac",
+    "audio/mpeg",
+    "audio/aac",
+    "audio/ogg",
+    "audio/mp4",
+    "audio/webm",
+    "audio/matroska",
+]
+Code = Literal[
+    "audio-unsupported",
+    "audio-empty",
+    "audio-undecodable",
+    "audio-cut-off",
+    "audio-too-short",
+    "audio-too-long",
+    "audio-channels-differ",
+    "audio-silent",
+    "audio-dc-only",
+    "audio-not-finite",
+    "audio-too-loud",
+]
+Sentence = Annotated[str, Len(1, 500), Predicate(str.isprintable)]
+Seconds = Annotated[float, Interval(ge=0, le=3600)]
+Level = Annotated[float, Interval(ge=-200, le=200)]  # decibels
+Count = Annotated[int, Interval(ge=0, le=1 << 32)]
 
 
 class Refusal(Exception):
     """Why a clip cannot be a reference: a stable code, and a sentence for its sender."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -24,16 +62,28 @@ class Bounds:
 class Report:
     """The clip as it came; `samples` counts those of the conditioned one that follows."""
 
-    media_type: str
-    sample_rate: int
-    channels: int
-    duration_s: float
-    peak_dbfs: float
-    rms_dbfs: float
-    clipped_fraction: float
-    dc_offset: float
-    damaged_packets: int
-    speech_s: float  # of the conditioned clip, which has lost its silent edges; pauses count
-    gain_db: float  # what brought it to the level of any conditioned clip
-    notes: list[str]  # sentences on what was done beyond the ordinary
-    samples: int
+    __pydantic_config__: ClassVar[dict[str, Any]] = CHECKED
+
+    media_type: MediaType
+    sample_rate: Annotated[int, Interval(ge=LOWEST_HZ, le=HIGHEST_HZ)]
+    channels: Annotated[int, Interval(ge=1, le=MOST_CHANNELS)]
+    duration_s: Seconds
+    peak_dbfs: Level
+    rms_dbfs: Level
+    clipped_fraction: Annotated[float, Interval(ge=0, le=1)]
+    dc_offset: Annotated[float, Interval(ge=-TOO_LOUD, le=TOO_LOUD)]
+    damaged_packets: Count
+    speech_s: Seconds  # of the conditioned clip, which has lost its silent edges; pauses count
+    gain_db: Level  # what brought it to the level of any conditioned clip
+    notes: Annotated[list[Sentence], Len(0, 10)]  # on what was done beyond the ordinary
+    samples: Count
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A refusal as it is written."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = CHECKED
+
+    code: Code
+    message: Sentence

@@ -17,11 +17,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from registry.clip_report import Refusal
+from registry.clip_report import MediaType, Refusal
 from registry.recording import Block
 from registry.wrapping import after_tags, before_tags, breaks_off, counts_frames, first_frame
 
-Kinds = tuple[tuple[bytes, str, str], ...]
+Kinds = tuple[tuple[bytes, str, MediaType], ...]
 
 CONTAINERS: Kinds = (  # the first bytes, FFmpeg's demuxer, the media type
     (rb"(RIFF|RF64|BW64)....WAVE", "wav", "audio/wav"),
@@ -49,7 +49,7 @@ class Sound:
 
     data: bytes
     demuxer: str
-    media_type: str
+    media_type: MediaType
 
 
 def sound_of(data: bytes) -> Sound:

@@ -7,23 +7,24 @@ memory and time before it reads a byte.
 
 import ctypes
 import json
+import math
 import resource
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import av
 import av.logging
 
-from registry.clip_report import Bounds, Refusal, Report
+from registry.clip_report import Bounds, Refusal, Refused, Report
 from registry.conditioning import Conditioned, condition, decibels
 from registry.container import sound_of
 from registry.track import record, told
 
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES, CPU_S = 1 << 30, 5
 LIMITS = {
-    resource.RLIMIT_CPU: 5,
     resource.RLIMIT_FSIZE: 0,
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NPROC: 0,
@@ -55,6 +56,7 @@ def limit_self() -> None:
     if sys.platform == "linux":
         lower(resource.RLIMIT_AS, MEMORY_BYTES)
         ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    lower(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_S)  # starting is not counted
     for what, most in LIMITS.items():
         lower(what, most)
 
@@ -70,13 +72,12 @@ def main(arguments: list[str]) -> None:
     rehearse(bounds)
     limit_self()
     say(b"\n")
-    answer: dict[str, object]
+    answer: Report | Refused
     try:
-        report, pcm = examine(sys.stdin.buffer.read(), bounds)
-        answer = asdict(report)
+        answer, pcm = examine(sys.stdin.buffer.read(), bounds)
     except Refusal as refusal:
-        answer, pcm = {"code": refusal.code, "message": str(refusal)}, b""
-    say(json.dumps(answer).encode() + b"\n" + pcm)
+        answer, pcm = Refused(refusal.code, str(refusal)), b""
+    say(json.dumps(asdict(answer)).encode() + b"\n" + pcm)
 
 
 def say(data: bytes) -> None:

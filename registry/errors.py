@@ -148,6 +148,10 @@ class ClipsUnopenable(RegistryError):
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "decoder-unavailable"
     title = "This server can't open clips now"
+    retry_after_s = 5
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
 
 
 class ContentTypeUnsupported(RegistryError):

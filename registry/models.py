@@ -2,7 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from pydantic import Field as Documented
@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from registry import clip_report
 from registry.invisible import is_invisible
 
 Mode = Literal["auto", "icl", "xvec"]
@@ -56,9 +57,7 @@ Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
 Description = Annotated[PlainText, StringConstraints(max_length=2000)]
 
 
-AUDIO_TYPES = frozenset(
-    f"audio/{kind}" for kind in ("wav", "flac", "mpeg", "ogg", "mp4", "webm", "matroska")
-)
+AUDIO_TYPES = frozenset(get_args(clip_report.MediaType))
 
 
 def _audio(media_type: str) -> str:

@@ -13,11 +13,11 @@ import soxr
 from numpy.typing import NDArray
 
 from registry.channels import Folded, fold
-from registry.clip_report import Bounds, Refusal
+from registry.clip_report import TOO_LOUD, Bounds, Refusal
 
 Block = NDArray[np.floating]  # (channels, frames), as decoded
 
-CLIPPED, TOO_LOUD = 0.9999, 4.0
+CLIPPED = 0.9999
 SLACK_S = 1.0
 MOST_NOTES = 2
 

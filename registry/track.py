@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from av import AudioFrame
 
-from registry.clip_report import Bounds, Refusal
+from registry.clip_report import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS, Bounds, Refusal
 from registry.conditioning import decibels
 from registry.container import (
     Sound,
@@ -19,7 +19,6 @@ from registry.recording import Recording
 from registry.riff import Wave, read_wave
 from registry.wrapping import breaks_off, vorbis_rates
 
-LOWEST_HZ, HIGHEST_HZ, MOST_CHANNELS = 4_000, 384_000, 32
 SILENT_DBFS = -60.0
 DAMAGED_SHARE = 0.05
 LOSSLESS = ("pcm_", "flac", "alac")

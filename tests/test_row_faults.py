@@ -13,11 +13,13 @@ from fakes import FakeInference
 from faults import QuickEnroller, noise, quick_app
 from serving import serving
 
+from cli.answers import CLIP_ENDINGS
 from registry.backup import save_backup
-from registry.container import CONTAINERS
+from registry.container import CONTAINERS, FRAMES
 from registry.doctor import examine
 from registry.enrol import Enrolment
 from registry.errors import BackupRefused, DatabaseDamaged
+from registry.file_answers import ENDINGS
 from registry.files import DataDir
 from registry.models import AUDIO_TYPES
 from registry.restore import restore_backup
@@ -206,4 +208,5 @@ def test_tables_that_are_more_than_ours_are_used_but_not_restored(
 
 
 def test_the_types_that_are_believed_are_those_that_are_enrolled() -> None:
-    assert {media_type for *_, media_type in CONTAINERS} <= AUDIO_TYPES
+    assert {media_type for *_, media_type in CONTAINERS + FRAMES} == AUDIO_TYPES
+    assert set(ENDINGS) == set(CLIP_ENDINGS) == AUDIO_TYPES

@@ -8,6 +8,7 @@ from api import CLIP, add, problem
 from dresses import DRESSES
 from fakes import FakeInference
 
+from registry import audio
 from registry.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("dress", DRESSES)
@@ -39,10 +40,41 @@ def test_a_server_that_cannot_open_clips_says_why_and_stores_nothing(
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     refused = add(client, "alice")
     assert problem(refused) == (503, "decoder-unavailable")
+    assert int(refused.headers["retry-after"]) > 0
     assert "No such file or directory" in refused.json()["detail"]
     assert client.get("/voices").json()["data"] == []
     monkeypatch.undo()
     assert add(client, "alice").status_code == 201
+
+
+TAKEN_OVER = """import sys
+from ast import literal_eval
+sys.path[:] = literal_eval(sys.argv.pop(1))
+from registry import decode
+report_of = decode.asdict
+decode.asdict = lambda report: report_of(report) | {forged}
+decode.main(sys.argv[1:])"""
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        '{"media_type": "text/html"}',
+        '{"peak_dbfs": -float("inf")}',
+        '{"notes": ["a\\x1b[2J"]}',
+        '{"sample_rate": "24000"}',
+        '{"code": "voice-not-found", "message": "No."}',
+        '{"sha256": "0" * 64}',
+    ],
+)
+def test_what_a_child_that_was_taken_over_says_is_not_stored(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, forged: str
+) -> None:
+    monkeypatch.setattr(audio, "START", TAKEN_OVER.format(forged="{}"))
+    assert add(client, "alice").status_code == 201
+    monkeypatch.setattr(audio, "START", TAKEN_OVER.format(forged=forged))
+    assert problem(add(client, "bob")) == (422, "audio-undecodable")
+    assert [voice["name"] for voice in client.get("/voices").json()["data"]] == ["alice"]
 
 
 def test_names_are_taken_whatever_their_case_and_width(client: httpx.Client) -> None:
