@@ -44,7 +44,7 @@ def read(plan: "Deployment") -> Kept | None:
     try:
         found = json.loads(content)
         return Kept(**{name: dict(found[name]) for name in ("settings", "apps")})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise click.ClickException(
             f"{FILE} on {plan.weights_volume}, which keeps the settings of this deployment, is "
             f"damaged. `modal volume rm {plan.weights_volume} {FILE}` removes it; then give the "

@@ -94,7 +94,7 @@ def model_there(plan: "Deployment") -> dict[str, Any] | None:
     """What model.json on the weights Volume says, which is written when all else is there."""
     try:
         found = json.loads(read_file(plan, "model.json") or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

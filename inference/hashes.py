@@ -41,7 +41,7 @@ class HashCache:
     def _read(self) -> dict[str, object]:
         try:
             entries = json.loads(self.path.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return entries if isinstance(entries, dict) else {}
 

@@ -66,7 +66,7 @@ def marked(root: Path, spec: str) -> LocatedModel:
         found = Marker(**json.loads((root / MARKER).read_bytes()))
     except FileNotFoundError as error:
         raise ModelUnavailable(f"The model {wanted} is not on its Volume. {HOW}") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ModelUnavailable(f"{MARKER} on the model's Volume is damaged. {HOW}") from error
     if found.source != wanted:
         raise ModelUnavailable(f"The Volume holds the model {found.source}, not {wanted}. {HOW}")

@@ -24,6 +24,7 @@ from registry.files import (
 HEADER_LIMIT_BYTES = 64 * 1024
 FILE_LIMIT_BYTES = 1024 * 1024
 MAX_FRAMES = 60 * 25 // 2 + 1  # of the longest clip, 60 s at 12.5 frames a second
+PARSE_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 DTYPES: dict[str, np.dtype[Any]] = {"I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
 
 
@@ -73,7 +74,7 @@ class PromptFeatures:
             raise PromptCorrupt(f"The prompt file {ref.fingerprint} of {ref.voice_id} is damaged.")
         try:
             features = _parse(data, ref.voice_id)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except PARSE_ERRORS as error:
             raise PromptCorrupt(
                 f"The prompt file of {ref.voice_id} is unreadable: {error}"
             ) from error

@@ -151,7 +151,7 @@ def model_shape(folder: Path) -> ModelShape:
     """The shape in the configs of `folder`, or ModelUnavailable."""
     try:
         return read_shape(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error
 
@@ -247,7 +247,7 @@ def _check_files(path: Path) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{path} can't be read: {error}") from error
 
 

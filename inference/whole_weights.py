@@ -10,6 +10,7 @@ from pathlib import Path
 from inference.hashes import sha256_of_file
 
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
+HEADER_ERRORS = (OSError, ValueError, LookupError, TypeError, RecursionError, OverflowError)
 
 
 def cut_short(folder: Path, names: Iterable[str]) -> Iterator[str]:
@@ -17,7 +18,7 @@ def cut_short(folder: Path, names: Iterable[str]) -> Iterator[str]:
     for file in (folder / name for name in names):
         try:
             size, wanted = file.stat().st_size, bytes_wanted(file)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except HEADER_ERRORS as error:
             yield f"{file} is no safetensors file, or can't be read: {error}."
             continue
         if size < wanted:
@@ -27,8 +28,7 @@ def cut_short(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def bytes_wanted(file: Path) -> int:
-    """The size that the header gives; ValueError, LookupError, TypeError or
-    RecursionError if it is none."""
+    """The size that the header gives; one of HEADER_ERRORS if it is none."""
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= HEADER_LIMIT_BYTES:

@@ -152,7 +152,7 @@ class ModalInference:
             model = ModelRef(found["model_id"], found["revision"])
             languages = tuple(found["languages"])
             return RemoteDescription(model, found["source"], languages, found["sample_rate"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelUnavailable(
                 "There is no model here yet: `voices deploy model` brings it."
             ) from error

@@ -481,7 +481,10 @@ def test_a_deployment_whose_settings_were_not_kept_is_not_guessed(
     assert "Its settings stay as they are." in voices("--yes", **small.environ).stderr
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"settings": 1, "apps": {}}'])
+DEEP = b"[" * 50_000
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"settings": 1, "apps": {}}', DEEP])
 def test_damaged_settings_are_said(voices: Voices, small: ModalServer, content: bytes) -> None:
     small.volumes["voices-weights"].files["deployment.json"] = content
     assert "is damaged. `modal volume rm" in voices("--yes", code=1, **small.environ).stderr

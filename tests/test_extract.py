@@ -149,7 +149,9 @@ def test_a_missing_tensor_is_named(copy: Path, file: str, name: str) -> None:
         load(copy)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"speaker_encoder_config": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", "[]", "[" * 50_000, '{"speaker_encoder_config": {"a": 1}}']
+)
 def test_a_damaged_config_is_one_sentence(checkpoint: Path, copy: Path, content: str) -> None:
     (copy / "config.json").write_text(content, "utf-8")
     with pytest.raises(ModelUnavailable):

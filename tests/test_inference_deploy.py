@@ -369,9 +369,10 @@ def test_another_model_than_the_deployments_is_refused(
     put_model(tmp_path / "weights", located, source="someone/else")
     with pytest.raises(errors.ModelUnavailable, match="holds the model someone/else, not Qwen"):
         marked(tmp_path / "weights", deploy.plan.model)
-    (tmp_path / "weights" / MARKER).write_text("{")
-    with pytest.raises(errors.ModelUnavailable, match="damaged"):
-        marked(tmp_path / "weights", deploy.plan.model)
+    for damaged in ("{", "[" * 50_000):
+        (tmp_path / "weights" / MARKER).write_text(damaged)
+        with pytest.raises(errors.ModelUnavailable, match="damaged"):
+            marked(tmp_path / "weights", deploy.plan.model)
 
 
 def test_the_demo_is_copied_then_committed_then_marked(tmp_path: Path) -> None:

@@ -303,6 +303,7 @@ def decoder_end(path: Path) -> int:
         (100).to_bytes(8, "little") + b"{}",
         (2).to_bytes(8, "little") + b"[]",
         (4).to_bytes(8, "little") + b"{{{{",
+        (50_000).to_bytes(8, "little") + b"[" * 50_000,
         (2).to_bytes(8, "little") + b"\xff\xfe",
         b"<!DOCTYPE html><html><body>Not found</body></html>",
     ],
@@ -319,6 +320,7 @@ def test_a_file_of_another_kind_is_refused(copy: Path, content: bytes) -> None:
         {"dtype": "BF16", "shape": [1152, 64], "data_offsets": [0, 100]},
         {"dtype": "BF16", "shape": [1152, 64], "data_offsets": [-147456, 0]},
         {"dtype": "BF16", "shape": "ab", "data_offsets": [0, 100]},
+        {"dtype": "BF16", "shape": [1152, 64], "data_offsets": [0, float("inf")]},
         [],
     ],
 )

@@ -563,7 +563,7 @@ def test_the_model_is_described_by_its_file(located: LocatedModel, tmp_path: Pat
     assert len(looks) == 2 and not remote.texts and not remote.asked
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"model_id": "x"})])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 50_000, json.dumps({"model_id": "x"})])
 def test_a_damaged_description_is_no_model(content: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(content)
     with pytest.raises(ModelUnavailable):

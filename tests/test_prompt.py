@@ -173,7 +173,9 @@ def test_tensors_of_another_dtype_or_place_are_refused() -> None:
     for change in (
         lambda h: h["ref_code"].update(dtype="U16"),
         lambda h: h["ref_code"].update(shape=[16, 25]),
+        lambda h: h["ref_code"].update(shape=[1 << 70, 16]),
         lambda h: h["ref_code"].update(data_offsets=[0, 1 << 40]),
+        lambda h: h["ref_code"].update(data_offsets=[0, float("inf")]),
         lambda h: h.pop("ref_spk_embedding"),
         lambda h: h.update(other=h.pop("ref_code")),
     ):

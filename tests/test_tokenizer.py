@@ -140,8 +140,11 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint, tmp_path / "copy")
 
 
+DEEP = b"[" * 50_000
+
+
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{", b"[1]", b'{"a": []}'])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"{", b"[1]", b'{"a": []}', DEEP])
 def test_a_damaged_file_is_one_sentence(copy: Path, name: str, content: bytes | None) -> None:
     if (name, content) == ("merges.txt", b""):
         return  # a tokenizer without merges is one

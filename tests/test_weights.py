@@ -139,7 +139,7 @@ def test_known_hashes_are_used_as_long_as_the_file_is_untouched(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", "null", '{"%s": 5}', '{"%s": [1, 2, 3]}', "\xff"]
+    "damage", ["", "{", "[]", "null", '{"%s": 5}', '{"%s": [1, 2, 3]}', "\xff", "[" * 50_000]
 )
 def test_a_damaged_hash_cache_is_ignored_and_rewritten(tmp_path: Path, damage: str) -> None:
     file, cache = tmp_path / "weights", HashCache(tmp_path / "hashes.json")
@@ -187,7 +187,9 @@ def test_another_kind_of_model_is_refused(
         weights.locate(str(copy), data)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model_type": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"model_type": {}}', "\xff", "[" * 50_000]
+)
 def test_a_damaged_config_is_refused(
     checkpoint: Path, data: DataDir, tmp_path: Path, content: str
 ) -> None:
@@ -195,6 +197,18 @@ def test_a_damaged_config_is_refused(
     (copy / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ModelUnavailable):
         weights.locate(str(copy), data)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "speech_tokenizer/config.json"]
+)
+def test_a_config_that_is_too_deep_has_no_shape(
+    checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "x")
+    (copy / name).write_text('{"a":' * 50_000)
+    with pytest.raises(ModelUnavailable, match="unusable"):
+        weights.model_shape(copy)
 
 
 def test_a_config_without_languages_is_refused(
@@ -449,6 +463,10 @@ def copy_of(checkpoint: Path, folder: Path) -> Path:
     return Path(shutil.copytree(checkpoint, folder / "copy"))
 
 
+def with_header(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
+
+
 CUTS: dict[str, Callable[[bytes], bytes]] = {
     "the last byte": lambda whole: whole[:-1],
     "the last half": lambda whole: whole[: len(whole) // 2],
@@ -460,6 +478,7 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
     "a page of an error": lambda whole: b"<!doctype html><title>502</title>",
     "a pointer to it": lambda whole: b"version https://git-lfs.github.com/spec/v1\n",
     "a header without end": lambda whole: (10**6).to_bytes(8, "little") + b"[" * 10**6,
+    "an endless size": lambda whole: with_header(b'{"x": {"data_offsets": [0, Infinity]}}'),
     "a header of a list": lambda whole: (2).to_bytes(8, "little") + b"[]",
     "a length beyond memory": lambda whole: b"\xff" * 8 + whole[8:],
 }

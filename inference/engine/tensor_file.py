@@ -43,7 +43,7 @@ class TensorFile:
             raise ModelUnavailable(_missing(path)) from error
         except OSError as error:
             raise ModelUnavailable(f"{path} can't be read: {error}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelUnavailable(f"{path} is not a safetensors file: {error}.") from error
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -83,7 +83,7 @@ class TensorFile:
         try:
             dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
             begin, end = (int(n) for n in entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ModelUnavailable(f"The header of {self.path} is wrong at {name}.") from error
         if dtype not in DTYPES:
             raise ModelUnavailable(

@@ -87,7 +87,7 @@ def _add_tokens(tokenizer: Tokenizer, path: Path) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelUnavailable(f"{path} is damaged: {error}.") from error
     if not isinstance(found, Mapping):
         raise ModelUnavailable(f"{path} is damaged: it is not an object.")
