@@ -30,6 +30,7 @@ class RegistryError(Exception):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal-error"
     title = "Something went wrong"
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str, **extra: object) -> None:
         super().__init__(detail)
@@ -37,7 +38,7 @@ class RegistryError(Exception):
         self.extra = extra
 
     def headers(self) -> dict[str, str]:
-        return {}
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
 
 
 class NameInvalid(RegistryError):
@@ -150,9 +151,6 @@ class ClipsUnopenable(RegistryError):
     title = "This server can't open clips now"
     retry_after_s = 5
 
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
-
 
 class ContentTypeUnsupported(RegistryError):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type-unsupported"
@@ -253,9 +251,6 @@ class StorageUnavailable(RegistryError):
     title = "The storage can't be written now"
     retry_after_s = 5
 
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
-
 
 class InferenceOff(RegistryError):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-off"
@@ -278,9 +273,6 @@ class Overloaded(RegistryError):
     def __init__(self, detail: str, retry_after_s: int) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
         self.retry_after_s = retry_after_s
-
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.retry_after_s)}
 
 
 class ServerBusy(Overloaded):
