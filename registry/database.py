@@ -96,7 +96,7 @@ def refuse_damage(path: Path) -> None:
         connection.execute("BEGIN")  # nobody writes meanwhile
         small = path.stat().st_size <= CHECKED_BYTES
         found = _page_faults(connection, path) if small else []
-        found = found or structure.faults(connection, more_allowed=True)
+        found = found or structure.faults(connection)
     if found:
         raise damaged(path.parent, found[0])
 
@@ -117,7 +117,7 @@ def database_faults(path: Path) -> list[str]:
         rows += connection.execute("PRAGMA foreign_key_check")
         found = [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
         found = found or _page_faults(connection, path)
-        return found or structure.faults(connection, more_allowed=True)
+        return found or structure.faults(connection)
 
 
 def connect(path: Path) -> sqlite3.Connection:

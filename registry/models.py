@@ -47,7 +47,8 @@ def _few(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-MAX_LABELS = 32
+MAX_LABELS, MAX_WARNINGS = 32, 64
+MAX_TRANSCRIPT = 2000
 PlainText = Annotated[str, AfterValidator(_plain)]
 LabelKey = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), BeforeValidator(_seen)
@@ -55,6 +56,8 @@ LabelKey = Annotated[
 LabelValue = Annotated[PlainText, StringConstraints(max_length=256)]
 Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
 Description = Annotated[PlainText, StringConstraints(max_length=2000)]
+Transcript = Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_TRANSCRIPT)]
+Warned = Annotated[PlainText, StringConstraints(max_length=2000)]
 
 
 AUDIO_TYPES = frozenset(get_args(clip_report.MediaType))
@@ -256,10 +259,10 @@ class VoiceShape(BaseModel):
     version: Counter
     row_version: Counter = Documented(description="The edit counter; also the ETag.")
     modes: list[str]
-    transcript: PlainText | None
+    transcript: Transcript | None
     clip: ClipShape
     prompt: PromptShape
-    warnings: list[PlainText]
+    warnings: list[Warned] = Documented(max_length=MAX_WARNINGS)
     created_at: Instant
     updated_at: Instant
 

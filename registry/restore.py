@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from sqlalchemy.exc import DatabaseError
@@ -37,6 +38,7 @@ from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
 from registry.folder_lock import own_folder
 from registry.models import utc_now
+from registry.names import variants
 from registry.row_faults import row_faults
 
 BLOCK = tarfile.BLOCKSIZE
@@ -155,6 +157,7 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         _refuse_other_tables(data.database)
         _refuse_unbelieved_rows(data.database)
         _refuse_strange_files(data.database, manifest)
+        _index_names_anew(data.database)
     except SchemaTooNew as error:
         raise BackupRefused(
             f"The backup has schema {manifest.schema_revision}, which a newer voice-registry "
@@ -165,9 +168,13 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
 
 
 def _refuse_other_tables(database: Path) -> None:
-    with closing(connect(database)) as connection:
-        if faults := structure.faults(connection, more_allowed=False):
-            raise BackupRefused(f"{DATABASE} in the backup is no registry's: {faults[0]}.")
+    with TemporaryDirectory(dir=database.parent) as folder:
+        fresh = DataDir(Path(folder))
+        migrate(fresh)
+        with closing(connect(database)) as found, closing(connect(fresh.database)) as wanted:
+            faults = structure.differences(found, wanted)
+    if faults:
+        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {faults[0]}.")
 
 
 def _refuse_unbelieved_rows(database: Path) -> None:
@@ -175,6 +182,15 @@ def _refuse_unbelieved_rows(database: Path) -> None:
     with rows_of(database) as session:
         if fault := next(row_faults(session), None):
             raise BackupRefused(f"The backup can't be believed: {fault}.")
+
+
+def _index_names_anew(database: Path) -> None:
+    """The index of near names follows from the names; what a backup has in it is not looked at."""
+    with closing(connect(database)) as connection, connection:
+        connection.execute("DELETE FROM name_variant")
+        live = connection.execute("SELECT id, name_key FROM voice WHERE deleted_at IS NULL")
+        rows = ((variant, id_) for id_, key in live.fetchall() for variant in variants(key))
+        connection.executemany("INSERT INTO name_variant (variant, voice_id) VALUES (?, ?)", rows)
 
 
 def _refuse_strange_files(database: Path, manifest: Manifest) -> None:

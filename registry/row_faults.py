@@ -6,9 +6,11 @@ before too. Knows nothing of files.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from sqlmodel import Session, col, select
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from sqlalchemy import LargeBinary, String, cast, func
+from sqlmodel import Session, SQLModel, col, select
 
 from registry.errors import NameInvalid, VoiceDamaged
 from registry.models import (
@@ -30,6 +32,7 @@ from registry.names import check_name, name_key
 from registry.stored_voice import StoredVoice, shown_id
 
 CHUNK = 500  # voices
+MOST_BYTES = 64 * 1024  # of a value: that of a request's JSON
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class _Features(BaseModel):
     fingerprint: Sha256
     sha256: Sha256
     frames: Count
-    modes: list[Mode]
+    modes: Annotated[list[Mode], Field(max_length=3)]
     model_id: PlainText
     model_revision: PlainText
     created_at: Instant
@@ -73,12 +76,33 @@ DELETED_AT = TypeAdapter(Instant | None)
 
 
 def row_faults(session: Session) -> Iterator[RowFault]:
-    """The first fault of every row that has one, in no order."""
+    """The first fault of every row that has one, in no order; no others where a value is huge."""
+    if huge := [*_huge(session)]:
+        yield from huge
+        return
     for row in session.exec(select(ModelInUse)):
         yield from _faults_of(_Model, row.model_dump(warnings=False), "", "")
     ids = session.exec(select(Voice.id)).all()
     for start in range(0, len(ids), CHUNK):
         yield from _of_some(session, ids[start : start + CHUNK])
+
+
+def _huge(session: Session) -> Iterator[RowFault]:
+    """Values beyond any that the API takes, one of each column, found without reading them."""
+    for table in SQLModel.metadata.sorted_tables:
+        owner = table.columns.get("voice_id", table.columns.get("id"))
+        for column in table.columns:
+            size = func.length(cast(column, LargeBinary))
+            voice_id = func.substr(cast(owner, String), 1, 64)
+            found = session.execute(select(voice_id, size).where(size > MOST_BYTES)).first()
+            if found:
+                why = f"it has {found[1]:,} bytes, and {MOST_BYTES:,} are the most"
+                yield RowFault(found[0], _name_of(session, found[0]), column.name, why)
+
+
+def _name_of(session: Session, voice_id: str) -> str:
+    asked = select(func.substr(Voice.name, 1, 64)).where(col(Voice.id) == voice_id)
+    return str(session.exec(asked).first() or "")
 
 
 def _of_some(session: Session, ids: Iterable[str]) -> Iterator[RowFault]:

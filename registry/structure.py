@@ -42,20 +42,32 @@ def parts(connection: sqlite3.Connection) -> set[Part]:
 
 def _of_a_table(connection: sqlite3.Connection, name: str, sql: str) -> Iterator[Part]:
     yield "table", name
-    yield "table", name, *map(sql.count, UNLISTED)  # what no pragma tells
+    yield "table", name, *map(sql.upper().count, UNLISTED)  # what no pragma tells
     for pragma in ("table_xinfo", "foreign_key_list", "index_list"):
         for row in connection.execute(f"SELECT * FROM pragma_{pragma}(?)", (name,)):
             yield pragma, name, *row[1:]
 
 
-def faults(connection: sqlite3.Connection, *, more_allowed: bool) -> list[str]:
-    """In words; with `more_allowed`, tables, columns and indexes of a newer program are none."""
+def faults(connection: sqlite3.Connection) -> list[str]:
+    """In words; tables, columns and indexes that a newer program added are none."""
     found, expected = parts(connection), wanted()
     said = [f"{_named(part)} is missing or changed" for part in expected - found]
-    for part in found - expected:
-        if part[0] in ("trigger", "view") or not more_allowed:
-            said.append(f"{_named(part)} does not belong there")
-    return sorted(said)
+    added = [part for part in found - expected if part[0] in ("trigger", "view")]
+    return sorted(said + [f"{_named(part)} does not belong there" for part in added])
+
+
+def differences(found: sqlite3.Connection, fresh: sqlite3.Connection) -> list[str]:
+    """In words, and to the letter: a constraint can be written in many ways, or hidden there."""
+    ours, expected = _statements(found), _statements(fresh)
+    said = [f"{_named(part)} is missing or changed" for part in expected - ours]
+    names = {part[:2] for part in expected}
+    strange = [part for part in ours - expected if part[:2] not in names]
+    return sorted(said + [f"{_named(part)} does not belong there" for part in strange])
+
+
+def _statements(connection: sqlite3.Connection) -> set[Part]:
+    listed = connection.execute("SELECT type, name, sql, tbl_name FROM sqlite_master")
+    return {(kind, name, " ".join(str(sql).split()), table) for kind, name, sql, table in listed}
 
 
 def _named(part: Part) -> str:

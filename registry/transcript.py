@@ -5,9 +5,9 @@ what it is to speak, words too many are spoken first, and nobody is told but by 
 """
 
 from registry.errors import TranscriptMismatch
+from registry.models import MAX_TRANSCRIPT
 from registry.text import clean_text, has_spaces, spoken_s
 
-MAX_LENGTH = 2000
 FASTEST, SLOWEST = 1.8, 1 / 3  # times the calm pace: whatever is beyond is rare among people
 ABSURD_FAST, ABSURD_SLOW = 4.0, 0.1
 LEAST_ROOM = 100  # tokens of a few letters each: two sentences
@@ -21,7 +21,7 @@ def checked_transcript(transcript: str | None) -> str | None:
     """As it is kept; raises TextInvalid and TextTooLong."""
     if transcript is None:
         return None
-    return clean_text(transcript, MAX_LENGTH, "The transcript")
+    return clean_text(transcript, MAX_TRANSCRIPT, "The transcript")
 
 
 def refuse_absurd(transcript: str | None, speech_s: float) -> None:

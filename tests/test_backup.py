@@ -341,6 +341,7 @@ class Forged:
         """Change the rows."""
         with closing(sqlite3.connect(":memory:")) as database:
             database.deserialize(self.members["registry.db"])
+            database.execute("PRAGMA writable_schema = ON")
             for statement in statements:
                 database.execute(statement)
             database.commit()
@@ -377,6 +378,42 @@ def test_a_name_that_no_backup_has_is_refused(
 ) -> None:
     forged.put(name, b"evil")
     assert "does not belong" in refusal(forged.write(tar), tmp_path / "there" / "home")
+
+
+@pytest.mark.parametrize(
+    ("place", "clause"),
+    [
+        ("PRIMARY KEY (id)", ", check (length(name) < 6)"),
+        ("PRIMARY KEY (id)", "on conflict replace"),
+        ("PRIMARY KEY (id)", "/* ours */"),
+        ("name VARCHAR NOT NULL", "collate nocase"),
+        ("name VARCHAR NOT NULL", "DEFAULT (randomblob(1000000000))"),
+    ],
+)
+def test_a_table_with_a_clause_of_its_own_is_refused(
+    forged: Forged, tar: Path, tmp_path: Path, place: str, clause: str
+) -> None:
+    """However it is written: it would make later enrolments fail, or replace voices by others."""
+    longer = f"'{place}', '{place} {clause}'"
+    forged.run(f"UPDATE sqlite_master SET sql = replace(sql, {longer}) WHERE name = 'voice'")
+    assert "the table 'voice' is missing" in refusal(forged.write(tar), tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON alembic_version BEGIN SELECT 1; END",
+        "CREATE TABLE more (x)",
+        "CREATE VIEW more AS SELECT * FROM voice",
+        "CREATE VIRTUAL TABLE more USING fts5(x)",
+        "ANALYZE",
+    ],
+)
+def test_what_is_more_than_our_tables_is_refused(
+    forged: Forged, tar: Path, tmp_path: Path, statement: str
+) -> None:
+    forged.run(statement)
+    assert refusal(forged.write(tar), tmp_path / "home").startswith("registry.db")
 
 
 def test_a_file_that_no_row_names_is_refused(forged: Forged, tar: Path, tmp_path: Path) -> None:
@@ -666,10 +703,10 @@ def restore_and_die(tar: Path, home: Path, steps: int) -> None:
     left = iter(range(steps))
 
     def dying(call: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any) -> Any:
+        def step(*arguments: Any, **named: Any) -> Any:
             if next(left, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments)
+            return call(*arguments, **named)
 
         return step
 

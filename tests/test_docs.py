@@ -26,7 +26,7 @@ from inference.engine import EngineConfig, params
 from inference.errors import InferenceError
 from inference.service import InferenceService
 from inference.weights import LocatedModel
-from registry import audio, decode, models, names, problems, requests, transcript
+from registry import audio, decode, models, names, problems, requests
 from registry import errors as registry_errors
 from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
 from registry.files import DataDir, PromptRef, sha256_of
@@ -259,7 +259,7 @@ def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
         "upload": f"{Settings.model_fields['max_clip_mib'].default} MiB",
         "JSON body": f"{requests.JSON_LIMIT // 1024} KiB",
         "reference clip": f"{clip.min_s:g} to {clip.max_s:g} s",
-        "transcript": f"{transcript.MAX_LENGTH:,} characters",
+        "transcript": f"{models.MAX_TRANSCRIPT:,} characters",
         "text of one request": f"budget of {params.BASE_FRAMES} + {params.FRAMES_PER_TOKEN} per "
         f"token that must not exceed {params.MAX_FRAMES:,} frames",
         "name": f"{names.MAX_LENGTH} characters",

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from registry.errors import BackupRefused, DatabaseDamaged
 from registry.file_answers import ENDINGS
 from registry.files import DataDir
 from registry.models import AUDIO_TYPES
+from registry.names import variants
 from registry.restore import restore_backup
 from registry.settings import Settings
 from registry.store import VoiceStore
@@ -78,6 +79,14 @@ SHOWN = {  # what is damaged: the field that is named, and how
     "a time that is no text": ("updated_at", VOICE, "updated_at = CAST(x'ff' AS TEXT)"),
     "a label's key": ("labels.Not a key", LABEL, "'Not a key', 'x'"),
     "a label's value": ("labels.k", LABEL, "'k', char(0)"),
+    "words of a book": ("transcript", VERSION, "transcript = hex(zeroblob(1001))"),
+    "words of none": ("transcript", VERSION, "transcript = ''"),
+    "a warning without end": ("warnings.0", VERSION, "warnings = json_array(hex(zeroblob(1001)))"),
+    "warnings without end": (
+        "warnings",
+        VERSION,
+        "warnings = '[' || replace(hex(zeroblob(32)), '0', '\"x\",') || '\"x\"]'",
+    ),
     "words with a NUL": ("transcript", VERSION, "transcript = 'a' || char(0) || 'b'"),
     "words that are bytes": ("transcript", VERSION, "transcript = x'ff'"),
     "a warning that is a number": ("warnings.0", VERSION, "warnings = '[1]'"),
@@ -96,8 +105,16 @@ HIDDEN = {  # nothing that is shown, but nothing to be believed either
     "features of no key": ("features.fingerprint", FEATURES, "fingerprint = '../../x'"),
     "features of no hash": ("features.sha256", FEATURES, "sha256 = 'x'"),
     "features of a mode": ("features.modes.0", FEATURES, """modes = '["html"]'"""),
+    "features of four modes": (
+        "features.modes",
+        FEATURES,
+        """modes = '["icl","icl","icl","icl"]'""",
+    ),
     "frames below 0": ("features.frames", FEATURES, "frames = -1"),
     "an enrolment of no time": ("enrolment.created_at", VERSION, "created_at = ''"),
+    "words without end": ("transcript", VERSION, "transcript = hex(zeroblob(40000))"),
+    "a clip of words": ("clip", VERSION, "clip = json_set(clip, '$.x', hex(zeroblob(40000)))"),
+    "bytes without end": ("model_id", FEATURES, "model_id = zeroblob(100000000)"),
 }
 FOREIGN = {
     "a trigger": "CREATE TRIGGER t AFTER INSERT ON voice BEGIN DELETE FROM voice; END",
@@ -106,6 +123,12 @@ FOREIGN = {
     "an index lost": "DROP INDEX voice_live_name",
     "a column lost": "ALTER TABLE voice DROP COLUMN description",
     "a column renamed": "ALTER TABLE voice RENAME COLUMN updated_at TO changed_at",
+}
+CLAUSES = {  # after what, and what
+    "a check": ("PRIMARY KEY (id)", ", check (length(name) < 6)"),
+    "a name for it": ("PRIMARY KEY (id)", ", constraint c check (length(name) < 6)"),
+    "replacing": ("PRIMARY KEY (id)", "on conflict replace"),
+    "another order": ("name VARCHAR NOT NULL", "collate nocase"),
 }
 STRANGE = {
     "a table": "CREATE TABLE t (x)",
@@ -131,7 +154,17 @@ def data(tmp_path: Path) -> DataDir:
 def run(data: DataDir, statement: str, *values: str) -> list[tuple[str, ...]]:
     """Past every check."""
     with closing(sqlite3.connect(data.database)) as database, database:
+        database.execute("PRAGMA writable_schema = ON")
         return database.execute(statement, values).fetchall()
+
+
+def constrained(clause: str, cased: Callable[[str], str]) -> str:
+    """The statement that adds a clause to the table of voices."""
+    place, words = CLAUSES[clause]
+    longer = f"{place} {cased(words)}"
+    return (
+        f"UPDATE sqlite_master SET sql = replace(sql, '{place}', '{longer}') WHERE name = 'voice'"
+    )
 
 
 def damage(data: DataDir, table: str, change: str) -> str:
@@ -199,12 +232,38 @@ def test_tables_that_are_not_ours_stop_the_program(data: DataDir, what: str) -> 
     assert all(finding.what.startswith("registry.db: ") for finding in found)
 
 
+@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize("cased", [str.lower, str.upper, str.title])
+def test_a_constraint_that_is_not_ours_stops_the_program(
+    data: DataDir, clause: str, cased: Callable[[str], str]
+) -> None:
+    """It would make a later enrolment an error, or replace a voice by another."""
+    run(data, constrained(clause, cased))
+    with pytest.raises(DatabaseDamaged, match="'voice' is missing or changed"):
+        VoiceStore(data)
+
+
+def test_near_names_are_indexed_anew(data: DataDir, tmp_path: Path) -> None:
+    """Of a backup's index nothing is believed: alice is no zelda, and bob is nobody's."""
+    run(data, "DELETE FROM name_variant")
+    run(data, "INSERT INTO name_variant SELECT 'zelda', id FROM voice WHERE name = 'alice'")
+    with closing(VoiceStore(data)) as store:
+        save_backup(store, tmp_path / "voices.tar")
+    with open(tmp_path / "voices.tar", "rb") as tar:
+        restore_backup(tar, tmp_path / "restored")
+    restored = DataDir(tmp_path / "restored")
+    names = {"alice": run(data, "SELECT id FROM voice WHERE name = 'alice'")[0][0]}
+    names["bob"] = run(data, "SELECT id FROM voice WHERE name = 'bob'")[0][0]
+    found = {*run(restored, "SELECT variant, voice_id FROM name_variant")}
+    assert found == {(variant, names[name]) for name in names for variant in variants(name)}
+
+
 @pytest.mark.parametrize("what", STRANGE)
 def test_tables_that_are_more_than_ours_are_used_but_not_restored(
     data: DataDir, tmp_path: Path, what: str
 ) -> None:
     run(data, STRANGE[what])
-    assert_not_restored(data, tmp_path, "does not belong there")
+    assert_not_restored(data, tmp_path, "is no registry's: the ")
 
 
 def test_the_types_that_are_believed_are_those_that_are_enrolled() -> None:
