@@ -30,6 +30,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
     from dataclasses import asdict
 
     from inference.model_check import examine as model_faults
+    from registry.audio import ClipLimits, fence_of_decoder
     from registry.doctor import Finding, examine, model_in_use, summary
     from registry.exposure import examine_modes
     from registry.files import DataDir
@@ -43,7 +44,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
             faults = model_faults(*used, data, read_data=read_data)
             findings += [Finding("model", fault) for fault in faults]
         findings += examine_modes(data, repair=repair)
-    about = summary(data) | machine()
+    about = summary(data) | machine() | {"decoder": fence_of_decoder(ClipLimits())}
     if as_json:
         print_json(about | {"findings": [asdict(finding) for finding in findings]})
     else:

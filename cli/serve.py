@@ -58,6 +58,7 @@ def serve(
     settings = load_settings(model=model, device=device, inference=off)
     store = open_store(settings)
     tell_if_open(store)
+    tell_if_unfenced()
     inference = make_inference(settings, store)
     with listen(host, port) as listener:
         if isinstance(inference, LocalInference):
@@ -83,6 +84,21 @@ def tell_if_open(store: "VoiceStore") -> None:
         say(
             f"Note: others on this machine can read the voices in {store.data.root}. "
             "`voices doctor --repair` closes them."
+        )
+
+
+def tell_if_unfenced() -> None:
+    """Clips are opened with what there is; who serves strangers may want to know."""
+    from registry.audio import ClipLimits, DecoderUnavailable, layers_lacking
+
+    try:
+        lacking = layers_lacking(ClipLimits())
+    except DecoderUnavailable as error:
+        return say(f"Note: {error}")
+    if lacking:
+        say(
+            f"Note: this system refuses the program that opens clips {', '.join(lacking)}; "
+            "its other limits hold."
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from registry.clip_report import Refused, Report
+from registry.confinement import LAYERS
 from registry.encode import IEEE_FLOAT, wave_file
 from registry.files import sha256_of
 
@@ -101,16 +102,35 @@ def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
 
     Raises ClipRefused for anything wrong with the clip, DecoderUnavailable if there is no child.
     """
-    arguments = [str(limits.min_s), str(limits.max_s), str(SAMPLE_RATE)]
-    command = [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
     most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
-    report, pcm = understood(converse(command, data, limits, most), limits)
+    report, pcm = understood(converse(program(limits), data, limits, most), limits)
     wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
     advice = (*report.notes, *warnings(report))
     shown = asdict(report)
     for name in ("notes", "damaged_packets", "samples"):
         del shown[name]
     return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **shown)
+
+
+def fence_of_decoder(limits: ClipLimits) -> str:
+    """How the child is confined on this system, in a sentence without its end."""
+    try:
+        lacking = layers_lacking(limits)
+    except DecoderUnavailable as error:
+        return str(error).rstrip(".")
+    without = f", without {', '.join(lacking)}" if lacking else " in every layer"
+    return f"The program that opens clips is confined{without}"
+
+
+def layers_lacking(limits: ClipLimits) -> list[str]:
+    """What this system refuses of LAYERS, in words; raises DecoderUnavailable."""
+    missing, _ = started(converse(program(limits), b"", limits, REPORT_BYTES))
+    return [LAYERS[name] for name in missing]
+
+
+def program(limits: ClipLimits) -> list[str]:
+    arguments = map(str, (limits.min_s, limits.max_s, SAMPLE_RATE, os.getpid()))
+    return [sys.executable, "-I", "-c", START, ascii(import_path()), *arguments]
 
 
 def import_path() -> list[str]:
@@ -123,11 +143,7 @@ def understood(answer: Answer, limits: ClipLimits) -> tuple[Report, bytes]:
 
     A clip that took the child over can make it answer anything, so nothing of it is believed.
     """
-    if not answer.stdout.startswith(b"\n"):
-        raise DecoderUnavailable(
-            f"The program that opens clips does not start: {last_word(answer)}."
-        )
-    line, _, pcm = answer.stdout[1:].partition(b"\n")
+    line, _, pcm = started(answer)[1].partition(b"\n")
     try:
         found = ANSWER.validate_json(line)
     except ValueError:
@@ -137,6 +153,17 @@ def understood(answer: Answer, limits: ClipLimits) -> tuple[Report, bytes]:
     if not is_sound(found, pcm, limits):
         raise ClipRefused("audio-undecodable", CRASHED)
     return found, pcm
+
+
+def started(answer: Answer) -> tuple[list[str], bytes]:
+    """Which of LAYERS the child lacks, by its first line, and what follows."""
+    line, end, rest = answer.stdout.partition(b"\n")
+    missing = line.decode(errors="replace").split()
+    if not end or not LAYERS.keys() >= set(missing):
+        raise DecoderUnavailable(
+            f"The program that opens clips does not start: {last_word(answer)}."
+        )
+    return missing, rest
 
 
 def is_sound(report: Report, pcm: bytes, limits: ClipLimits) -> bool:

@@ -1,17 +1,14 @@
-"""The child program that opens untrusted clips: python -m registry.decode MIN_S MAX_S RATE < clip
+"""The program that opens untrusted clips: python -m registry.decode MIN_S MAX_S RATE PARENT < clip
 
-stdout: an empty line once it is ready, one JSON line (a report, or a refusal {"code", "message"}),
-then the conditioned clip as little-endian float32, mono, RATE Hz. It gives up files, sockets,
-memory and time before it reads a byte.
+stdout: a line once it is ready, with the layers of its fence that are refused here, so usually
+empty; one JSON line (a report, or a refusal {"code", "message"}); then the conditioned clip as
+little-endian float32, mono, RATE Hz. It gives up files, sockets, memory and time before it reads a
+byte, and ends with its PARENT.
 """
 
-import ctypes
 import json
-import math
-import resource
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -20,17 +17,9 @@ import av.logging
 
 from registry.clip_report import Bounds, Refusal, Refused, Report
 from registry.conditioning import Conditioned, condition, decibels
+from registry.confinement import die_with, limit_self
 from registry.container import sound_of
 from registry.track import record, told
-
-MEMORY_BYTES, CPU_S = 1 << 30, 5
-LIMITS = {
-    resource.RLIMIT_FSIZE: 0,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_NPROC: 0,
-    resource.RLIMIT_NOFILE: 3,  # stdio: any open() or socket() would need a fourth
-}
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 SILENT_DBFS = -60.0
 NOTED_EDGE_S, NOTED_RUMBLE_DB = 1.0, 6.0
@@ -46,32 +35,12 @@ def rehearse(bounds: Bounds) -> None:
     examine(wav, Bounds(0.1, 1.0, bounds.rate))
 
 
-def limit_self() -> None:
-    """Give up what decoding does not need: files, sockets, children, more memory or time.
-
-    No descriptor beyond stdio can be opened: no file, no socket, on macOS too. Linux alone takes
-    the limit on address space, and there the process also moves to an empty network namespace.
-    Where that is refused (by Docker's seccomp profile, say) the other limits stand without it.
-    """
-    if sys.platform == "linux":
-        lower(resource.RLIMIT_AS, MEMORY_BYTES)
-        ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNET)
-    lower(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_S)  # starting is not counted
-    for what, most in LIMITS.items():
-        lower(what, most)
-
-
-def lower(what: int, most: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (most, most))
-
-
 def main(arguments: list[str]) -> None:
-    bounds = Bounds(float(arguments[0]), float(arguments[1]), int(arguments[2]))
+    min_s, max_s, rate, parent = arguments
+    bounds = Bounds(float(min_s), float(max_s), int(rate))
+    die_with(int(parent))
     rehearse(bounds)
-    limit_self()
-    say(b"\n")
+    say(" ".join(limit_self(int(parent))).encode() + b"\n")
     answer: Report | Refused
     try:
         answer, pcm = examine(sys.stdin.buffer.read(), bounds)

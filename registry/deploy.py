@@ -91,9 +91,13 @@ def open_inference() -> "ModalInference":
 @app.function(cpu=0.5, memory=2048, timeout=3600, max_containers=1, volumes={STATE: state})
 def doctor(read_data: bool = False, repair: bool = False) -> list[str]:
     """What `voices doctor` says, of the voices here: `modal run -m registry.deploy::doctor`."""
+    from registry.audio import ClipLimits, fence_of_decoder
+
     findings = open_store().examine(read_data=read_data, repair=repair)
     said = [f"{finding.severity:<10} {finding.what}" for finding in findings]
-    sys.stdout.write("\n".join(said or ["All is sound."]) + "\n")
+    sys.stdout.write(
+        "\n".join([*(said or ["All is sound."]), fence_of_decoder(ClipLimits())]) + ".\n"
+    )
     return said
 
 

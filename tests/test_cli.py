@@ -381,7 +381,8 @@ def test_a_bad_setting_names_itself(
 
 def test_doctor_finds_and_mends(voices: Voices, home: Path) -> None:
     voices("add", "alice", "ref.wav", "hello there")
-    assert "qwen-tts" in voices("doctor", "--read-data").stdout
+    told = voices("doctor", "--read-data").stdout
+    assert "qwen-tts" in told and "The program that opens clips is confined" in told
     prompt = next((home / "home" / "prompts").glob("*/*"))
     prompt.write_bytes(b"x" + prompt.read_bytes()[1:])
     found = json.loads(voices("doctor", "--read-data", "--json", code=1).stdout)

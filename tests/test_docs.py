@@ -26,7 +26,7 @@ from inference.engine import EngineConfig, params
 from inference.errors import InferenceError
 from inference.service import InferenceService
 from inference.weights import LocatedModel
-from registry import audio, decode, models, names, problems, requests
+from registry import audio, confinement, models, names, problems, requests
 from registry import errors as registry_errors
 from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
 from registry.files import DataDir, PromptRef, sha256_of
@@ -264,8 +264,8 @@ def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
         f"token that must not exceed {params.MAX_FRAMES:,} frames",
         "name": f"{names.MAX_LENGTH} characters",
         "description, labels": f"{models.MAX_LABELS} labels",
-        "decoding a clip": f"{decode.MEMORY_BYTES >> 30} GiB of memory, {decode.CPU_S} s of "
-        f"CPU, {clip.wall_s:g} s in all",
+        "decoding a clip": f"{confinement.MEMORY_BYTES >> 30} GiB of memory, "
+        f"{confinement.CPU_S} s of CPU, {clip.wall_s:g} s in all",
     }
     assert {name: text for name, text in expected.items() if text not in rows[name]} == {}
 
