@@ -19,6 +19,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml registry inference cli migrations
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/cli_start.py

@@ -100,4 +100,4 @@ def _socket() -> tuple[str, socket.socket]:
 def _temporary_folders() -> Iterator[str]:
     with suppress(FileNotFoundError):  # none at all can be used
         yield tempfile.gettempdir()
-    yield from ("/tmp", "/var/tmp")
+    yield from ("/tmp", "/var/tmp")  # nosec B108 # mkdtemp makes a folder of our own there

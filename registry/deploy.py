@@ -36,7 +36,7 @@ PACKAGES = (
 )
 REQUESTS = 100  # at once; what waits for the GPU is in there
 ANSWER_S = 135.0  # Modal's edge waits 150 s, of which a start of this container takes some
-LOCAL = Path("/tmp/voices")  # of one container, gone with it
+LOCAL = Path("/tmp/voices")  # nosec B108 # of one container, shared with nobody, gone with it
 NIGHTLY = "17 3 * * *"  # UTC
 BACKUPS = 7  # that are kept
 FAILURES = (modal.exception.Error, RuntimeError, OSError)  # of calls to Modal

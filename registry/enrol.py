@@ -65,13 +65,19 @@ class Words:
 
 @dataclass(frozen=True)
 class Change:
-    """What a person asks to edit, not yet checked; None leaves a field as it is."""
+    """What a person asks to edit; None leaves a field as it is."""
 
     name: str | None = None
     description: str | None = None
     labels: dict[str, str] | None = None
     defaults: SpeakDefaults | None = None
     words: Words | None = None
+
+    def checked(self) -> "Change":
+        """As far as the words alone tell. Raises NameInvalid, TextInvalid, TextTooLong."""
+        name = None if self.name is None else check_name(self.name)
+        words = self.words and Words(checked_transcript(self.words.transcript))
+        return replace(self, name=name, words=words)
 
 
 class Enroller:
@@ -111,19 +117,17 @@ class Enroller:
             raise
 
     async def edit(self, reference: str, change: Change, expected: int | None) -> StoredVoice:
-        """All in one transaction, after the long work that another transcript takes.
+        """A checked change, in one transaction, after the long work that another transcript takes.
 
         Raises EditConflict if `expected` is given and is not, or no longer, the row_version.
         """
         voice = await to_thread.run_sync(self._store.get, reference)
         refuse_stale(voice.row, expected)
-        name = None if change.name is None else check_name(change.name)
         defaults = await to_thread.run_sync(self._defaults, change.defaults)
-        edit = VoiceEdit(name, change.description, change.labels, defaults)
-        if change.words is not None:
-            transcript = checked_transcript(change.words.transcript)
-            if transcript != voice.enrolment.transcript:
-                edit = replace(edit, version=await self._version(voice, edit, transcript))
+        edit = VoiceEdit(change.name, change.description, change.labels, defaults)
+        if change.words is not None and change.words.transcript != voice.enrolment.transcript:
+            version = await self._version(voice, edit, change.words.transcript)
+            edit = replace(edit, version=version)
         return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
 
     async def _version(

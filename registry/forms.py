@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 64 * 1024
 MEDIA_TYPE = "multipart/form-data"
+CLIP = "audio/*"
 CHARSET = "_charset_"  # the field that names the charset of the others (RFC 7578, section 4.6)
 PLAIN = (b"", b"text/plain", b"application/octet-stream", b"application/json")
 AS_UTF8 = "Send it as UTF-8, or declare its charset in the Content-Type of its part."
@@ -79,8 +82,17 @@ async def read_form(request: Request, model: type[M]) -> M:
 
 def form_body(model: type[BaseModel]) -> dict[str, object]:
     """What OpenAPI says of a request with such a form."""
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": schema}}}}
+    schema = model.model_json_schema(schema_generator=FormSchema)
+    files = [name for name, field in model.model_fields.items() if field.annotation is bytes]
+    content = {"schema": schema, "encoding": {name: {"contentType": CLIP} for name in files}}
+    return {"requestBody": {"required": True, "content": {MEDIA_TYPE: content}}}
+
+
+class FormSchema(GenerateJsonSchema):
+    """A form has no null: what is none is left out."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
 
 
 def _boundary(options: Options) -> bytes:

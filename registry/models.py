@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from pydantic import Field as Documented
+from pydantic.config import JsonDict
 from sqlalchemy import (
     JSON,
     CheckConstraint,
@@ -33,6 +34,11 @@ def _plain(value: str) -> str:
     return value
 
 
+def _whole(number: object) -> object:
+    """JSON knows no integers: 3.0 is one, by its schema."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _seen(key: object) -> object:
     """What a pattern refuses, too; but of these characters it could only say that it does."""
     for character in key if isinstance(key, str) else "":
@@ -47,14 +53,33 @@ def _few(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def described(format: str, longest: int) -> Any:
+    """What OpenAPI says of a text that is checked elsewhere."""
+    rules: JsonDict = {"format": format, "minLength": 1, "maxLength": longest}
+    return Documented(json_schema_extra=rules)
+
+
 MAX_LABELS, MAX_WARNINGS = 32, 64
 MAX_TRANSCRIPT = 2000
-PlainText = Annotated[str, AfterValidator(_plain)]
+NOT_PLAIN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+PlainText = Annotated[
+    str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": f"^[^{NOT_PLAIN}]*$"})
+]
+Seed = Annotated[int, Documented(ge=0, lt=2**31), BeforeValidator(_whole)]
+TopK = Annotated[int, Documented(ge=1, le=3072), BeforeValidator(_whole)]
+# Their rules are code (names.py, text.py); the schema says how long they are, and names the rules.
+VoiceName = Annotated[str, described("voice-name", 64)]
+Words = Annotated[str, described("spoken-text", 5000)]
+GivenTranscript = Annotated[str, described("spoken-text", MAX_TRANSCRIPT)]
 LabelKey = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), BeforeValidator(_seen)
 ]
 LabelValue = Annotated[PlainText, StringConstraints(max_length=256)]
-Labels = Annotated[dict[LabelKey, LabelValue], AfterValidator(_few)]
+Labels = Annotated[
+    dict[LabelKey, LabelValue],
+    AfterValidator(_few),
+    Documented(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_LABELS}),
+]
 Description = Annotated[PlainText, StringConstraints(max_length=2000)]
 Transcript = Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_TRANSCRIPT)]
 Warned = Annotated[PlainText, StringConstraints(max_length=2000)]
@@ -205,7 +230,7 @@ class SpeakDefaults(BaseModel):
     """What a voice speaks with when a request doesn't say otherwise."""
 
     model_config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
     )
 
     language: PlainText | None = Documented(
@@ -215,7 +240,7 @@ class SpeakDefaults(BaseModel):
         None, description="`auto` (the model's default): `icl` where there is a transcript."
     )
     temperature: float | None = Documented(None, ge=0, le=2)
-    top_k: int | None = Documented(None, ge=1, le=3072)
+    top_k: TopK | None = None
     top_p: float | None = Documented(None, ge=0.001, le=1)
 
 

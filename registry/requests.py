@@ -13,6 +13,7 @@ from urllib.parse import unquote_to_bytes
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import Headers as RawHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 async def _patience(
     prefer: Annotated[
-        str | None,
+        str | SkipJsonSchema[None],
         Header(
             description="`wait=N`: answer within N seconds if a GPU has to start (RFC 7240).",
             examples=["wait=30"],

@@ -43,7 +43,7 @@ class StoredVoice:
     def defaults(self) -> SpeakDefaults:
         """Raises VoiceDamaged."""
         with self._believed("defaults"):
-            return SpeakDefaults.model_validate(self.row.defaults, strict=True)
+            return SpeakDefaults.model_validate(self.row.defaults)
 
     @property
     def modes(self) -> list[str]:

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 API = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+FORMS = ("create_voice", "clone")
 UNROUTED = {"method-not-allowed"}
 
 
@@ -72,6 +73,16 @@ def test_headers_and_bytes_are_described(schema: dict) -> None:  # type: ignore[
     form = found["create_voice"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["name", "audio"]
     assert form["properties"]["audio"]["format"] == "binary"
+
+
+def test_what_is_no_json_is_never_null(schema: dict) -> None:  # type: ignore[type-arg]
+    found = operations(schema)
+    parameters = [p["schema"] for one in found.values() for p in one.get("parameters", ())]
+    forms = [found[name]["requestBody"]["content"]["multipart/form-data"] for name in FORMS]
+    fields = [field for form in forms for field in form["schema"]["properties"].values()]
+    assert len(parameters) > 10 and len(fields) > 10
+    assert not [one for one in (*parameters, *fields) if "anyOf" in one or one["type"] == "null"]
+    assert [form["encoding"] for form in forms] == 2 * [{"audio": {"contentType": "audio/*"}}]
 
 
 def test_the_page_of_the_docs_loads_nothing_from_elsewhere(client: httpx.Client) -> None:

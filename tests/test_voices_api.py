@@ -178,6 +178,28 @@ def test_if_match_may_come_in_several_lines(client: httpx.Client) -> None:
     assert client.delete("/voices/alice", headers=lines).status_code == 204
 
 
+@pytest.mark.parametrize(
+    "patch", [{"transcript": ""}, {"name": ""}, {"name": "a/b"}, {"defaults": {"top_k": 0}}, [None]]
+)
+def test_an_edit_that_nobody_could_make_is_invalid_before_it_is_stale(
+    client: httpx.Client, patch: object
+) -> None:
+    add(client, "alice")
+    refused = client.patch("/voices/alice", json=patch, headers={"If-Match": '"7"'})
+    assert problem(refused)[0] == 422
+    assert problem(client.patch("/voices/bob", json=patch))[0] == 422
+
+
+@pytest.mark.parametrize(
+    "defaults", [{"temperature": "0.5"}, {"top_k": "3"}, {"top_k": True}, {"top_k": 3.5}]
+)
+def test_defaults_are_numbers_and_no_words(client: httpx.Client, defaults: object) -> None:
+    add(client, "alice")
+    assert problem(client.patch("/voices/alice", json={"defaults": defaults}))[0] == 422
+    whole = client.patch("/voices/alice", json={"defaults": {"top_k": 3.0}})
+    assert whole.json()["defaults"]["top_k"] == 3
+
+
 def test_renaming_frees_the_old_name_and_keeps_the_id(client: httpx.Client) -> None:
     voice = add(client, "alice").json()
     add(client, "bob")

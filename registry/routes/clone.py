@@ -15,7 +15,7 @@ from registry.forms import MEDIA_TYPE as FORM
 from registry.forms import form_body, read_form
 from registry.requests import PATIENCE, CheckedRoute, refuse_other_type
 from registry.routes.speak import OF_SPEECH, SpeechRequest, Use, answer, audio
-from registry.routes.voices import ReferenceAudio, Transcript
+from registry.routes.voices import ClipWords, ReferenceAudio
 from registry.services import ServicesDep
 
 WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if there is nothing."
@@ -27,7 +27,7 @@ class CloneForm(SpeechRequest):
     model_config = ConfigDict(strict=False)  # a form has only words
 
     audio: ReferenceAudio
-    transcript: Transcript = None
+    transcript: ClipWords = None
 
 
 async def clone_form(request: Request) -> CloneForm:

@@ -22,7 +22,7 @@ from registry.errors import RegistryError, SpeechFailed
 from registry.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, delta
 from registry.files import is_transient
 from registry.inference_client import SpeakParams, patience
-from registry.models import Mode, PlainText
+from registry.models import Mode, PlainText, Seed, TopK, Words
 from registry.problems import ClientGone, log
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
@@ -75,7 +75,7 @@ class SpeechRequest(BaseModel):
         extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    text: str = Field(
+    text: Words = Field(
         description="Up to 333 tokens of the model, of a few letters each: some 800 characters of"
         " English, never more than 5,000. A refusal says how many of the text fit."
     )
@@ -88,11 +88,11 @@ class SpeechRequest(BaseModel):
     stream_format: Literal["audio", "sse"] = Field(
         "audio", description="sse streams it as server-sent events, as does Accept."
     )
-    seed: int | None = Field(
-        None, ge=0, lt=2**31, description="The same seed gives the same audio. Default: random."
+    seed: Seed | None = Field(
+        None, description="The same seed gives the same audio. Default: random."
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
-    top_k: int | None = Field(None, ge=1, le=3072)
+    top_k: TopK | None = None
     top_p: float | None = Field(None, ge=0.001, le=1)
 
     def params(self) -> SpeakParams:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import SkipJsonSchema
 
 from registry import described as of
 from registry.enrol import Change, Enrolment, Words
@@ -18,9 +27,11 @@ from registry.forms import form_body, read_form
 from registry.models import (
     MAX_LABELS,
     Description,
+    GivenTranscript,
     Labels,
     PlainText,
     SpeakDefaults,
+    VoiceName,
     VoicePage,
     VoiceShape,
 )
@@ -32,6 +43,7 @@ from registry.requests import (
     while_connected,
 )
 from registry.services import ServicesDep
+from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
@@ -42,28 +54,32 @@ LABELS = TypeAdapter(Labels)
 LabelQuery = Annotated[str, StringConstraints(max_length=320)]
 
 IfMatch = Annotated[
-    str | None, Header(description="The ETag you read; a stale one answers 412.", examples=['"3"'])
+    str | SkipJsonSchema[None],
+    Header(description="The ETag you read; a stale one answers 412.", examples=['"3"']),
 ]
 
 
-def expected_version(
-    voice: str, request: Request, services: ServicesDep, if_match: IfMatch = None
-) -> int | None:
-    """The row_version that an edit may find; None if any will do. Raises EditConflict."""
-    sent = ", ".join(request.headers.getlist("if-match"))
-    if if_match is None or (tags := Tags.of(sent)).any:
-        return None
-    row = services.store.get(voice).row
-    if not tags.has(f'"{row.row_version}"'):
-        raise EditConflict(
-            f'{row.name!r} is at edit {row.row_version}, and its ETag is "{row.row_version}"; '
-            f"If-Match has {sent[:80] or 'nothing'}. Read it again and repeat the edit.",
-            row_version=row.row_version,
-        )
-    return row.row_version
+class Precondition:
+    """If-Match: which edit of a voice the request is about; asked once the rest of it is sound."""
+
+    def __init__(self, request: Request, if_match: IfMatch = None) -> None:
+        self._sent = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
+
+    def row_version(self, store: VoiceStore, voice: str) -> int | None:
+        """The one that an edit may find; None if any will do. Raises EditConflict."""
+        if self._sent is None or (tags := Tags.of(self._sent)).any:
+            return None
+        row = store.get(voice).row
+        if not tags.has(f'"{row.row_version}"'):
+            raise EditConflict(
+                f'{row.name!r} is at edit {row.row_version}, and its ETag is "{row.row_version}"; '
+                f"If-Match has {self._sent[:80] or 'nothing'}. Read it again and repeat the edit.",
+                row_version=row.row_version,
+            )
+        return row.row_version
 
 
-ExpectedVersion = Annotated[int | None, Depends(expected_version)]
+IfMatches = Annotated[Precondition, Depends()]
 
 ReferenceAudio = Annotated[
     bytes,
@@ -71,20 +87,26 @@ ReferenceAudio = Annotated[
         description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
     ),
 ]
-Transcript = Annotated[
-    str | None, Field(description="The words of the clip. Without them: x-vector mode only.")
+ClipWords = Annotated[
+    GivenTranscript | None,
+    Field(description="The words of the clip. Without them: x-vector mode only."),
 ]
 
 
 class EnrolmentForm(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(examples=["alice"])
+    name: VoiceName = Field(examples=["alice"])
     audio: ReferenceAudio
-    transcript: Transcript = None
+    transcript: ClipWords = None
     language: PlainText | None = Field(None, max_length=32, examples=["english"])
     description: Description = ""
-    labels: str = Field("{}", description="A JSON object of strings.", examples=['{"use": "demo"}'])
+    labels: Annotated[str, WithJsonSchema(LABELS.json_schema())] = Field(
+        "{}",
+        description="A JSON object of strings.",
+        examples=[{"use": "demo"}],
+        json_schema_extra={"default": {}},
+    )
 
 
 async def enrolment_form(request: Request) -> EnrolmentForm:
@@ -100,15 +122,18 @@ class VoicePatch(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,
         hide_input_in_errors=True,
         json_schema_extra={"examples": [{"description": "A calm narrator."}]},
     )
 
-    name: str | None = None
+    name: VoiceName | None = None
     description: Description | None = None
     labels: Labels | None = None
     defaults: SpeakDefaults | None = None
-    transcript: str | None = Field(None, description="The words of the clip, or null for none.")
+    transcript: GivenTranscript | None = Field(
+        None, description="The words of the clip, or null for none."
+    )
 
     def change(self) -> Change:
         words = Words(self.transcript) if "transcript" in self.model_fields_set else None
@@ -159,7 +184,12 @@ def list_voices(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[
-        str | None, Query(max_length=512, description="The `next` of the page before.")
+        str | SkipJsonSchema[None],
+        Query(
+            max_length=512,
+            description="The `next` of the page before.",
+            json_schema_extra={"format": "cursor"},
+        ),
     ] = None,
     search: Annotated[str, Query(max_length=64, description="A part of the name.")] = "",
     label: Annotated[
@@ -203,10 +233,12 @@ async def edit_voice(
     request: Request,
     response: Response,
     services: ServicesDep,
-    expected: ExpectedVersion,
+    precondition: IfMatches,
 ) -> VoiceShape:
     """All of it or nothing. A patch that says what is so already changes nothing."""
-    work = services.enroller.edit(voice, patch.change(), expected)
+    change = patch.change().checked()
+    expected = await to_thread.run_sync(precondition.row_version, services.store, voice)
+    work = services.enroller.edit(voice, change, expected)
     return _shown(response, await while_connected(request, work))
 
 
@@ -217,9 +249,9 @@ async def edit_voice(
     summary="Delete a voice",
     responses=of.problems(of.NAMED, of.EDITS, of.WRITES),
 )
-def delete_voice(voice: str, services: ServicesDep, expected: ExpectedVersion) -> None:
+def delete_voice(voice: str, services: ServicesDep, precondition: IfMatches) -> None:
     """The voice is marked as deleted and its name is free at once."""
-    services.store.delete(voice, expected)
+    services.store.delete(voice, precondition.row_version(services.store, voice))
 
 
 @router.get(
