@@ -7,7 +7,7 @@ import click
 from cli import host
 from cli.input import json_option
 from cli.model import opened
-from cli.output import print_json
+from cli.output import print_json, print_line
 from cli.session import progress
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def bench(context: click.Context, streams: tuple[int, ...], seconds: float, as_j
         name, report = measured(settings, store, streams, seconds)
     if as_json:
         return print_json({"model": name, **asdict(report)})
-    click.echo(f"{name} on {report.device} in {report.dtype}")
-    click.echo(f"first audio of a known voice, alone: {report.first_ms:g} ms\n")
-    click.echo("  ".join(COLUMNS))
+    print_line(f"{name} on {report.device} in {report.dtype}")
+    print_line(f"first audio of a known voice, alone: {report.first_ms:g} ms\n")
+    print_line("  ".join(COLUMNS))
     for line in report.together:
         cells = zip(asdict(line).values(), COLUMNS, strict=True)
-        click.echo("  ".join(f"{value:>{len(name)}}" for value, name in cells))
+        print_line("  ".join(f"{value:>{len(name)}}" for value, name in cells))
 
 
 def measured(

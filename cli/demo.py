@@ -9,7 +9,7 @@ import click
 
 from cli import host
 from cli.filenames import format_for
-from cli.output import new_file, print_table, refuse_overwriting, say, write_wave
+from cli.output import new_file, print_line, print_table, refuse_overwriting, say, write_wave
 from cli.pitch import median_pitch_hz
 from cli.private_server import private_registry
 from cli.session import progress
@@ -117,9 +117,9 @@ def print_pitches(spoken: dict[str, bytes]) -> None:
     import numpy as np
     import soundfile
 
-    click.echo("\nVOICE   PITCH OF THE CLIP   PITCH OF THE SPEECH")
+    print_line("\nVOICE   PITCH OF THE CLIP   PITCH OF THE SPEECH")
     for name, pcm in spoken.items():
         clip, rate = soundfile.read(io.BytesIO(bundled(f"{name}.wav")), dtype="float32")
         speech = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
         theirs, ours = median_pitch_hz(clip, rate), median_pitch_hz(speech, RATE)
-        click.echo(f"{name:<7} {theirs:>14.0f} Hz {ours:>18.0f} Hz")
+        print_line(f"{name:<7} {theirs:>14.0f} Hz {ours:>18.0f} Hz")

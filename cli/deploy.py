@@ -14,7 +14,7 @@ from cli.deployed import now
 from cli.deploying import STDERR, agreed, fetch, put, refuse_another, send, there_now
 from cli.input import json_option
 from cli.modal_account import AppState
-from cli.output import print_json, say
+from cli.output import print_json, print_line, say
 from cli.session import progress
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def deploy(
 
 def show(plan: "Deployment") -> None:
     for name, what in parts(plan):
-        click.echo(f"{name:<24} {what}".rstrip())
+        print_line(f"{name:<24} {what}".rstrip())
     say(f"{cost(plan)}\n{cost_basis(plan)}")
     say("Nothing was sent, nor asked what is deployed: settings not given here stay as they are.")
 
@@ -118,12 +118,12 @@ def status(asked: Asked, as_json: bool) -> None:
         found = {"apps": [asdict(app) for app in apps], "model": there, "settings": told}
         return print_json({"url": url} | found)
     for app in apps:
-        click.echo(f"{app.name:<20} {in_words(app)}")
-    click.echo(f"{plan.weights_volume:<20} {there.get('source') if there else 'no model'}")
+        print_line(f"{app.name:<20} {in_words(app)}")
+    print_line(f"{plan.weights_volume:<20} {there.get('source') if there else 'no model'}")
     if url:
-        click.echo(f"{'url':<20} {url}")
+        print_line(f"{'url':<20} {url}")
     for name, value in (told or {}).items():
-        click.echo(f"{name:<20} {value}")
+        print_line(f"{name:<20} {value}")
 
 
 @deploy.command("settings")
@@ -141,7 +141,7 @@ def print_settings(asked: Asked) -> None:
     if kept is None:
         raise click.ClickException(f"No settings of {plan.name} are kept: it is not deployed.")
     for name, value in sorted(kept.settings.items()):
-        click.echo(f"{name}={value}")
+        print_line(f"{name}={value}")
 
 
 def in_words(app: AppState) -> str:

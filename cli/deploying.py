@@ -10,7 +10,7 @@ from cli import modal_account as account
 from cli.deploy_cost import cost, cost_basis
 from cli.deploy_plan import Asked, changes, model_name, model_spec
 from cli.deployed import Kept, kept_settings, now
-from cli.output import say
+from cli.output import print_line, say
 from cli.session import progress
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def welcome(plan: "Deployment", url: str) -> None:
     else:
         say(f"Whoever finds it can enrol and delete voices.\n  voices login --no-token {url}\n")
     say(f"{cost(plan)}\n{cost_basis(plan)}")
-    click.echo(url)
+    print_line(url)
 
 
 def refuse_another(plan: "Deployment", now: "Deployment") -> None:

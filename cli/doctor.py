@@ -6,7 +6,7 @@ import click
 
 from cli import host
 from cli.input import json_option
-from cli.output import print_json, visible
+from cli.output import print_json, print_line
 
 
 @click.command()
@@ -49,12 +49,12 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
         print_json(about | {"findings": [asdict(finding) for finding in findings]})
     else:
         for name, value in about.items():
-            click.echo(f"{name:<15} {value}")
+            print_line(f"{name:<15} {value}")
         for finding in findings:
             whose = ", ".join(f"{voice.name} ({voice.id})" for voice in finding.voices)
-            click.echo(visible(f"{finding.severity:<10} {finding.what}{whose and f': {whose}'}"))
+            print_line(f"{finding.severity:<10} {finding.what}{whose and f': {whose}'}")
         if not findings:
-            click.echo(
+            print_line(
                 f"{'sound':<15} {'all that was read' if read_data else 'all that was found'}"
             )
     if any(finding.severity not in ("repaired", "foreign") for finding in findings):
@@ -87,4 +87,4 @@ def version(as_json: bool) -> None:
     if as_json:
         return print_json(found)
     for name, value in found.items():
-        click.echo(f"{name:<15} {value}")
+        print_line(f"{name:<15} {value}")

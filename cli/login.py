@@ -16,7 +16,7 @@ from cli.destination import (
     stored,
 )
 from cli.input import WORDS, json_option
-from cli.output import print_json, say
+from cli.output import print_json, print_path, say
 
 
 @click.command()
@@ -147,7 +147,7 @@ def where(context: click.Context, as_json: bool) -> None:
     found = whereabouts(context.find_root().obj)
     if as_json:
         return print_json(found)
-    click.echo(found["url"] or found["home"])
+    print_path(found["url"] or found["home"])
     say(f"{found['because']}.")
 
 

@@ -21,10 +21,10 @@ from cli.input import (
 from cli.output import (
     print_fields,
     print_json,
+    print_line,
     print_table,
     report,
     say,
-    visible,
     warn,
 )
 from cli.session import progress, registry
@@ -94,7 +94,7 @@ def add(
     if as_json:
         return print_json(voice)
     say(f"Enrolled {voice['name']}.")
-    click.echo(visible(voice["id"]))
+    print_line(voice["id"])
 
 
 @cli.command("list")

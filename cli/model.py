@@ -8,7 +8,7 @@ import click
 
 from cli import host
 from cli.input import WORDS, json_option
-from cli.output import print_json, say
+from cli.output import print_json, print_line, print_path, say
 
 if TYPE_CHECKING:
     from registry.store import VoiceStore
@@ -61,7 +61,7 @@ def list_models(as_json: bool) -> None:
         return print_json(rows)
     for row in rows:
         mark = "*" if row["used"] else " "
-        click.echo(f"{mark} {row['model']}  {_state(row)}")
+        print_line(f"{mark} {row['model']}  {_state(row)}")
     say("* is what the voices here use, or would.")
 
 
@@ -84,7 +84,7 @@ def path(spec: str | None) -> None:
 
     with opened() as (settings, store):
         located = locate(spec or host.model_spec(settings, store), store.data)
-    click.echo(located.path)
+    print_path(located.path)
 
 
 @model.command()
@@ -103,7 +103,7 @@ def download(spec: str | None) -> None:
     with opened() as (_, store):
         located = download(spec or DEFAULT, store.data)
     say(f"{located.ref.id} at {located.ref.revision} is here:")
-    click.echo(located.path)
+    print_path(located.path)
 
 
 @model.command()

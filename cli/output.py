@@ -39,6 +39,16 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def print_line(line: str = "") -> None:
+    """Data on stdout that a server, a model or a file may have had a say in."""
+    click.echo(visible(line))
+
+
+def print_path(path: object) -> None:
+    """As it is, for whoever goes there; on a terminal it commands nothing."""
+    click.echo(visible(str(path)) if sys.stdout.isatty() else str(path))
+
+
 def say(message: str) -> None:
     """A stderr that is full, or whose reader has left, is no reason to stop."""
     with suppress(OSError):
@@ -58,7 +68,7 @@ def print_json(value: object) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = json.dumps(value, indent=2)
-    click.echo("".join(c if _is_harmless(c) else f"\\u{ord(c):04x}" for c in text))
+    click.echo("".join(c if _is_harmless(c) else json.dumps(c)[1:-1] for c in text))
 
 
 def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
@@ -105,7 +115,7 @@ def print_fields(voice: dict[str, Any]) -> None:
     for field, value in voice.items():
         for key, shown in _flat(field, value):
             lines = visible(shown).replace("\n", "\n" + " " * 21)
-            click.echo(f"{visible(key):<20} {lines}")
+            print_line(f"{key:<20} {lines}")
 
 
 def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:

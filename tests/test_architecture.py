@@ -87,6 +87,16 @@ def test_no_except_is_broad() -> None:
                 assert not named & {"Exception", "BaseException"}, (path, node.lineno)
 
 
+def test_all_that_a_command_prints_goes_through_one_module() -> None:
+    """Which lets nothing of a server, a model or a file command the terminal."""
+    for path in (ROOT / "cli").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        said = [
+            word for word in ("click.echo(", "secho(", " print(", "stdout.write(") if word in source
+        ]
+        assert not said or path.name == "output.py", (path, said)
+
+
 def test_nothing_is_mocked() -> None:
     for path in (ROOT / "tests").glob("*.py"):
         assert not {"unittest.mock", "mock"} & imports_of(path), path
