@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from av import AudioFrame
 
+from registry.chain import Kind, kinds_in_row
 from registry.clip_report import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS, Bounds, Refusal
 from registry.conditioning import decibels
 from registry.container import (
@@ -17,7 +18,7 @@ from registry.container import (
 )
 from registry.recording import Recording
 from registry.riff import Wave, read_wave
-from registry.wrapping import breaks_off, vorbis_rates
+from registry.wrapping import breaks_off
 
 SILENT_DBFS = -60.0
 DAMAGED_SHARE = 0.05
@@ -32,8 +33,8 @@ def record(sound: Sound, bounds: Bounds) -> Recording:
     wave = read_wave(sound.data) if sound.demuxer == "wav" else Wave(sound.data)
     with opened(wave.data, sound.demuxer) as container:
         tracks = tracks_of(container)
-    for before, after in pairwise(vorbis_rates(sound.data) if sound.demuxer == "ogg" else []):
-        check_rates(before, after)
+    for before, after in pairwise(kinds_in_row(sound.data, sound.demuxer)):
+        check_kinds(before, after)
     tried: list[Recording] = []
     for at in tracks:
         tried.append(recorded(sound, wave, at, bounds))
@@ -80,6 +81,15 @@ def add_frame(recording: Recording, frame: AudioFrame, scale: float) -> None:
     recording.sample_rate = rate
     names = [channel.name for channel in frame.layout.channels]
     recording.add(samples_of(frame) * scale if scale != 1 else samples_of(frame), names)
+
+
+def check_kinds(before: Kind, after: Kind) -> None:
+    check_rates(before.rate, after.rate)
+    if before != after:
+        same = before.codec == after.codec
+        found = f"{before.codec} of two kinds" if same else f"{before.codec}, then {after.codec}"
+        message = f"The file is several recordings in a row, {found}. Send one of them."
+        raise Refusal("audio-undecodable", message)
 
 
 def check_rates(before: int, after: int) -> None:

@@ -100,12 +100,6 @@ def ogg_breaks_off(data: bytes) -> bool:
     return len(sizes) < head[26] or page + 27 + head[26] + sum(sizes) > len(data)
 
 
-def vorbis_rates(data: bytes) -> list[int]:
-    """The rate of each Vorbis stream of an Ogg; where they differ, FFmpeg reads the first alone."""
-    head = re.compile(rb"OggS\0[\x02\x06].{20}\x01\x1e\x01vorbis.{5}(.{4})", re.DOTALL)
-    return [int.from_bytes(found[1], "little") for found in head.finditer(data)]
-
-
 def ebml_breaks_off(data: bytes) -> bool:
     """Walks the elements; only a Segment and its Clusters may be of unknown size."""
     at = 0
