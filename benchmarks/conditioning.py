@@ -13,10 +13,11 @@ import measure
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from uploading import read_clip
 
 from inference.engine.extract import Extractor
 from inference.engine.shapes import read_shape
-from registry.audio import ClipLimits, read_clip
+from registry.audio import ClipLimits
 
 RATE = 24_000
 FOLDER = measure.ROOT / "inference" / "demo"

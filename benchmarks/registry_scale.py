@@ -22,13 +22,15 @@ import soundfile
 from fakes import MODEL, FakeInference
 from population import ROLES, Known, populate
 from server import client
+from uploading import enrol_bytes, read_clip
 
-from registry.audio import ClipLimits, ReferenceClip, read_clip
-from registry.enrol import Enroller, Enrolment
+from registry.audio import ClipLimits, ReferenceClip
+from registry.enrol import Enroller
 from registry.errors import VoiceNotFound
-from registry.files import DataDir, sha256_of
+from registry.files import DataDir
 from registry.names import name_key
 from registry.store import VoiceStore
+from registry.uploads import Clip
 
 CLIP = measure.ROOT / "cli" / "data" / "alice.wav"
 SIZES = (100, 10_000, 100_000)
@@ -200,8 +202,8 @@ class PredecodedEnroller(Enroller):
         super().__init__(registry.store, registry.inference)
         self._clip = clip
 
-    async def _decode(self, upload: bytes) -> ReferenceClip:
-        return replace(self._clip, sha256=sha256_of(upload))
+    async def decode(self, clip: Clip) -> ReferenceClip:
+        return replace(self._clip, sha256=clip.sha256)
 
 
 async def measure_writes(registries: list[Registry], adds: int, whole: int) -> dict[str, Any]:
@@ -236,12 +238,15 @@ async def enrolled(
     for number, upload in enumerate(uploads):
         for enroller, into in zip(enrollers, times_s, strict=True):
             with measure.stopwatch(into):
-                await enroller.enrol(enrolment(f"{prefix} {number}", upload))
+                await enrol_bytes(
+                    enroller,
+                    f"{prefix} {number}",
+                    upload,
+                    "A transcript.",
+                    labels={"use": "audiobook"},
+                    language="english",
+                )
     return summary(registries, times_s)
-
-
-def enrolment(name: str, upload: bytes) -> Enrolment:
-    return Enrolment(name, upload, "A transcript.", "", {"use": "audiobook"}, "english")
 
 
 def print_reads(reads: dict[str, Any], sizes: list[int]) -> None:

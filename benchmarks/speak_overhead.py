@@ -17,9 +17,10 @@ import httpx
 import measure
 from fakes import SAMPLE_RATE, FakeInference, tone
 from server import served
+from uploading import enrol_bytes
 
 from registry.encode import encode
-from registry.enrol import Enroller, Enrolment
+from registry.enrol import Enroller
 from registry.files import DataDir
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
@@ -45,8 +46,9 @@ def main() -> None:
 
 
 async def enrolled(store: VoiceStore) -> StoredVoice:
-    request = Enrolment("alice", CLIP.read_bytes(), "A transcript.", "", {}, "english")
-    return await Enroller(store, FakeInference(store.data)).enrol(request)
+    enroller = Enroller(store, FakeInference(store.data))
+    words = "A transcript."
+    return await enrol_bytes(enroller, "alice", CLIP.read_bytes(), words, language="english")
 
 
 async def load(

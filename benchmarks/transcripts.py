@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from uploading import read_clip
+
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import locate
 from registry import trial
-from registry.audio import ClipLimits, ReferenceClip, read_clip
+from registry.audio import ClipLimits, ReferenceClip
 from registry.errors import TranscriptMismatch
 from registry.files import DataDir, PromptRef, PromptSource
 from registry.inference_client import LocalInference

@@ -18,6 +18,7 @@ from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
 from registry.trial import LIMIT_S
+from registry.uploads import Uploads
 
 DESCRIPTION = """Enrol a voice once, speak with it by name.
 
@@ -47,7 +48,8 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
         generate_unique_id_function=lambda route: route.name,
         responses=problems.RESPONSES,
     )
-    app.state.services = Services(settings, store, inference, enroller, speaker, cloner)
+    uploads = Uploads(store.data.uploads)
+    app.state.services = Services(settings, store, inference, enroller, speaker, cloner, uploads)
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(
         BodyDeadline, grace_s=settings.body_timeout_s, upload_limit=settings.max_clip_mib * MIB

@@ -1,4 +1,4 @@
-"""Reference clips: untrusted bytes in, a checked and conditioned clip with a report on it out.
+"""Reference clips: an untrusted file in, a checked and conditioned clip with a report on it out.
 
 Nothing here parses audio: a short-lived child (decode.py) does, under limits, and may crash or stop
 half-way. It knows nothing of the database, of names or of HTTP.
@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Timer
+from typing import BinaryIO
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -21,7 +22,6 @@ from pydantic import TypeAdapter
 from registry.clip_report import Refused, Report
 from registry.confinement import LAYERS
 from registry.encode import IEEE_FLOAT, wave_file
-from registry.files import sha256_of
 
 SAMPLE_RATE = 24_000
 SAMPLE_BYTES = 4
@@ -83,6 +83,7 @@ class ReferenceClip:
     """
 
     sha256: str  # of the bytes as uploaded
+    size: int  # of the same, in bytes
     media_type: str
     sample_rate: int
     channels: int
@@ -97,19 +98,21 @@ class ReferenceClip:
     conditioned_wav: bytes
 
 
-def read_clip(data: bytes, limits: ClipLimits) -> ReferenceClip:
+def read_clip(clip: BinaryIO, sha256: str, limits: ClipLimits) -> ReferenceClip:
     """Decode, check and condition a clip in a child of its own, within the limits.
 
-    Raises ClipRefused for anything wrong with the clip, DecoderUnavailable if there is no child.
+    The child reads the file itself, from where it stands; its `sha256` is for the report. Raises
+    ClipRefused for anything wrong with the clip, DecoderUnavailable if there is no child.
     """
     most = REPORT_BYTES + int(limits.max_s * SAMPLE_RATE + 1) * SAMPLE_BYTES
-    report, pcm = understood(converse(program(limits), data, limits, most), limits)
+    report, pcm = understood(converse(program(limits), clip, limits, most), limits)
     wav = wave_file(pcm, SAMPLE_RATE, IEEE_FLOAT, bits=8 * SAMPLE_BYTES)
     advice = (*report.notes, *warnings(report))
     shown = asdict(report)
     for name in ("notes", "damaged_packets", "samples"):
         del shown[name]
-    return ReferenceClip(sha256=sha256_of(data), warnings=advice, conditioned_wav=wav, **shown)
+    size = os.fstat(clip.fileno()).st_size
+    return ReferenceClip(sha256=sha256, size=size, warnings=advice, conditioned_wav=wav, **shown)
 
 
 def fence_of_decoder(limits: ClipLimits) -> str:
@@ -124,7 +127,7 @@ def fence_of_decoder(limits: ClipLimits) -> str:
 
 def layers_lacking(limits: ClipLimits) -> list[str]:
     """What this system refuses of LAYERS, in words; raises DecoderUnavailable."""
-    missing, _ = started(converse(program(limits), b"", limits, REPORT_BYTES))
+    missing, _ = started(converse(program(limits), subprocess.DEVNULL, limits, REPORT_BYTES))
     return [LAYERS[name] for name in missing]
 
 
@@ -201,8 +204,8 @@ def warnings(report: Report) -> Iterator[str]:
         yield f"The clip is damaged: {report.damaged_packets} of its packets were left out."
 
 
-def converse(command: list[str], data: bytes, limits: ClipLimits, most: int) -> Answer:
-    """Run a program that says a word when it is ready to read, reads all of `data`, and answers.
+def converse(command: list[str], stdin: BinaryIO | int, limits: ClipLimits, most: int) -> Answer:
+    """Run a program that says a word when it is ready to read `stdin` by itself, and answers.
 
     Its whole session is killed once it has answered, with at most `most` bytes; or before, its
     answer cut short, if it is not ready in `start_s`, or has not answered `wall_s` after that.
@@ -210,7 +213,7 @@ def converse(command: list[str], data: bytes, limits: ClipLimits, most: int) -> 
     try:
         child = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment(),
@@ -223,7 +226,7 @@ def converse(command: list[str], data: bytes, limits: ClipLimits, most: int) -> 
             if not says_a_word(child, limits.start_s):
                 return Answer(b"", complaint(child))
             with killed_after(limits.wall_s, child):
-                return exchange(child, data, most)
+                return hear(child, most)
         finally:
             end_session(child.pid)
 
@@ -236,10 +239,8 @@ def says_a_word(child: subprocess.Popen[bytes], start_s: float) -> bool:
     return bool(waiting.poll(1000 * start_s))
 
 
-def exchange(child: subprocess.Popen[bytes], data: bytes, most: int) -> Answer:
-    assert child.stdin and child.stdout
-    with suppress(BrokenPipeError), child.stdin:
-        child.stdin.write(data)
+def hear(child: subprocess.Popen[bytes], most: int) -> Answer:
+    assert child.stdout
     return Answer(child.stdout.read(most), complaint(child))
 
 

@@ -24,6 +24,7 @@ from registry.rows import NewVoice, features_row, version_row, voice_row
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 from registry.transcript import checked_transcript, refuse_absurd
+from registry.uploads import Upload
 
 NAME = "the clip"
 
@@ -34,7 +35,7 @@ log = logging.getLogger("registry")
 class Reference:
     """A clip to speak like, not yet checked."""
 
-    upload: bytes
+    upload: Upload
     transcript: str | None
 
 
@@ -49,6 +50,7 @@ class Cloner:
         """A voice that exists in the block, for whoever holds it; refused as an enrolment is."""
         transcript = checked_transcript(reference.transcript)
         clip = await self._enroller.decode(reference.upload)
+        reference.upload.close()
         refuse_absurd(transcript, clip.speech_s)
         voice_id = TRANSIENT_PREFIX + secrets.token_hex(16)
         source = PromptSource(voice_id, clip.sha256, transcript)
@@ -56,7 +58,7 @@ class Cloner:
         try:
             prompt = await asyncio.shield(making)
             warnings = self._enroller.warnings(source, clip)
-            yield stored(source, clip, len(reference.upload), warnings, prompt)
+            yield stored(source, clip, warnings, prompt)
         finally:
             await asyncio.shield(self._drop(voice_id, making))
 
@@ -76,7 +78,6 @@ class Cloner:
 def stored(
     source: PromptSource,
     clip: ReferenceClip,
-    size: int,
     warnings: list[str],
     prompt: ExtractedPrompt,
 ) -> StoredVoice:
@@ -85,7 +86,7 @@ def stored(
     new = NewVoice(source, NAME, "", {}, SpeakDefaults(), warnings)
     return StoredVoice(
         voice_row(new, now),
-        version_row(source, 1, clip, size, warnings, now),
+        version_row(source, 1, clip, warnings, now),
         labels={},
         model=prompt.model,
         features=features_row(source.voice_id, 1, prompt, now),

@@ -22,7 +22,6 @@ class NewVersion:
 
     source: PromptSource
     clip: ReferenceClip
-    upload: bytes
     warnings: Sequence[str]
     prompt: ExtractedPrompt
 
@@ -116,7 +115,7 @@ def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None)
         return False
     row, now = voice.row, utc_now()
     row.version += 1
-    session.add(version_row(new.source, row.version, new.clip, len(new.upload), new.warnings, now))
+    session.add(version_row(new.source, row.version, new.clip, new.warnings, now))
     session.flush()
     keep_features(session, row.id, row.version, new.prompt, now)
     return True

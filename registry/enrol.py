@@ -3,8 +3,8 @@
 The one place that brings clip, inference and store together; it knows nothing about HTTP.
 """
 
-import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 
 from anyio import to_thread
 
@@ -40,8 +40,8 @@ from registry.transcript import (
     transcript_warnings,
 )
 from registry.trial import LIMIT_S, OPENING, Trial
-
-DECODERS = 2
+from registry.turns import FairTurns
+from registry.uploads import DECODERS, Clip, StoredClip, Upload
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Enrolment:
     """What a person asks for, not yet checked."""
 
     name: str
-    upload: bytes
+    upload: Upload
     transcript: str | None
     description: str
     labels: dict[str, str]
@@ -86,7 +86,7 @@ class Enroller:
         self._store = store
         self._inference = inference
         self._trial = Trial(inference, trial_s)
-        self._decoders = asyncio.Semaphore(DECODERS)
+        self._decoders = FairTurns(DECODERS)
 
     async def enrol(self, request: Enrolment) -> StoredVoice:
         """Cheap refusals first, files before the row, the row in one transaction."""
@@ -138,17 +138,16 @@ class Enroller:
             await to_thread.run_sync(self._store.refuse_taken, edit.name)
         refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, transcript)
         await self.refuse_other_model(voice)
-        upload = await to_thread.run_sync(self._store.clip, voice)
-        clip = await self.decode(upload)
+        clip = await self.decode(self._stored_clip(voice))
         refuse_absurd(transcript, clip.speech_s)
         source = replace(voice.source, transcript=transcript)
-        await to_thread.run_sync(self._store.keep_clip, source, upload, clip)
+        await to_thread.run_sync(self._store.keep_clip, source, None, clip)
         prompt = await self._inference.extract_prompt(source)
         refuse_crowded(transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
         warnings = [*self.warnings(source, clip), *(tried or [])]
-        return NewVersion(source, clip, upload, warnings, prompt)
+        return NewVersion(source, clip, warnings, prompt)
 
     async def rebuild(self, voice: StoredVoice, *, trial: bool) -> StoredVoice:
         """Make the prompt features anew from the reference clip. Raises ClipDamaged.
@@ -156,9 +155,8 @@ class Enroller:
         Without a `trial`, what one told before still holds.
         """
         await self.refuse_other_model(voice)
-        upload = await to_thread.run_sync(self._store.clip, voice)
-        clip = await self.decode(upload)
-        await to_thread.run_sync(self._store.keep_clip, voice.source, upload, clip)
+        clip = await self.decode(self._stored_clip(voice))
+        await to_thread.run_sync(self._store.keep_clip, voice.source, None, clip)
         prompt = await self._inference.extract_prompt(voice.source)
         tried = None
         if trial:
@@ -209,13 +207,20 @@ class Enroller:
         ref = PromptRef(source.voice_id, prompt.fingerprint, prompt.sha256)
         return await self._trial.warnings(ref, source.transcript, language)
 
-    async def decode(self, upload: bytes) -> ReferenceClip:
-        async with self._decoders:
-            try:
-                return await to_thread.run_sync(read_clip, upload, ClipLimits())
-            except ClipRefused as refused:
-                unsupported = refused.code == "audio-unsupported"
-                kind = ClipUnsupported if unsupported else ClipUnusable
-                raise kind(refused.code, str(refused)) from refused
-            except DecoderUnavailable as error:
-                raise ClipsUnopenable(str(error)) from error
+    def _stored_clip(self, voice: StoredVoice) -> StoredClip:
+        return StoredClip(voice.enrolment.clip_sha256, partial(self._store.open_clip, voice))
+
+    async def decode(self, clip: Clip) -> ReferenceClip:
+        async with self._decoders.turn(clip.client):
+            return await to_thread.run_sync(decoded, clip)
+
+
+def decoded(clip: Clip) -> ReferenceClip:
+    with clip.open() as file:
+        try:
+            return read_clip(file, clip.sha256, ClipLimits())
+        except ClipRefused as refused:
+            kind = ClipUnsupported if refused.code == "audio-unsupported" else ClipUnusable
+            raise kind(refused.code, str(refused)) from refused
+        except DecoderUnavailable as error:
+            raise ClipsUnopenable(str(error)) from error

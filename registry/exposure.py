@@ -15,7 +15,7 @@ from registry.files import DataDir
 from registry.storage_errors import storage_errors
 
 OURS = re.compile(  # files, and folders on the way to them
-    r"registry\.db(-journal|-wal|-shm)?|ballast|migrate\.lock|made-by-voices-demo"
+    r"registry\.db(-journal|-wal|-shm)?|ballast|uploads|migrate\.lock|made-by-voices-demo"
     r"|clips(/[0-9a-f]{64})?|conditioned(/[0-9a-f]{64}-\w{1,16}\.wav)?"
     r"|prompts(/voice_[0-9a-f]{32}(/[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors)?)?"
     r"|transient(/transient_[0-9a-f]{32}(/[^/]+)?)?"

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +40,7 @@ FILE_NAMES = {
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
 NO_FILE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP),  # of sockets and devices
 )
 
@@ -152,6 +153,11 @@ class DataDir:
         return former if not path.exists() and former.exists() else path
 
     @property
+    def uploads(self) -> Path:
+        """Of clips on their way in, on the disk that they stay on."""
+        return self.root / "uploads"
+
+    @property
     def ballast(self) -> Path:
         return self.root / "ballast"
 
@@ -203,7 +209,7 @@ class DataDir:
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""
-        folders = [self.root / name for name in (".", *FILE_NAMES)]
+        folders = [self.root / name for name in (".", "uploads", *FILE_NAMES)]
         folders += map(Path, filter(is_voice_folder, _entries(self.root / "prompts")))
         for entry in chain.from_iterable(map(_entries, folders)):
             if entry.name.startswith(TMP_PREFIX) and entry.is_file(follow_symlinks=False):
@@ -241,7 +247,14 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Make `path` hold `data` or leave it as it was: temp file, fsync, rename, fsync of the folder.
+    """Make `path` hold `data` or leave it as it was."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """What the block writes becomes `path`: temp file, fsync, rename, fsync of the folder.
 
     The order is the promise: a reader sees the old file or the whole new one, power cut or not.
     """
@@ -249,7 +262,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
     try:
         with open(temporary, "xb", opener=private.opener) as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
@@ -269,17 +282,18 @@ def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 def read_part(path: Path, start: int, end: int) -> bytes:
     """The bytes from `start` to before `end` of what is stored, or as many as there are."""
-    with _opened(path) as file:
+    with opened(path) as file:
         if file is None:
             return b""
         file.seek(start)
-        return file.read(end - start)
+        with BufferedReader(file) as whole:
+            return whole.read(end - start)
 
 
 def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
     """The SHA-256 of what `read_stored` would give, and its size, without holding it."""
     hashed, size = hashlib.sha256(), 0
-    with _opened(path) as file:
+    with opened(path) as file:
         while file and (part := file.read(PART_BYTES)):
             hashed.update(part)
             if (size := size + len(part)) > most_bytes:
@@ -288,21 +302,17 @@ def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO | None]:
+def opened(path: Path) -> Iterator[FileIO | None]:
     """None if there is no such file; OSError if it can't be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
         yield None
         return
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        with open(descriptor, "rb") as file:
-            yield file
-    else:
-        os.close(descriptor)
-        yield None
+    with file:
+        yield file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
 
 
 def write_once(path: Path, data: bytes) -> bool:

@@ -4,10 +4,12 @@ Whether a field is a file or a text is for the form to say, not for the client: 
 are meant gives its words, and a clip is a clip without a file name too.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -20,12 +22,14 @@ from starlette.requests import ClientDisconnect
 from registry.charset import NotText, decode
 from registry.errors import FieldInvalid, RequestMalformed
 from registry.problems import ClientGone
-from registry.requests import refuse_unknown
+from registry.requests import refuse_other_type, refuse_unknown
+from registry.uploads import Upload, Uploads, client_of
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 TEXT_LIMIT = 64 * 1024
+BLOCK = 256 * 1024  # of a file, written at once
 MEDIA_TYPE = "multipart/form-data"
 CLIP = "audio/*"
 CHARSET = "_charset_"  # the field that names the charset of the others (RFC 7578, section 4.6)
@@ -64,14 +68,30 @@ class Part:
         return FieldInvalid(f"The field {self.name!r} {why}", field=self.name)
 
 
-async def read_form(request: Request, model: type[M]) -> M:
-    """The body as `model`, whose `bytes` are files. FieldInvalid, RequestMalformed, ClientGone."""
+@asynccontextmanager
+async def taken_in(request: Request, model: type[M], uploads: Uploads) -> AsyncIterator[M]:
+    """The form, whose upload is there within the block. Of too many ServerBusy, before it is read.
+
+    Raises ContentTypeUnsupported, and what `read_form` does.
+    """
+    refuse_other_type(request, MEDIA_TYPE)
+    with closing(uploads.begin(client_of(request.scope))) as upload:
+        yield await read_form(request, model, upload)
+
+
+async def read_form(request: Request, model: type[M], upload: Upload) -> M:
+    """The body as `model`, in which a file is the `upload`, written as it comes.
+
+    Raises FieldInvalid, RequestMalformed, ClientGone, and what the storage refuses.
+    """
     _, options = parse_options_header(request.headers.get("content-type"))
-    reader = FormReader(model, options)
+    reader = FormReader(model, options, upload)
     try:
         parser = MultipartParser(_boundary(options), reader.callbacks())
         async for chunk in request.stream():
             parser.write(chunk)
+            await reader.write_out(BLOCK)
+        await reader.write_out()
     except FormParserError as error:
         reason = str(error).rstrip(".")
         raise RequestMalformed(f"The body is not the form it is said to be: {reason}.") from error
@@ -83,7 +103,7 @@ async def read_form(request: Request, model: type[M]) -> M:
 def form_body(model: type[BaseModel]) -> dict[str, object]:
     """What OpenAPI says of a request with such a form."""
     schema = model.model_json_schema(schema_generator=FormSchema)
-    files = [name for name, field in model.model_fields.items() if field.annotation is bytes]
+    files = [name for name, field in model.model_fields.items() if field.annotation is Upload]
     content = {"schema": schema, "encoding": {name: {"contentType": CLIP} for name in files}}
     return {"requestBody": {"required": True, "content": {MEDIA_TYPE: content}}}
 
@@ -105,11 +125,13 @@ def _boundary(options: Options) -> bytes:
 class FormReader(Generic[M]):
     """Takes the parts as the parser meets them; refuses the first that is wrong."""
 
-    def __init__(self, model: type[M], options: Options) -> None:
+    def __init__(self, model: type[M], options: Options, upload: Upload) -> None:
         self._model = model
+        self._upload = upload
         self._charset = _declared(options)
         self._parts: dict[str, Part] = {}
         self._part = Part()
+        self._file: Part | None = None
         self._header = bytearray()
         self._value = bytearray()
         self._ended = False
@@ -137,12 +159,19 @@ class FormReader(Generic[M]):
             errors = [{**e, "loc": ("body", *e["loc"])} for e in error.errors()]
             raise RequestValidationError(errors) from error
 
-    def _value_of(self, part: Part) -> bytes | str:
-        return bytes(part.content) if self._is_file(part.name) else part.text(self._charset)
+    async def write_out(self, least: int = 0) -> None:
+        """What has come of the file, once it is so much."""
+        part = self._file
+        if part is not None and len(part.content) >= least:
+            content, part.content = part.content, bytearray()
+            await to_thread.run_sync(self._upload.write, content)
+
+    def _value_of(self, part: Part) -> Upload | str:
+        return self._upload if self._is_file(part.name) else part.text(self._charset)
 
     def _is_file(self, name: str) -> bool:
         return name in self._model.model_fields and (
-            self._model.model_fields[name].annotation is bytes
+            self._model.model_fields[name].annotation is Upload
         )
 
     def _begin_part(self) -> None:
@@ -168,6 +197,8 @@ class FormReader(Generic[M]):
                 field=part.name,
             )
         self._parts[part.name] = part
+        if self._is_file(part.name):
+            self._file = part
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         part = self._part

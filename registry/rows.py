@@ -63,7 +63,6 @@ def version_row(
     source: PromptSource,
     number: int,
     clip: ReferenceClip,
-    size: int,
     warnings: Sequence[str],
     now: str,
 ) -> VoiceVersion:
@@ -72,7 +71,7 @@ def version_row(
         number=number,
         clip_sha256=clip.sha256,
         transcript=source.transcript,
-        clip={"bytes": size} | {field: getattr(clip, field) for field in CLIP_FIELDS},
+        clip={"bytes": clip.size} | {field: getattr(clip, field) for field in CLIP_FIELDS},
         warnings=list(warnings),
         created_at=now,
     )

@@ -11,6 +11,7 @@ from registry.inference_client import Inference
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
+from registry.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Services:
     enroller: Enroller
     speaker: Speaker
     cloner: Cloner
+    uploads: Uploads
 
 
 def services_of(request: Request) -> Services:

@@ -3,12 +3,21 @@
 Files are written first, then the row: a crash leaves an orphan file, never a voice without files.
 """
 
+import hashlib
 import shutil
 import sqlite3
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from registry import private
 from registry.audio import ReferenceClip
@@ -22,9 +31,9 @@ from registry.files import (
     StoredContent,
     hash_stored,
     make_folder,
+    opened,
     read_part,
     read_stored,
-    sha256_of,
     write_atomically,
     write_once,
 )
@@ -45,10 +54,12 @@ from registry.rows import (
 )
 from registry.storage_errors import storage_errors
 from registry.stored_voice import Page, StoredVoice
+from registry.uploads import Upload, drop_abandoned
 
 
 class VoiceStore:
     _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
+    _moves_uploads = True  # to where they stay, open as they are
 
     def __init__(self, data: DataDir) -> None:
         """Keeps restores away until it is closed. FolderInUse while one is under way.
@@ -59,6 +70,7 @@ class VoiceStore:
         with storage_errors(data.root, writing=True), ExitStack() as opening:
             opening.enter_context(self._share())
             data.create()
+            drop_abandoned(data.uploads)
             self._db = self._open()
             opening.callback(self._db.close)
             self._opened = opening.pop_all()
@@ -91,21 +103,23 @@ class VoiceStore:
         with self._db.read() as session:
             refuse_taken(session, name)
 
-    def clip(self, voice: StoredVoice) -> bytes:
-        """The reference clip as uploaded. Raises ClipDamaged if its bytes have changed."""
-        sha256 = voice.enrolment.clip_sha256
-        content = self.read_file(self.data.clip(sha256))
-        if sha256_of(content) != sha256:
-            raise _damaged_clip(voice)
-        return content
-
     def clip_content(self, voice: StoredVoice) -> StoredContent:
-        """The same, to be read in parts."""
+        """The reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
         sha256 = voice.enrolment.clip_sha256
         content = self._content(self.data.clip(sha256), sha256)
         if content is None:
             raise _damaged_clip(voice)
         return content
+
+    @contextmanager
+    def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
+        """The same, at its first byte, for a decoder."""
+        sha256 = voice.enrolment.clip_sha256
+        with storage_errors(self.data.root, writing=False), opened(self.data.clip(sha256)) as file:
+            if file is None or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise _damaged_clip(voice)
+            file.seek(0)
+            yield file
 
     def prompt_content(self, voice: StoredVoice) -> StoredContent:
         """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
@@ -149,12 +163,16 @@ class VoiceStore:
 
     # Writing
 
-    def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> bool:
-        """Store the clip, and what inference reads of it. False if both were there."""
-        files = {self.data.clip(source.clip_sha256): upload}
-        files[self.data.conditioned(source)] = clip.conditioned_wav
+    def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
+        """Store the clip, and what inference reads of it. False if both were there.
+
+        Without an `upload` the clip is that of a voice, and stays as it is.
+        """
         with self._files, storage_errors(self.data.root, writing=True):
-            return any([write_once(path, content) for path, content in files.items()])
+            moved = upload is not None and upload.keep(
+                self.data.clip(source.clip_sha256), move=self._moves_uploads
+            )
+            return write_once(self.data.conditioned(source), clip.conditioned_wav) or moved
 
     def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
         """What inference reads of a clip that is not enrolled, until `drop_transient`."""
@@ -171,7 +189,7 @@ class VoiceStore:
             shutil.rmtree(self.data.prompts(voice_id), ignore_errors=True)
 
     def insert(
-        self, new: NewVoice, upload: bytes, clip: ReferenceClip, prompt: ExtractedPrompt
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
     ) -> StoredVoice:
         """The voice appears whole or not at all. Raises NameTaken if another came first."""
         now = utc_now()
@@ -181,7 +199,7 @@ class VoiceStore:
             self.keep_clip(new.source, upload, clip)
             session.add(voice_row(new, now))
             session.flush()
-            session.add(version_row(new.source, 1, clip, len(upload), new.warnings, now))
+            session.add(version_row(new.source, 1, clip, new.warnings, now))
             add_labels(session, new.source.voice_id, new.labels)
             index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
             session.flush()
@@ -195,7 +213,7 @@ class VoiceStore:
             voice = find(session, reference)
             refuse_stale(voice.row, expected)
             if edit.version is not None:  # as in `insert`: no clean-up can take these files now
-                self.keep_clip(edit.version.source, edit.version.upload, edit.version.clip)
+                self.keep_clip(edit.version.source, None, edit.version.clip)
             apply(session, voice, edit)
             session.flush()
             edited = find(session, voice.row.id)

@@ -3,11 +3,13 @@
 Files are written once and committed before anyone is told their names; rows are in snapshots.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 from registry.audio import ReferenceClip
 from registry.database import migrate
@@ -18,6 +20,7 @@ from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
+from registry.uploads import Upload
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class VolumeDir(DataDir):
     @property
     def backups(self) -> Path:
         return self.file.parent / "backups"
+
+    @property
+    def uploads(self) -> Path:
+        """Not on the Volume, which can't be committed while a file on it is open."""
+        return self.file.parent / "uploads"
 
     def create(self) -> None:
         """Writers make their folders; a Volume is never full, and needs no ballast."""
@@ -86,6 +94,7 @@ def said(failures: tuple[type[Exception], ...]) -> Iterator[None]:
 class VolumeStore(VoiceStore):
     database: type[SnapshotDatabase] = SnapshotDatabase
     _db: SnapshotDatabase
+    _moves_uploads = False  # no file on a Volume is open when it is committed
 
     def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
         """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
@@ -114,7 +123,16 @@ class VolumeStore(VoiceStore):
                 raise
         return super().get(reference)
 
-    def keep_clip(self, source: PromptSource, upload: bytes, clip: ReferenceClip) -> bool:
+    @contextmanager
+    def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
+        """A copy on the container's own disk: the Volume must not wait for a decoder."""
+        with TemporaryFile(dir=self._local) as copy:
+            with self._mount.gate, super().open_clip(voice) as clip:
+                shutil.copyfileobj(clip, copy)
+            copy.seek(0)
+            yield copy
+
+    def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
         """Every container can read the files once this returns."""
         with self._mount.gate:
             known, self._mount.dirty = self._mount.dirty, True

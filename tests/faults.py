@@ -44,6 +44,7 @@ from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
+from registry.uploads import Clip, Upload
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -114,14 +115,16 @@ class QuickEnroller(Enroller):
     """Reads our own clips in this process. The decoder's child takes 0.2 s and writes nothing, so
     that most kills would fall where nothing can break."""
 
-    async def decode(self, upload: bytes) -> ReferenceClip:
-        return quick_clip(upload)
+    async def decode(self, clip: Clip) -> ReferenceClip:
+        with clip.open() as file:
+            return quick_clip(file.read())
 
 
 def quick_clip(upload: bytes) -> ReferenceClip:
     samples, rate = soundfile.read(io.BytesIO(upload), dtype="float32")
     return ReferenceClip(
         sha256=sha256_of(upload),
+        size=len(upload),
         media_type="audio/wav",
         sample_rate=rate,
         channels=1,
@@ -206,15 +209,15 @@ class WriteBehind(VoiceStore):
 class RowFirst(VoiceStore):
     """Wrong: the row before the clip, on a slow disk, though it answers after both."""
 
-    def keep_clip(self, source: Any, upload: bytes, clip: ReferenceClip) -> None:
+    def keep_clip(self, source: Any, upload: Upload | None, clip: ReferenceClip) -> None:
         write_once(self.data.conditioned(source), clip.conditioned_wav)
 
     def insert(
-        self, new: NewVoice, upload: bytes, clip: ReferenceClip, prompt: ExtractedPrompt
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
     ) -> StoredVoice:
         voice = super().insert(new, upload, clip, prompt)
         time.sleep(0.01)
-        write_once(self.data.clip(clip.sha256), upload)
+        upload.keep(self.data.clip(clip.sha256))
         return voice
 
 
@@ -222,7 +225,7 @@ class Trusting(VoiceStore):
     """Wrong: believes that a clip it has just stored is still there when the row goes in."""
 
     def insert(
-        self, new: NewVoice, upload: bytes, clip: ReferenceClip, prompt: ExtractedPrompt
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
     ) -> StoredVoice:
         return _Forgetful(self).insert(new, upload, clip, prompt)
 
@@ -231,5 +234,5 @@ class _Forgetful(VoiceStore):
     def __init__(self, store: VoiceStore) -> None:
         self.data, self._db = store.data, store._db
 
-    def keep_clip(self, source: Any, upload: bytes, clip: ReferenceClip) -> None:
+    def keep_clip(self, source: Any, upload: Upload | None, clip: ReferenceClip) -> None:
         pass

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 from clips import made, tone
+from uploading import read_clip
 
-from registry.audio import SAMPLE_RATE, ClipLimits, ClipRefused, ReferenceClip, read_clip
+from registry.audio import SAMPLE_RATE, ClipLimits, ClipRefused, ReferenceClip
 from registry.files import sha256_of
 
 LIMITS = ClipLimits()

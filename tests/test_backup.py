@@ -40,6 +40,7 @@ from faults import (
 )
 from modal_volume import Cloud
 from serving import serving
+from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
 from cli.main import cli
@@ -47,7 +48,6 @@ from registry import backup, restore
 from registry.backup import save_backup, write_backup
 from registry.database import SCHEMA
 from registry.doctor import examine
-from registry.enrol import Enrolment
 from registry.errors import BackupRefused, DatabaseLost, FolderInUse, RegistryError
 from registry.files import DataDir, ModelRef, sha256_of
 from registry.folder_lock import share_folder
@@ -65,7 +65,7 @@ def enrol(
     store: VoiceStore, name: str, clip: bytes, model: ModelRef = FakeInference.model
 ) -> StoredVoice:
     enroller = QuickEnroller(store, FakeInference(store.data, model))
-    return asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {"k": "v"}, None)))
+    return asyncio.run(enrol_bytes(enroller, name, clip, labels={"k": "v"}))
 
 
 @pytest.fixture(scope="module")
@@ -234,15 +234,15 @@ def contiguous(data: DataDir) -> int:
 def test_the_voices_of_a_shared_volume_are_saved_and_restored_here(tmp_path: Path) -> None:
     cloud = Cloud(tmp_path / "cloud")
     one, other = Site.start(cloud), Site.start(cloud)
-    voice = asyncio.run(one.enroller.enrol(Enrolment("alice", CLIPS[0], "hi", "", {}, None)))
-    asyncio.run(one.enroller.enrol(Enrolment("bob", CLIPS[1], "hi", "", {}, None)))
+    voice = asyncio.run(enrol_bytes(one.enroller, "alice", CLIPS[0]))
+    asyncio.run(enrol_bytes(one.enroller, "bob", CLIPS[1]))
     one.store.delete("bob", None)
     assert other.store.get("alice").row.id == voice.row.id
     manifest = save_backup(other.store, tmp_path / "voices.tar")
     assert (manifest.voices, manifest.deleted, manifest.missing) == (1, 1, [])
     restored(tmp_path / "voices.tar", tmp_path / "home")
     store = VoiceStore(DataDir(tmp_path / "home"))
-    assert store.clip(store.get("alice")) == CLIPS[0]
+    assert clip_of(store, store.get("alice")) == CLIPS[0]
     assert examine(store.data, read_data=True, repair=False) == []
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from clips import made
+from uploading import converse, read_clip
 
 from cli.serve import tell_if_unfenced
 from registry import audio, confinement
-from registry.audio import Answer, ClipLimits, converse, layers_lacking, program, read_clip
+from registry.audio import Answer, ClipLimits, layers_lacking, program
 
 LIMITS = ClipLimits()
 X86 = platform.machine() == "x86_64"
@@ -324,7 +325,7 @@ PARENT = """import sys
 from registry import audio
 audio.START = sys.argv[1]
 limits = audio.ClipLimits(wall_s=600.0)
-audio.converse(audio.program(limits), b"clip", limits, 1000)"""
+audio.converse(audio.program(limits), audio.subprocess.DEVNULL, limits, 1000)"""
 
 
 def is_alive(pid: int) -> bool:

@@ -12,14 +12,13 @@ import clips
 import numpy as np
 import pytest
 from clips import made, tone
+from uploading import converse, read_clip
 
 from registry.audio import (
     Answer,
     ClipLimits,
     ClipRefused,
     DecoderUnavailable,
-    converse,
-    read_clip,
     understood,
 )
 from registry.clip_report import Report
@@ -90,7 +89,7 @@ MEASURED = """
 import resource, sys
 from registry.audio import ClipLimits, ClipRefused, read_clip
 try:
-    read_clip(sys.stdin.buffer.read(), ClipLimits())
+    read_clip(sys.stdin.buffer, "", ClipLimits())
 except ClipRefused as refused:
     print(refused.code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
@@ -369,9 +368,9 @@ def test_a_child_that_cannot_start_is_not_the_clips_fault(command, why):
 READS = """
 import json, os, sys
 from registry.audio import ClipLimits, read_clip
-data = open(sys.argv[1], "rb").read()
+clip = open(sys.argv[1], "rb")
 {before}
-duration_s = read_clip(data, ClipLimits()).duration_s
+duration_s = read_clip(clip, "", ClipLimits()).duration_s
 os.write(int(sys.argv[2]), str(duration_s).encode())
 """
 SITE = [path for path in sys.path if path.endswith("-packages")]
@@ -443,12 +442,15 @@ def test_what_a_child_leaves_running_is_killed_with_it(stdout, tmp_path):
 LEFT = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
+from tempfile import TemporaryFile
 from registry.audio import ClipLimits, read_clip
 sound = sys.stdin.buffer.read()
 before = len(os.listdir("/dev/fd"))
 for data in (sound, b"text"):
-    with ThreadPoolExecutor(1) as pool:
-        error = pool.submit(read_clip, data, ClipLimits()).exception()
+    with TemporaryFile() as file, ThreadPoolExecutor(1) as pool:
+        file.write(data)
+        file.seek(0)
+        error = pool.submit(read_clip, file, "", ClipLimits()).exception()
         assert (error is None) == (data is sound), error
 assert len(os.listdir("/dev/fd")) == before
 try:

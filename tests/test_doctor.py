@@ -18,6 +18,7 @@ import pytest
 from fakes import FakeInference
 from faults import add, age, noise, quick_app, quick_clip
 from serving import serving
+from uploading import uploaded
 
 from registry.backup import save_backup
 from registry.doctor import Finding, NamedVoice, examine, summary
@@ -229,9 +230,10 @@ def test_repair_spares_an_enrolment_that_began_before_it(
 ) -> None:
     """An old orphan clip is taken over: from that moment it is young."""
     source = PromptSource("", sha256_of(CLIP), None)
-    store.keep_clip(source, CLIP, quick_clip(CLIP))
-    age(data)
-    store.keep_clip(source, CLIP, quick_clip(CLIP))
+    with closing(uploaded(data, CLIP)) as upload:
+        store.keep_clip(source, upload, quick_clip(CLIP))
+        age(data)
+        store.keep_clip(source, upload, quick_clip(CLIP))
     assert whole(data, repair=True) == []
     assert data.clip(source.clip_sha256).exists()
     assert data.conditioned(source).exists()

@@ -15,23 +15,23 @@ from typing import Any
 import pytest
 from fakes import FakeInference
 from faults import FORKS, QuickEnroller, finish, noise, process
+from uploading import enrol_bytes
 
-from registry.enrol import Enrolment
 from registry.files import DataDir
 from registry.store import VoiceStore
 
 CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat"
 SYNCS = ("fsync", "fdatasync")
-Call = tuple[str, str]  # its name; the path it worked on, of a rename and mkdir the new one
+Call = tuple[str, str, str]  # its name; the path it worked on; of a rename the old path, too
 
 
 def enrol_one(home: Path, ready: Any, go: Any) -> None:
     store = VoiceStore(DataDir(home))
     enroller = QuickEnroller(store, FakeInference(store.data))
-    request = Enrolment("alice", noise(random.Random(1)), "hi", "", {}, None)
+    clip = noise(random.Random(1))
     ready.set()
     go.wait()
-    asyncio.run(enroller.enrol(request))
+    asyncio.run(enrol_bytes(enroller, "alice", clip))
     store.close()
 
 
@@ -60,7 +60,8 @@ def calls(log: str, home: Path) -> list[Call]:
         name, _, rest = line.partition("(")
         paths = re.findall(rf'[<"]({re.escape(str(home))}[^">]*)[">]', rest.rpartition(")")[0])
         if paths and not rest.endswith("unfinished ...>"):
-            found.append((name, str(Path(paths[-1]).relative_to(home))))
+            worked_on, old = (str(Path(paths[i]).relative_to(home)) for i in (-1, 0))
+            found.append((name, worked_on, old))
     return found
 
 
@@ -81,41 +82,40 @@ def whole_lines(log: str) -> list[str]:
 
 def violations(trace: list[Call]) -> list[str]:
     """Files that the commit finds written but perhaps not on the disk."""
-    commit = max(i for i, (name, path) in enumerate(trace) if is_sync(name, path, "registry.db"))
+    commit = max(i for i, call in enumerate(trace) if is_sync(call, "registry.db"))
     before = trace[:commit]
     wrong = [] if stored(before) == {"clips", "conditioned", "prompts"} else ["not every file"]
-    for i, (name, path) in enumerate(before):
+    for i, (name, path, _) in enumerate(before):
         folder = str(Path(path).parent)
         if name.startswith(("rename", "mkdir")) and not synced(before[i:], folder):
             wrong.append(f"{folder} is not synced after {name}")
-        if is_write(name, path) and not synced(until_rename(before[i:], folder), path):
+        if is_write(name, path) and not synced(until_rename(before[i:], path), path):
             wrong.append(f"{path} is renamed before it is synced")
     return wrong
 
 
 def stored(trace: list[Call]) -> set[str]:
-    return {path.split("/")[0] for name, path in trace if name.startswith("rename")}
+    return {path.split("/")[0] for name, path, _ in trace if name.startswith("rename")}
 
 
-def until_rename(trace: list[Call], folder: str) -> list[Call]:
+def until_rename(trace: list[Call], written: str) -> list[Call]:
     ends = (
-        i
-        for i, (name, path) in enumerate(trace)
-        if name.startswith("rename") and str(Path(path).parent) == folder
+        i for i, (name, _, old) in enumerate(trace) if name.startswith("rename") and old == written
     )
-    return trace[: next(ends, len(trace))]
+    return trace[: next(ends)]
 
 
 def is_write(name: str, path: str) -> bool:
     return "write" in name and "/" in path
 
 
-def is_sync(name: str, path: str, wanted: str) -> bool:
+def is_sync(call: Call, wanted: str) -> bool:
+    name, path, _ = call
     return name in SYNCS and path == wanted
 
 
 def synced(trace: list[Call], wanted: str) -> bool:
-    return any(is_sync(name, path, wanted) for name, path in trace)
+    return any(is_sync(call, wanted) for call in trace)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_every_file_is_on_the_disk_before_its_row(trace: list[Call]) -> None:
 
 
 def test_no_sync_of_an_enrolment_can_be_left_out_unnoticed(trace: list[Call]) -> None:
-    of_files = [i for i, (name, path) in enumerate(trace) if name in SYNCS and path != "."]
+    of_files = [i for i, (name, path, _) in enumerate(trace) if name in SYNCS and path != "."]
     of_files = [i for i in of_files if not trace[i][1].startswith("registry.db")]
     assert len(of_files) >= 7, "three files and the folders that they are in"
     for i in of_files:

@@ -26,13 +26,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlmodel import SQLModel
+from uploading import enrol_bytes
 
 import migrations
 from registry.backup import save_backup
 from registry.database import SCHEMA, Database, migrate, schema_revision, sqlite_engine
 from registry.doctor import examine
 from registry.edits import VoiceEdit
-from registry.enrol import Enrolment
 from registry.errors import BackupRefused, SchemaTooNew
 from registry.files import DataDir
 from registry.models import Label
@@ -248,7 +248,7 @@ def after(schema: str, future: Path, home: Path) -> DataDir:
 def add_voice(store: VoiceStore, name: str) -> None:
     enroller = QuickEnroller(store, FakeInference(store.data))
     clip = noise(random.Random(name))
-    asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {}, None)))
+    asyncio.run(enrol_bytes(enroller, name, clip))
 
 
 def test_a_schema_that_only_adds_is_used_by_the_older_program(future: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from modal_volume import Cloud
 from serving import serving
 from test_cli import CLIP
 from unprivileged import set_modes, unprivileged
+from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
 from cli.main import cli
@@ -25,7 +26,6 @@ from cli.serve import tell_if_open
 from registry import private
 from registry.backup import save_backup
 from registry.database import _back_up
-from registry.enrol import Enrolment
 from registry.exposure import examine_modes
 from registry.files import DataDir, PromptSource, write_atomically
 from registry.restore import restore_backup, unpack_backup
@@ -65,7 +65,7 @@ def assert_private(*roots: Path) -> None:
 def enrol(store: VoiceStore, name: str, seed: int = 1) -> None:
     clip = noise(random.Random(seed))
     enroller = QuickEnroller(store, FakeInference(store.data))
-    asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {}, None)))
+    asyncio.run(enrol_bytes(enroller, name, clip))
 
 
 def keep_transient(store: VoiceStore) -> PromptSource:
@@ -140,7 +140,7 @@ def test_a_backup_and_what_is_restored_of_it_are_private(tmp_path: Path) -> None
     [aside] = tmp_path.glob("home.before-*")
     assert stat.filemode(aside.stat().st_mode) == "drwx------"
     with closing(VoiceStore(DataDir(home))) as store:
-        assert store.clip(store.get("alice")) and store.prompt_content(store.get("alice"))
+        assert clip_of(store, store.get("alice")) and store.prompt_content(store.get("alice"))
         assert_private(home)
 
 

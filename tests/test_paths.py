@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from fakes import FakeInference
 from faults import QuickEnroller, noise
+from uploading import enrol_bytes
 
 from registry.backup import save_backup
 from registry.database import migrate
 from registry.doctor import examine
-from registry.enrol import Enrolment
 from registry.files import DataDir
 from registry.restore import leftovers, restore_backup
 from registry.store import VoiceEdit, VoiceStore
@@ -37,7 +37,7 @@ NO_UTF8 = [os.fsdecode(b"\xff"), os.fsdecode(b"latin \xe9")]
 
 def add(store: VoiceStore, name: str) -> None:
     enroller = QuickEnroller(store, FakeInference(store.data))
-    asyncio.run(enroller.enrol(Enrolment(name, CLIP, "hi", "", {}, None)))
+    asyncio.run(enrol_bytes(enroller, name, CLIP))
 
 
 def names(home: Path) -> list[str]:

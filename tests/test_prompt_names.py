@@ -12,13 +12,13 @@ import pytest
 from fakes import FakeInference
 from faults import FORKS, QuickEnroller, finish, noise, process
 from modal_volume import Cloud
+from uploading import enrol_bytes
 from volume_faults import Gpu, Site
 
 from inference.errors import PromptMissing
 from inference.voice_files import VoiceFiles
 from registry.backup import save_backup
 from registry.doctor import examine
-from registry.enrol import Enrolment
 from registry.files import DataDir, PromptRef, PromptSource, sha256_of, write_atomically
 from registry.restore import restore_backup
 from registry.store import VoiceStore
@@ -48,7 +48,7 @@ class OtherGpu(Gpu, OtherBits):
 
 def enrol(store: VoiceStore, inference: Any) -> None:
     enroller = QuickEnroller(store, inference)
-    asyncio.run(enroller.enrol(Enrolment("alice", CLIP, "hi", "", {}, None)))
+    asyncio.run(enrol_bytes(enroller, "alice", CLIP))
 
 
 def rebuild_for_a_while(home: Path, bits: bytes, together: Any) -> None:

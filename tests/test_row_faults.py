@@ -12,12 +12,12 @@ import pytest
 from fakes import FakeInference
 from faults import QuickEnroller, noise, quick_app
 from serving import serving
+from uploading import enrol_bytes
 
 from cli.answers import CLIP_ENDINGS
 from registry.backup import save_backup
 from registry.container import CONTAINERS, FRAMES
 from registry.doctor import examine
-from registry.enrol import Enrolment
 from registry.errors import BackupRefused, DatabaseDamaged
 from registry.file_answers import ENDINGS
 from registry.files import DataDir
@@ -146,7 +146,7 @@ def data(tmp_path: Path) -> DataDir:
     enroller = QuickEnroller(store, FakeInference(store.data))
     for number, name in enumerate(("alice", "bob")):
         clip = noise(random.Random(number))
-        asyncio.run(enroller.enrol(Enrolment(name, clip, "hi", "", {}, None)))
+        asyncio.run(enrol_bytes(enroller, name, clip))
     store.close()
     return store.data
 

@@ -29,10 +29,10 @@ from faults import (
     server,
 )
 from serving import serving
+from uploading import enrol_bytes
 
 from registry.doctor import examine
 from registry.edits import VoiceEdit
-from registry.enrol import Enrolment
 from registry.errors import EditConflict
 from registry.files import DataDir, PromptSource, sha256_of, write_atomically, write_once
 from registry.settings import Settings
@@ -47,8 +47,9 @@ def enrol(store: VoiceStore, fake: FakeInference, upload: bytes, *names: str) ->
     enroller = QuickEnroller(store, fake)
 
     async def all_at_once() -> list[str]:
-        requests = (Enrolment(name, upload, "hi", "", {"count": "0"}, None) for name in names)
-        return [v.row.id for v in await asyncio.gather(*map(enroller.enrol, requests))]
+        labels = {"count": "0"}
+        enrolments = (enrol_bytes(enroller, name, upload, labels=labels) for name in names)
+        return [voice.row.id for voice in await asyncio.gather(*enrolments)]
 
     return asyncio.run(all_at_once())
 

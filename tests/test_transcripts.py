@@ -14,11 +14,12 @@ from api import add, problem
 from fakes import FakeInference
 from faults import QuickEnroller
 from serving import serving
+from uploading import enrol_bytes
 
 from registry.app import create_app
 from registry.doctor import examine
 from registry.edits import VoiceEdit
-from registry.enrol import Change, Enrolment, Words
+from registry.enrol import Change, Words
 from registry.errors import (
     EditConflict,
     ModeUnavailable,
@@ -250,7 +251,7 @@ CLIP = clips.file(clips.tone(), 24_000)
 
 
 async def enrolled(enroller: QuickEnroller) -> StoredVoice:
-    return await enroller.enrol(Enrolment("alice", CLIP, "hello there", "", {}, None))
+    return await enrol_bytes(enroller, "alice", CLIP, "hello there")
 
 
 def meanwhile(

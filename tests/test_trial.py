@@ -13,13 +13,13 @@ from conftest import ROOT
 from fakes import SAMPLE_RATE, FakeInference, Pace
 from faults import QuickEnroller
 from serving import serving
+from uploading import enrol_bytes, read_clip
 
 from inference.results import ServiceConfig
 from inference.service import InferenceService
 from inference.weights import locate
 from registry.app import create_app
-from registry.audio import ClipLimits, read_clip
-from registry.enrol import Enrolment
+from registry.audio import ClipLimits
 from registry.errors import Overloaded, SpeechFailed
 from registry.files import DataDir, PromptRef, PromptSource
 from registry.inference_client import LocalInference
@@ -148,7 +148,7 @@ def test_a_trial_that_fails_fails_no_enrolment(
 
 async def enrol(store: VoiceStore, fake: FakeInference, trial_s: float) -> StoredVoice:
     enroller = QuickEnroller(store, fake, trial_s)
-    return await enroller.enrol(Enrolment("alice", CLIP, "hello there", "", {}, None))
+    return await enrol_bytes(enroller, "alice", CLIP, "hello there")
 
 
 def test_a_slow_model_tells_nothing_and_is_left(store: VoiceStore, spare: FakeInference) -> None:

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from faults import noise
 from modal_volume import Cloud, Container, Dict, Killed
+from uploading import clip_of
 from volume_faults import FAILURES, Site
 
 from registry import files, snapshot_database
@@ -60,7 +61,7 @@ def test_a_new_container_has_what_was_acknowledged(cloud: Cloud) -> None:
     site.container.kill()
     store = fresh(cloud)
     assert names(store) == ["alice"] and store.get("alice").row.description == "calm"
-    assert store.clip(store.get("alice")) and store.prompt_content(store.get("alice"))
+    assert clip_of(store, store.get("alice")) and store.prompt_content(store.get("alice"))
 
 
 def test_a_container_that_was_there_sees_what_another_wrote(cloud: Cloud) -> None:
@@ -209,7 +210,7 @@ def test_a_backup_of_one_volume_is_restored_to_another(tmp_path: Path) -> None:
     assert isinstance(elsewhere.store, VolumeStore)
     elsewhere.store.restore(unpacked)
     store = fresh(other)
-    assert names(store) == ["alice"] and store.clip(store.get("alice"))
+    assert names(store) == ["alice"] and clip_of(store, store.get("alice"))
 
 
 def test_the_doctor_removes_what_belongs_to_no_voice(

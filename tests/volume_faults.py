@@ -17,10 +17,10 @@ from types import SimpleNamespace
 from fakes import FakeInference
 from faults import QuickEnroller, noise
 from modal_volume import Cloud, Container, Dict, Killed
+from uploading import clip_of, enrol_bytes
 
 from inference.device_thread import FailureGoesTo
 from registry.edits import VoiceEdit
-from registry.enrol import Enrolment
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
 from registry.files import DataDir, PromptSource
 from registry.snapshots import Mount
@@ -71,8 +71,8 @@ class Site:
 
     def enrol(self, name: str, upload: bytes, mark: str) -> str:
         """The id of a new voice that has the mark in two places."""
-        asked = Enrolment(name, upload, "hi", mark, {"mark": mark}, None)
-        return asyncio.run(self.enroller.enrol(asked)).row.id
+        made = enrol_bytes(self.enroller, name, upload, description=mark, labels={"mark": mark})
+        return asyncio.run(made).row.id
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def seen(store: VoiceStore, voice_id: str, clip: bytes) -> Known:
     """What the store serves, all its parts held against each other."""
     voice = store.get(voice_id)
     assert voice.labels == {"mark": voice.row.description}, "half an edit"
-    assert store.clip(voice) == clip, "another clip"
+    assert clip_of(store, voice) == clip, "another clip"
     assert store.prompt_content(voice).size, "no prompt"  # its hash is looked at
     return Known(voice_id, voice.row.name, voice.row.description, voice.row.row_version, clip)
 

@@ -4,16 +4,13 @@ A route of its own, and no second form of POST /speak: in OpenAPI an operation h
 of errors and one function in the clients that are made from it.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict
 
 from registry import described as of
 from registry.clone import Reference
-from registry.forms import MEDIA_TYPE as FORM
-from registry.forms import form_body, read_form
-from registry.requests import PATIENCE, CheckedRoute, refuse_other_type
+from registry.forms import form_body, taken_in
+from registry.requests import PATIENCE, CheckedRoute
 from registry.routes.speak import OF_SPEECH, SpeechRequest, Use, answer, audio
 from registry.routes.voices import ClipWords, ReferenceAudio
 from registry.services import ServicesDep
@@ -28,11 +25,6 @@ class CloneForm(SpeechRequest):
 
     audio: ReferenceAudio
     transcript: ClipWords = None
-
-
-async def clone_form(request: Request) -> CloneForm:
-    refuse_other_type(request, FORM)
-    return await read_form(request, CloneForm)
 
 
 @router.post(
@@ -55,16 +47,16 @@ async def clone_form(request: Request) -> CloneForm:
     dependencies=[PATIENCE],
     openapi_extra=form_body(CloneForm),
 )
-async def clone(
-    request: Request, services: ServicesDep, form: Annotated[CloneForm, Depends(clone_form)]
-) -> Response:
+async def clone(request: Request, services: ServicesDep) -> Response:
     """The clip and its transcript are checked as at an enrolment.
 
     Clip and features are removed when the model has taken them in, whatever becomes of the speech.
     """
 
-    async def with_clip(text: str, use: Use) -> Response:
-        async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:
-            return await services.speaker.speak_as(voice, text, form.params(), use)
+    async with taken_in(request, CloneForm, services.uploads) as form:
 
-    return await answer(request, services, form, with_clip)
+        async def with_clip(text: str, use: Use) -> Response:
+            async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:
+                return await services.speaker.speak_as(voice, text, form.params(), use)
+
+        return await answer(request, services, form, with_clip)

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    InstanceOf,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -22,8 +23,7 @@ from registry.enrol import Change, Enrolment, Words
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
 from registry.etags import Tags
 from registry.file_answers import answer, clip_file, prompt_file
-from registry.forms import MEDIA_TYPE as FORM
-from registry.forms import form_body, read_form
+from registry.forms import form_body, taken_in
 from registry.models import (
     MAX_LABELS,
     Description,
@@ -39,12 +39,12 @@ from registry.requests import (
     PATIENCE,
     CheckedRoute,
     parse_json,
-    refuse_other_type,
     while_connected,
 )
 from registry.services import ServicesDep
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
+from registry.uploads import Upload
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
@@ -82,7 +82,8 @@ class Precondition:
 IfMatches = Annotated[Precondition, Depends()]
 
 ReferenceAudio = Annotated[
-    bytes,
+    InstanceOf[Upload],
+    WithJsonSchema({"type": "string", "format": "binary"}),
     Field(
         description="1 to 60 s of one speaker (3 to 30 s are best): wav, flac, mp3, ogg, m4a, webm."
     ),
@@ -107,11 +108,6 @@ class EnrolmentForm(BaseModel):
         examples=[{"use": "demo"}],
         json_schema_extra={"default": {}},
     )
-
-
-async def enrolment_form(request: Request) -> EnrolmentForm:
-    refuse_other_type(request, FORM)
-    return await read_form(request, EnrolmentForm)
 
 
 class VoicePatch(BaseModel):
@@ -163,18 +159,18 @@ async def create_voice(
     request: Request,
     response: Response,
     services: ServicesDep,
-    form: Annotated[EnrolmentForm, Depends(enrolment_form)],
 ) -> VoiceShape:
     """Decodes and checks the clip, computes the prompt features once, keeps both."""
-    asked = Enrolment(
-        name=form.name,
-        upload=form.audio,
-        transcript=form.transcript,
-        description=form.description,
-        labels=_labels(form.labels),
-        language=form.language,
-    )
-    voice = await while_connected(request, services.enroller.enrol(asked))
+    async with taken_in(request, EnrolmentForm, services.uploads) as form:
+        asked = Enrolment(
+            name=form.name,
+            upload=form.audio,
+            transcript=form.transcript,
+            description=form.description,
+            labels=_labels(form.labels),
+            language=form.language,
+        )
+        voice = await while_connected(request, services.enroller.enrol(asked))
     response.headers["Location"] = f"/voices/{voice.row.id}"
     return _shown(response, voice)
 

@@ -1,0 +1,58 @@
+"""Clips that are bytes, for what takes a file: uploads, enrolments, the decoder."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from registry import audio
+from registry.audio import Answer, ClipLimits, ReferenceClip
+from registry.enrol import Enroller, Enrolment
+from registry.files import DataDir, sha256_of
+from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
+from registry.uploads import Upload, Uploads
+
+
+def uploaded(data: DataDir, clip: bytes) -> Upload:
+    """As it is once the body was read; whoever calls closes it."""
+    upload = Uploads(data.uploads).begin("")
+    upload.write(clip)
+    return upload
+
+
+async def enrol_bytes(
+    enroller: Enroller,
+    name: str,
+    clip: bytes,
+    transcript: str = "hi",
+    description: str = "",
+    labels: dict[str, str] | None = None,
+    language: str | None = None,
+) -> StoredVoice:
+    with closing(uploaded(enroller._store.data, clip)) as upload:
+        asked = Enrolment(name, upload, transcript, description, labels or {}, language)
+        return await enroller.enrol(asked)
+
+
+def read_clip(clip: bytes, limits: ClipLimits) -> ReferenceClip:
+    with file_of(clip) as file:
+        return audio.read_clip(file, sha256_of(clip), limits)
+
+
+def converse(command: list[str], clip: bytes, limits: ClipLimits, most: int) -> Answer:
+    with file_of(clip) as file:
+        return audio.converse(command, file, limits, most)
+
+
+def clip_of(store: VoiceStore, voice: StoredVoice) -> bytes:
+    with store.open_clip(voice) as file:
+        return file.read()
+
+
+@contextmanager
+def file_of(clip: bytes) -> Iterator[BinaryIO]:
+    with TemporaryFile() as file:
+        file.write(clip)
+        file.seek(0)
+        yield file
