@@ -1,5 +1,6 @@
 """Read a conditioned clip: mono float32 at 24 kHz, as registry.audio writes it. No torch."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from inference.errors import ExtractionFailed
+from registry.files import read_stored
 
 SAMPLE_RATE = 24_000
 
@@ -14,7 +16,7 @@ SAMPLE_RATE = 24_000
 def read_conditioned(path: Path) -> NDArray[np.float32]:
     """(N,) within [-1, 1]; ExtractionFailed if it is missing, unreadable, or something else."""
     try:
-        samples, rate = soundfile.read(path, dtype="float32")
+        samples, rate = soundfile.read(io.BytesIO(read_stored(path)), dtype="float32")
     except (soundfile.LibsndfileError, OSError) as error:
         raise ExtractionFailed(f"The conditioned clip can't be read: {error}") from error
     if samples.ndim != 1 or rate != SAMPLE_RATE:

@@ -29,6 +29,7 @@ from registry.files import (
     PromptSource,
     is_settled,
     is_sha256,
+    read_part,
     read_stored,
     sha256_of,
 )
@@ -148,7 +149,7 @@ def _fault(path: Path, sha256: str, read_data: bool) -> str:
         if read_data:
             sound = sha256_of(read_stored(path)) == sha256
         else:
-            sound = path.is_file() and path.stat().st_size > 0
+            sound = len(read_part(path, 0, 1)) > 0
     except OSError as error:
         return f"can't be read ({error.strerror})"
     return "" if sound else GONE
@@ -195,7 +196,7 @@ class _Examination:
             if fault == GONE:
                 if self.repair:
                     self.session.delete(row)
-                    if path.is_file():
+                    if path.is_file() and not path.parent.is_symlink():
                         path.unlink()
                 yield self._mend(f"prompts/{row.voice_id}/{path.name} {fault}", voice)
             elif fault:

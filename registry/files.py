@@ -39,10 +39,9 @@ FILE_NAMES = {
     "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
-NO_FILE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-    *(errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP),  # of sockets and devices
-)
+PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW  # neither waits for a pipe nor goes where a link leads
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devices
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def is_voice_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
-    return pattern.fullmatch(entry.name) is not None and Path(entry).is_file()
+    return pattern.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 
 def make_folder(path: Path) -> None:
@@ -258,6 +257,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     The order is the promise: a reader sees the old file or the whole new one, power cut or not.
     """
+    private.refuse_link(path.parent)
     make_folder(path.parent)
     temporary = path.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
     try:
@@ -305,7 +305,8 @@ def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
 def opened(path: Path) -> Iterator[FileIO | None]:
     """None if there is no such file; OSError if it can't be read."""
     try:
-        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+        private.refuse_link(path.parent)
+        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | PLAIN))
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
@@ -318,9 +319,7 @@ def opened(path: Path) -> Iterator[FileIO | None]:
 def write_once(path: Path, data: bytes) -> bool:
     """Store `data` under a name made of its hash: a sound file is kept, and made young again.
 
-    False if it was there.
-
-    A crash can leave wrong content under a right name, so a file is read before it is trusted.
+    False if it was there. A crash can leave wrong content under a right name, so it is read first.
     """
     with suppress(FileNotFoundError):  # a clean-up takes it at this moment
         if read_stored(path) == data:

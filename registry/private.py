@@ -4,6 +4,7 @@ All of the data directory is made through here, and every backup. A mode is give
 or file is made, so at no moment others can read it; an old one is changed by the doctor alone.
 """
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -40,3 +41,9 @@ def touch(path: Path) -> None:
 def is_open(path: Path) -> bool:
     """Whether its mode lets others do anything with it; its folder may still keep them out."""
     return bool(path.stat().st_mode & OTHERS)
+
+
+def refuse_link(folder: Path) -> None:
+    """All prompts may be on another disk; the folder of one voice is no link, nor is any file."""
+    if folder.parent.name in ("prompts", "transient") and folder.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))

@@ -5,8 +5,10 @@
 
 import os
 import random
+import shutil
 import socket
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, closing
@@ -301,6 +303,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "link to itself": lambda path: path.symlink_to(path),
     "link to a device": lambda path: path.symlink_to("/dev/zero"),
     "link to a folder": lambda path: path.symlink_to("/"),
+    "link to a file": lambda path: path.symlink_to(__file__),
 }
 NAMES = (".DS_Store", "lost+found", "a b", "\n", os.fsdecode(b"\xff"), "A" * 64, "0" * 63, "0" * 64)
 PLACES = ("clips", "conditioned", "prompts", f"prompts/voice_{'0' * 32}")
@@ -355,12 +358,73 @@ def test_what_stands_in_the_place_of_a_file_is_not_read(
     assert len(manifest.missing) == 2
 
 
-def test_a_clip_that_is_a_link_to_a_file_is_sound(http: httpx.Client, data: DataDir) -> None:
+def test_a_clip_that_is_a_link_is_not_followed(http: httpx.Client, data: DataDir) -> None:
+    """Not even to the right content: a link may lead anywhere by the next time."""
     clip = data.clip(sha256_of(CLIP))
     clip.rename(data.root.parent / "elsewhere")
     clip.symlink_to(data.root.parent / "elsewhere")
+    for read_data in (True, False):
+        assert {found.severity for found in whole(data, read_data=read_data)} == {"loss", "foreign"}
+    refused = http.get("/voices/alice/clip")
+    assert (refused.status_code, refused.json()["code"]) == (500, "reference-corrupt")
+
+
+def test_all_clips_may_be_on_another_disk(http: httpx.Client, data: DataDir) -> None:
+    (data.root / "clips").rename(data.root.parent / "disk")
+    (data.root / "clips").symlink_to(data.root.parent / "disk")
     assert whole(data) == []
     assert http.get("/voices/alice/clip").content == CLIP
+
+
+def in_place_of(path: Path, kind: str) -> None:
+    path.unlink()
+    ODD[kind](path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "link to a device", "link to a file"])
+def test_what_is_no_file_in_the_place_of_one_is_neither_waited_for_nor_read(
+    http: httpx.Client, prompt: Path, data: DataDir, kind: str
+) -> None:
+    """Serve, read, speak, rebuild, back up, examine and start again."""
+    conditioned = next((data.root / "conditioned").iterdir())
+    outside = data.root.parent / "outside"
+    for path in (prompt, conditioned):
+        shutil.copy(path, outside)
+        in_place_of(path, kind)
+    assert http.get("/voices/alice/prompt").status_code == 409
+    assert whole(data, read_data=False) != [] != whole(data)
+    rebuilt = http.post("/voices/alice/rebuild")
+    spoken = http.post("/speak", json={"voice": "alice", "text": "Hello"})
+    if kind == "folder":  # nothing of anybody's is removed for it
+        assert (rebuilt.status_code, rebuilt.json()["code"]) == (503, "storage-unreadable")
+    else:
+        assert rebuilt.status_code == spoken.status_code == 200
+        assert stat.S_ISREG(prompt.lstat().st_mode) and stat.S_ISREG(conditioned.lstat().st_mode)
+    clip = data.clip(sha256_of(CLIP))
+    in_place_of(clip, kind)
+    for verb, path in (("GET", "/voices/alice/clip"), ("POST", "/voices/alice/rebuild")):
+        refused = http.request(verb, path)
+        assert (refused.status_code, refused.json()["code"]) == (500, "reference-corrupt")
+    with closing(VoiceStore(data)) as store:
+        assert f"clips/{clip.name}" in save_backup(store, data.root.parent / "saved.tar").missing
+    age(data)
+    assert "loss" in {finding.severity for finding in whole(data, repair=True)}
+    assert outside.read_bytes()
+
+
+def test_the_folder_of_a_voice_is_no_way_out(
+    http: httpx.Client, prompt: Path, data: DataDir
+) -> None:
+    outside = data.root.parent / "outside"
+    prompt.parent.rename(outside)
+    prompt.parent.symlink_to(outside)
+    before = {path: path.stat().st_mtime_ns for path in outside.iterdir()}
+    assert http.get("/voices/alice/prompt").status_code == 409
+    refused = http.post("/voices/alice/rebuild")
+    assert (refused.status_code, refused.json()["code"]) == (503, "storage-unreadable")
+    assert whole(data) != []
+    whole(data, repair=True)
+    assert {path: path.stat().st_mtime_ns for path in outside.iterdir()} == before
 
 
 @pytest.mark.parametrize("jump_s", [-10 * GRACE_S, 10 * GRACE_S, 10 * 365 * 86_400])

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from modal_volume import Cloud
 from uploading import enrol_bytes
 from volume_faults import Gpu, Site
 
-from inference.errors import PromptMissing
+from inference.errors import ExtractionFailed, PromptMissing
 from inference.voice_files import VoiceFiles
 from registry.backup import save_backup
 from registry.doctor import examine
@@ -155,3 +156,15 @@ def test_what_is_there_and_no_file_is_told_from_what_is_missing(
     data.prompt(ref).unlink()
     data.prompt(ref).symlink_to(data.prompt(ref))
     assert VoiceFiles(data).prompt(ref) == b""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_conditioned_clip_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    source = PromptSource("voice_" + "0" * 32, "0" * 64, None)
+    data = DataDir(tmp_path)
+    data.conditioned(source).parent.mkdir()
+    make(data.conditioned(source))
+    with pytest.raises(ExtractionFailed):
+        VoiceFiles(data).clip(source)
