@@ -40,7 +40,7 @@ FILE_NAMES = {
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
 PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW  # neither waits for a pipe nor goes where a link leads
-NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+NO_FILE: tuple[int, ...] = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devices
 
 
