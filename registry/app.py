@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI
 
 from registry import VERSION, problems
@@ -30,9 +31,12 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     enroller = Enroller(store, inference, LIMIT_S if settings.trial == "on" else 0)
     speaker = Speaker(store, inference, enroller)
     cloner = Cloner(store, inference, enroller)
+    uploads = Uploads(store.data.uploads)
+    services = Services(settings, store, inference, enroller, speaker, cloner, uploads)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(services.purge_surplus)
         yield
         inference.close()
         store.close()
@@ -48,8 +52,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
         generate_unique_id_function=lambda route: route.name,
         responses=problems.RESPONSES,
     )
-    uploads = Uploads(store.data.uploads)
-    app.state.services = Services(settings, store, inference, enroller, speaker, cloner, uploads)
+    app.state.services = services
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(
         BodyDeadline, grace_s=settings.body_timeout_s, upload_limit=settings.max_clip_mib * MIB

@@ -148,6 +148,7 @@ def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
     keep all others from being saved.
     """
     with (
+        store.holding_files(),
         tempfile.TemporaryDirectory(prefix="voices-") as folder,
         tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
     ):

@@ -39,6 +39,42 @@ def own_folder(root: Path) -> Iterator[None]:
                 root.rmdir()
 
 
+@contextmanager
+def hold_files(folder: Path) -> Iterator[None]:
+    """Within, no file of a voice that is forgotten is removed; waits for one who is at it."""
+    with _opened(folder) as descriptor:
+        if descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def may_remove(folder: Path) -> Iterator[bool]:
+    """Whether nobody holds the files, nor does within."""
+    with _opened(folder) as descriptor:
+        try:
+            if descriptor is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """None of a folder that is not there: then no file is in it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _make(root: Path) -> bool:
     try:
         private.make(root)

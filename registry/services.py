@@ -1,5 +1,6 @@
 """What the routes work with, made once by `create_app`."""
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -7,11 +8,14 @@ from fastapi import Depends, Request
 
 from registry.clone import Cloner
 from registry.enrol import Enroller
+from registry.errors import RegistryError
 from registry.inference_client import Inference
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
 from registry.uploads import Uploads
+
+log = logging.getLogger("registry")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class Services:
     speaker: Speaker
     cloner: Cloner
     uploads: Uploads
+
+    def purge_surplus(self) -> None:
+        """Hinders nothing: what can't be removed now is removed later."""
+        try:
+            self.store.purge_surplus(self.settings.deleted_keep)
+        except (RegistryError, OSError) as error:
+            log.warning("Deleted voices are kept for now: %s", error)
 
 
 def services_of(request: Request) -> Services:

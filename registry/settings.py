@@ -113,6 +113,13 @@ class Settings(BaseModel):
         description="How long a body may take, on top of its size at 50 KiB/s: one that is sent "
         "gets a 408, the reader of an answer is left.",
     )
+    deleted_keep: int = Field(
+        100,
+        ge=0,
+        le=100000,
+        description="Deleted voices that are kept, the newest; older ones are removed for good, "
+        "with their files, when another is deleted and when the server starts.",
+    )
     allowed_origins: str = Field(
         "",
         pattern=rf"^(\*|{ORIGIN}(,{ORIGIN})*)?$",

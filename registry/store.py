@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from sqlmodel import Session
+
 from registry import private
 from registry.audio import ReferenceClip
 from registry.database import Database, migrate, refuse_damage
@@ -37,10 +39,11 @@ from registry.files import (
     write_atomically,
     write_once,
 )
-from registry.folder_lock import share_folder
+from registry.folder_lock import hold_files, may_remove, share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
+from registry.purge import Forgotten, forget, remove_files, surplus
 from registry.queries import find, find_row, page, refuse_taken
 from registry.rows import (
     NewVoice,
@@ -221,7 +224,7 @@ class VoiceStore:
             return edited
 
     def delete(self, reference: str, expected: int | None) -> None:
-        """Mark as deleted: the name is free at once, the files and enrolments stay.
+        """Mark as deleted: the name is free at once, files and enrolments stay until `purge`.
 
         Works on a full disk too: the journal finds its room where the ballast was.
         """
@@ -241,11 +244,53 @@ class VoiceStore:
             session.add(row)
             index_name(session, row.id, variants(row.name_key), set())
 
+    def purge_surplus(self, keep: int) -> int:
+        """Forget deleted voices but for the `keep` that were deleted last; how many were."""
+        forgotten = 0
+        while some := self._surplus(keep):
+            if not (gone := self.purge(some)):
+                break
+            forgotten += gone
+        return forgotten
+
+    def _surplus(self, keep: int) -> Sequence[str]:
+        with self._db.read() as session:
+            return surplus(session, keep)
+
+    def purge(self, voices: Sequence[str]) -> int:
+        """Remove the deleted ones of these for good, by their ids: rows first, then their files.
+
+        None while a backup is being made, which must find the files of the rows that it has.
+        """
+        with may_remove(self._held()) as free:
+            if not free:
+                return 0
+            with self._db.write() as session:
+                forgotten = forget(session, voices)
+            with self._db.write() as session:
+                self._remove_files(session, forgotten)
+        return len(forgotten)
+
+    def _remove_files(self, session: Session, forgotten: Sequence[Forgotten]) -> None:
+        with self._files, storage_errors(self.data.root, writing=True):
+            remove_files(self.data, session, forgotten)
+
+    def holding_files(self) -> AbstractContextManager[None]:
+        """Within, the files of all rows that were there at its beginning stay."""
+        return hold_files(self._held())
+
+    def _held(self) -> Path:
+        return self.data.root / "clips"
+
     def record_features(
         self, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
     ) -> StoredVoice:
-        """Features made anew, and what is noticed about clip and transcript by now."""
+        """Features made anew, and what is noticed about clip and transcript by now.
+
+        Raises VoiceNotFound if the voice was deleted meanwhile.
+        """
         with self._db.write() as session:
+            find_row(session, voice.row.id)
             keep_features(session, voice.row.id, voice.enrolment.number, prompt, utc_now())
             row = session.get_one(VoiceVersion, (voice.row.id, voice.enrolment.number))
             row.warnings = list(warnings)

@@ -4,18 +4,21 @@ Files are written once and committed before anyone is told their names; rows are
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
+from sqlmodel import Session
+
 from registry.audio import ReferenceClip
 from registry.database import migrate
 from registry.doctor import Finding, examine_files
 from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.files import DataDir, PromptSource, make_folder, write_once
+from registry.purge import Forgotten
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount
 from registry.store import VoiceStore
@@ -153,6 +156,15 @@ class VolumeStore(VoiceStore):
             self._mount.reload()
             super().drop_transient(voice_id)
             self._mount.commit()
+
+    def _remove_files(self, session: Session, forgotten: Sequence[Forgotten]) -> None:
+        """Committed with the snapshot of the transaction that this is in."""
+        with self._mount.gate:
+            self._mount.dirty = True
+            super()._remove_files(session, forgotten)
+
+    def _held(self) -> Path:
+        return self._local  # a backup in another container has the files of its last reload
 
     def restore(self, unpacked: DataDir) -> None:
         """Make the voices here those of a backup that was unpacked and checked.

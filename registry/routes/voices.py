@@ -246,8 +246,12 @@ async def edit_voice(
     responses=of.problems(of.NAMED, of.EDITS, of.WRITES),
 )
 def delete_voice(voice: str, services: ServicesDep, precondition: IfMatches) -> None:
-    """The voice is marked as deleted and its name is free at once."""
+    """The voice is marked as deleted and its name is free at once.
+
+    It is kept until VOICES_DELETED_KEEP others have been deleted after it.
+    """
     services.store.delete(voice, precondition.row_version(services.store, voice))
+    services.purge_surplus()
 
 
 @router.get(

@@ -1,0 +1,292 @@
+"""Deleted voices are kept up to a number, and then forgotten: rows first, then files of nobody."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+from api import problem
+from dresses import DRESSES, dressed
+from fakes import FakeInference
+from faults import QuickEnroller, age, noise, quick_app, quick_clip
+from serving import serving
+from uploading import clip_of, enrol_bytes, uploaded
+
+from registry import store as stores
+from registry.backup import write_backup
+from registry.doctor import examine
+from registry.errors import StorageUnavailable, VoiceNotFound
+from registry.files import DataDir
+from registry.settings import Settings
+from registry.store import VoiceStore
+from registry.volume_store import VolumeStore
+
+NAMES = ("ann", "ben", "cat", "dan", "eve")
+
+
+@pytest.fixture(params=DRESSES[::2])
+def dress(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+Enrol = Callable[..., str]
+
+
+@pytest.fixture
+def enrol(store: VoiceStore, fake: FakeInference) -> Enrol:
+    return lambda name, upload=None: enrolled(store, fake, name, upload)
+
+
+def enrolled(store: VoiceStore, fake: FakeInference, name: str, upload: bytes | None) -> str:
+    sound = noise(Random(name)) if upload is None else upload
+    enroller = QuickEnroller(store, fake)
+    return asyncio.run(enrol_bytes(enroller, name, sound, labels={"use": name})).row.id
+
+
+def files(store: VoiceStore) -> set[str]:
+    """Of voices, by their names in the data directory."""
+    root = store.data.root
+    folders = (path for path in (root / "prompts").iterdir())
+    return {str(path.relative_to(root)) for path in (*store.data.content_files(), *folders)}
+
+
+def files_of(store: VoiceStore, name: str) -> set[str]:
+    voice = store.get(name)
+    ref = voice.prompt_ref()
+    assert ref is not None
+    paths = (
+        store.data.clip(voice.enrolment.clip_sha256),
+        store.data.conditioned(voice.source),
+        store.data.stored_prompt(ref),
+        store.data.prompts(voice.row.id),
+    )
+    return {str(path.relative_to(store.data.root)) for path in paths}
+
+
+def rows(store: VoiceStore) -> int:
+    tables = ("voice", "voice_version", "features", "label", "name_variant")
+    with store._db.read() as session:
+        asked = (f"SELECT count(*) FROM {table}" for table in tables)
+        return sum(session.connection().exec_driver_sql(one).scalar_one() for one in asked)
+
+
+def faults(store: VoiceStore) -> list[str]:
+    if isinstance(store, VolumeStore):
+        return [finding.what for finding in store.examine(read_data=True, repair=False)]
+    return [finding.what for finding in examine(store.data, read_data=True, repair=False)]
+
+
+def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
+    store: VoiceStore, enrol: Enrol
+) -> None:
+    enrol("zoe")
+    bare, live = rows(store), files(store)
+    for name in NAMES:
+        enrol(name)
+    kept = {file for name in NAMES[3:] for file in files_of(store, name)}
+    for name in NAMES:
+        store.delete(name, None)
+    assert store.purge_surplus(2) == 3
+    assert files(store) == live | kept
+    assert store.purge_surplus(2) == 0
+    age(store.data)
+    assert faults(store) == []
+    assert store.purge_surplus(0) == 2
+    assert (files(store), rows(store)) == (live, bare)
+    assert store.get("zoe").shape().labels == {"use": "zoe"}
+
+
+def test_more_than_one_transaction_takes_are_forgotten_too(
+    store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.purge.MOST", 2)
+    for name in NAMES:
+        enrol(name)
+        store.delete(name, None)
+    assert store.purge_surplus(0) == 5
+    assert (files(store), rows(store)) == (set(), 0)
+
+
+def test_a_clip_that_another_voice_names_stays(store: VoiceStore, enrol: Enrol) -> None:
+    sound = noise(Random("shared"))
+    for name in ("ann", "ben", "cat"):
+        enrol(name, sound)
+    ben = files_of(store, "ben")
+    store.delete("cat", None)  # the oldest that is deleted, and so the first to go
+    store.delete("ann", None)
+    assert store.purge_surplus(0) == 2
+    assert files(store) == ben
+    assert clip_of(store, store.get("ben")) == sound
+    store.delete("ben", None)
+    assert store.purge_surplus(1) == 0
+    assert files(store) == ben
+
+
+def test_only_deleted_voices_are_purged(store: VoiceStore, enrol: Enrol) -> None:
+    ids = [enrol("ann"), enrol("ben"), "voice_" + "0" * 32, "../clips"]
+    store.delete("ann", None)
+    assert store.purge(ids) == 1
+    assert store.get("ben").row.id == ids[1] and files(store) == files_of(store, "ben")
+
+
+@pytest.mark.parametrize("dress", ["server"])
+def test_a_clip_that_is_being_enrolled_again_stays(store: VoiceStore, enrol: Enrol) -> None:
+    enrol("ann")
+    voice, sound = store.get("ann"), noise(Random("ann"))
+    store.delete("ann", None)
+    with closing(uploaded(store.data, sound)) as upload:  # as an enrolment does first
+        store.keep_clip(voice.source, upload, quick_clip(sound))
+    assert store.purge_surplus(0) == 1
+    assert store.data.clip(voice.enrolment.clip_sha256).read_bytes() == sound
+    assert store.data.conditioned(voice.source).exists()
+
+
+def test_a_clip_that_was_enrolled_between_rows_and_files_stays(
+    store: VoiceStore, fake: FakeInference, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol("ann")
+    sound = noise(Random("ann"))
+    store.delete("ann", None)
+    write = store._db.write
+
+    @contextmanager
+    def then_enrol() -> Iterator[Any]:
+        with write() as session:
+            yield session
+        monkeypatch.setattr(store._db, "write", write)
+        enrolled(store, fake, "ben", sound)
+        for path in store.data.content_files():
+            os.utime(path, (0, 0))  # it was read, but nothing says so any more
+
+    monkeypatch.setattr(store._db, "write", then_enrol)
+    assert store.purge_surplus(0) == 1
+    assert clip_of(store, store.get("ben")) == sound
+
+
+@pytest.mark.parametrize("dress", ["server"])
+def test_a_kill_between_rows_and_files_leaves_orphans_for_the_doctor(
+    store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol("ann")
+    enrol("ben")
+    store.delete("ann", None)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(stores, "remove_files", die)
+        with pytest.raises(KeyboardInterrupt):
+            store.purge_surplus(0)
+    assert files(store) > files_of(store, "ben")
+    age(store.data)
+    repaired = examine(store.data, read_data=True, repair=True)
+    assert {finding.severity for finding in repaired} == {"repaired"}
+    assert files(store) == files_of(store, "ben")
+
+
+def test_nothing_is_purged_while_a_backup_is_being_made(store: VoiceStore, enrol: Enrol) -> None:
+    enrol("ann")
+    before = files_of(store, "ann")
+    store.delete("ann", None)
+    with store.holding_files():
+        assert store.purge_surplus(0) == 0
+    assert files(store) == before
+    assert store.purge_surplus(0) == 1
+
+
+def test_a_backup_holds_the_files_of_its_rows(
+    store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol("ann")
+    enrol("ben")
+    store.delete("ann", None)
+    read = store.read_file
+
+    def purge_first(path: Path) -> bytes:
+        store.purge_surplus(0)
+        return read(path)
+
+    monkeypatch.setattr(store, "read_file", purge_first)
+    manifest = write_backup(store, BytesIO())
+    assert (manifest.voices, manifest.deleted, manifest.missing) == (1, 1, [])
+
+
+def test_features_of_a_voice_that_is_gone_are_not_recorded(
+    store: VoiceStore, fake: FakeInference, enrol: Enrol
+) -> None:
+    enrol("ann")
+    voice = store.get("ann")
+    prompt = asyncio.run(fake.extract_prompt(voice.source))
+    store.delete("ann", None)
+    store.purge_surplus(0)
+    with pytest.raises(VoiceNotFound):
+        store.record_features(voice, prompt, [])
+
+
+def test_an_id_that_is_a_path_removes_nothing(tmp_path: Path) -> None:
+    store, fake = dressed("server", tmp_path / "data")
+    enrolled(store, fake, "ann", None)
+    enrolled(store, fake, "ben", None)
+    before = files_of(store, "ben")
+    store.delete("ann", None)
+    with closing(sqlite3.connect(store.data.database)) as connection:
+        connection.execute("PRAGMA foreign_keys=OFF")
+        ben = (store.get("ben").row.id,)
+        path = f"../prompts/{ben[0]}"
+        for column in ("voice.id", "voice_version.voice_id", "label.voice_id"):
+            table, name = column.split(".")
+            connection.execute(f"UPDATE {table} SET {name} = ? WHERE {name} <> ?", (path, *ben))
+        connection.execute("DELETE FROM features WHERE voice_id <> ?", ben)
+        connection.execute("UPDATE voice SET deleted_at = 'never' WHERE id = ?", (path,))
+        connection.commit()
+    assert store.purge_surplus(0) == 1
+    assert before <= files(store)
+    store.close()
+
+
+@contextmanager
+def served(home: Path, keep: int) -> Iterator[tuple[httpx.Client, VoiceStore]]:
+    store = VoiceStore(DataDir(home))
+    app = quick_app(store, FakeInference(store.data), Settings(home=home, deleted_keep=keep))
+    with serving(app) as client:
+        yield client, store
+
+
+def add(client: httpx.Client, name: str) -> None:
+    form = {"name": name, "transcript": "hi"}
+    made = client.post("/voices", data=form, files={"audio": noise(Random(name))})
+    assert made.status_code == 201
+
+
+def test_enrolling_and_deleting_for_ever_does_not_fill_the_disk(tmp_path: Path) -> None:
+    with served(tmp_path, keep=1) as (client, store):
+        for name in NAMES:
+            add(client, name)
+            assert client.delete(f"/voices/{name}").status_code == 204
+        assert len(files(store)) == 4  # of the last: clip, conditioned clip, prompt and its folder
+    with served(tmp_path, keep=0) as (client, store):
+        assert client.get("/voices").json()["data"] == []
+        assert (files(store), rows(store)) == (set(), 0)
+
+
+def test_what_can_not_be_purged_hinders_no_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> int:
+        raise StorageUnavailable("Not now.")
+
+    with served(tmp_path, keep=0) as (client, store):
+        monkeypatch.setattr(store, "purge", refuse)
+        add(client, "ann")
+        assert client.delete("/voices/ann").status_code == 204
+        assert problem(client.get("/voices/ann")) == (404, "voice-not-found")
+    assert "Not now." in caplog.text
