@@ -25,18 +25,29 @@ class Qwen3TTSTokenizerV1Model:
 
 
 def import_qwen_tts() -> Any:
-    """The qwen_tts package, with transformers' log at errors only; ImportError if not installed."""
+    """The qwen_tts package, offline, with transformers' log at errors only; ImportError."""
     if UNUSED not in sys.modules:
         stand_in = ModuleType(UNUSED)
         stand_in.__dict__["Qwen3TTSTokenizerV1Model"] = Qwen3TTSTokenizerV1Model
         sys.modules[UNUSED] = stand_in
     if not has_cache_folder():
         give_cache_folder()
+    go_offline()
     package = importlib.import_module("qwen_tts")
     logging = importlib.import_module("transformers.utils.logging")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return package
+
+
+def go_offline() -> None:
+    """From now on this process asks the hub nothing: what a checkpoint names must be in it.
+
+    HF_HUB_OFFLINE would be read when these are imported, and handed on to other programs.
+    """
+    vars(importlib.import_module("huggingface_hub.constants"))["HF_HUB_OFFLINE"] = True
+    if "transformers" in sys.modules:  # which copies it
+        vars(importlib.import_module("transformers.utils.hub"))["_is_offline_mode"] = True
 
 
 def has_cache_folder() -> bool:
