@@ -82,7 +82,7 @@ def answer(request: Request, file: StoredFile) -> Response:
     if _asks_for(request, "if-none-match", Tags(())).has_like(tag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     content = file.find()
-    asked = request.headers.get("range", "")
+    asked = ", ".join(request.headers.getlist("range"))
     if not _asks_for(request, "if-range", Tags((), any=True)).has(tag):
         asked = ""
     spans = spans_of(asked, content.size)

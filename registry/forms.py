@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from registry.charset import NotText, decode
 from registry.errors import FieldInvalid, RequestMalformed
 from registry.problems import ClientGone
-from registry.requests import refuse_other_type, refuse_unknown
+from registry.requests import refuse_other_type, refuse_repeated_parameters, refuse_unknown
 from registry.uploads import Upload, Uploads, client_of
 
 if TYPE_CHECKING:
@@ -178,7 +178,12 @@ class FormReader(Generic[M]):
         self._part = Part()
 
     def _end_header(self) -> None:
-        self._part.headers[bytes(self._header).lower()] = bytes(self._value)
+        name, value = bytes(self._header).lower(), bytes(self._value)
+        header = name.decode("latin-1").title()[:80]
+        if name in self._part.headers:
+            raise RequestMalformed(f"A part of the form has the header {header!r} twice.")
+        refuse_repeated_parameters(header, value.decode("latin-1"))
+        self._part.headers[name] = value
         self._header.clear()
         self._value.clear()
 

@@ -27,6 +27,7 @@ from registry.problems import ClientGone
 JSON_LIMIT = 64 * 1024
 FORM_OVERHEAD = 128 * 1024
 MIB = 1024 * 1024
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 T = TypeVar("T")
 
@@ -146,6 +147,8 @@ def parse_json(body: bytes, charset: str | None = None) -> Any:
     """RequestMalformed for what is no JSON; FieldInvalid for a key that is there twice."""
     try:
         text = decode(body, charset)
+        if "\0" in text:
+            raise NotText("has zero bytes, as UTF-16 has")
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except NotText as error:
         raise RequestMalformed(f"The body {error}. Send it as UTF-8.") from error
@@ -167,6 +170,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def refuse_other_type(request: Request, wanted: str) -> None:
+    """ContentTypeUnsupported; RequestMalformed for what another reader may take for another."""
+    for header in ("Content-Type", "Content-Encoding"):
+        if len(request.headers.getlist(header)) > 1:
+            raise RequestMalformed(f"The request has the header {header} twice.")
+    refuse_repeated_parameters("Content-Type", request.headers.get("content-type", ""))
     found = _content_type(request).get_content_type()
     if found != wanted:
         sent = "no content type" if found == "none/none" else found
@@ -178,6 +186,14 @@ def refuse_other_type(request: Request, wanted: str) -> None:
         raise ContentTypeUnsupported(
             f"The body is sent as {encoding[:40]!r} (Content-Encoding); send it as it is."
         )
+
+
+def refuse_repeated_parameters(header: str, value: str) -> None:
+    """Which of the two counts, each reader decides for itself."""
+    _, *parameters = _QUOTED.sub("", value).split(";")
+    names = [parameter.partition("=")[0].strip().lower() for parameter in parameters]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise RequestMalformed(f"A {header} has the parameter {twice[0][:80]!r} twice.")
 
 
 def _content_type(request: Request) -> Headers:
