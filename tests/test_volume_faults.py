@@ -69,6 +69,19 @@ def test_a_hundred_kills_lose_nothing(folder: Path, seed: int) -> None:
     print(survive(World(folder, seed), 25))
 
 
+class Forgetful(VolumeStore):
+    """Keeps no voice that is deleted."""
+
+    def delete(self, reference: str, expected: int | None) -> None:
+        super().delete(reference, expected)
+        self.purge_surplus(0)
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+def test_deleted_voices_that_are_forgotten_take_nothing_along(folder: Path, seed: int) -> None:
+    print(survive(World(folder, seed, Forgetful), 12))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
