@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from speaking import run_python
 
-from inference.engine.extract import Extractor, Features
+from inference.engine.extract import Extractor, Features, InWindows
 from inference.engine.shapes import read_shape
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
@@ -30,7 +30,7 @@ def by_qwen_tts(stock: Any, clip: NDArray[np.float32], transcript: str | None) -
     return item
 
 
-@pytest.mark.parametrize("duration_s", [0.08, 0.081, 0.5, 1.0, 1.52, 2.3, 7.32])
+@pytest.mark.parametrize("duration_s", [0.08, 0.081, 0.5, 1.0, 1.52, 2.3, 7.32, 59.0])
 def test_features_are_bit_for_bit_those_of_qwen_tts(
     extractor: Extractor, stock: Any, duration_s: float
 ) -> None:
@@ -42,6 +42,50 @@ def test_features_are_bit_for_bit_those_of_qwen_tts(
     assert found.ref_spk_embedding.dtype == np.float32
     assert np.array_equal(found.ref_spk_embedding, item.ref_spk_embedding.numpy())
     assert found.ref_text == TRANSCRIPT
+
+
+@pytest.mark.parametrize(
+    ("columns", "filters"),
+    [
+        *((n, 16) for n in (1, 99, 100, 101, 150, 199.001, 200, 200.5, 333.3)),
+        (101, 64),
+        (200.5, 64),
+    ],
+)
+def test_windows_give_every_bit_that_the_whole_gives(columns: float, filters: int) -> None:
+    """At and around the ends of windows, with a quarter of the released width and with all."""
+    from transformers import MimiConfig
+    from transformers.models.mimi.modeling_mimi import MimiEncoder
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    encoder = MimiEncoder(MimiConfig(num_filters=filters)).eval()
+    windows = InWindows(encoder)
+    sound = torch.from_numpy(make_clip(3, 20.0))[None, None, :]
+    sound = sound[..., : int(columns * windows._step)]
+    with torch.inference_mode():
+        assert torch.equal(windows(sound), encoder(sound))
+
+
+LONGEST = """
+import resource, sys, numpy as np, torch
+from pathlib import Path
+from inference.engine.extract import Extractor
+from inference.weights import DEMO_FOLDER, model_shape
+torch.set_num_threads(1)
+extractor = Extractor.load(DEMO_FOLDER, model_shape(DEMO_FOLDER), "cpu")
+noise = np.random.default_rng(1).uniform(-0.1, 0.1, 59 * 24_000).astype(np.float32)
+extractor.extract(noise[:24_000], "x")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+extractor.extract(noise, "x")
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(grown // (1 << 20 if sys.platform == "darwin" else 1 << 10))
+"""
+
+
+def test_the_longest_clip_takes_little_memory() -> None:
+    """460 MiB if it is encoded as a whole, by the demo, whose codec has a quarter of the width."""
+    assert int(run_python(LONGEST).stdout) < 200
 
 
 @pytest.mark.parametrize("clip", [np.zeros(24_000, np.float32), make_clip(1, 1.0) * 1e-4])

@@ -33,6 +33,7 @@ MEL = {  # as in qwen_tts' extract_speaker_embedding
     "fmin": 0,
     "fmax": 12_000,
 }
+WINDOW = 100  # columns, of 40 ms in the released codec
 ATTENTION = "sdpa"  # torch's own, which stock qwen_tts comes to as well
 RETRY_S = 10.0  # after which memory may be free again: the length of a speech
 BUILD_ERRORS = (
@@ -87,6 +88,8 @@ class Extractor:
         speech = TensorFile(folder / "speech_tokenizer" / "model.safetensors")
         pieces = [*_pieces(speaker, main, "speaker_encoder."), *_pieces(codec, speech, "encoder.")]
         transfer(pieces, place)
+        if codec.config.use_causal_conv:
+            codec.encoder = InWindows(codec.encoder)
         return cls(speaker, codec, mel, shape, load_tokenizer(folder))
 
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
@@ -132,6 +135,36 @@ class Extractor:
         if codes.min() < 0 or codes.max() >= self._shape.codes:
             raise ExtractionFailed("The clip's codes are outside of the model's codebook.")
         return codes.astype(np.int16)
+
+
+class InWindows(torch.nn.Module):
+    """The convolutions of qwen_tts' codec encoder, a few seconds at a time: the same output.
+
+    They are causal, so a column of the output is made of what the kernels reach to the left of it.
+    Each window begins so much earlier, and its first columns are left out. The last one is as long
+    as the others: torch adds up a short sound in another order.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self._encoder = encoder
+        self._step, self._reach = 1, 0  # samples: of a column, and to the left of it
+        for layer in encoder.modules():
+            if hasattr(layer, "padding_total"):  # a MimiConv1d
+                self._reach += int(layer.padding_total) * self._step
+                self._step *= int(layer.stride)
+
+    def forward(self, sound: Tensor, padding_cache: None = None) -> Tensor:
+        """(1, 1, N) to (1, width, columns)."""
+        assert padding_cache is None, "a cache is for streams"
+        left = -(-self._reach // self._step)
+        columns = -(-sound.shape[-1] // self._step)
+        made = []
+        for first in range(0, columns, WINDOW):
+            begin = max(0, min(first, columns - WINDOW) - left)
+            part = sound[..., begin * self._step : (first + WINDOW) * self._step]
+            made.append(self._encoder(part)[..., first - begin :])
+        return torch.cat(made, dim=-1)
 
 
 def _check(samples: NDArray[np.float32]) -> None:
