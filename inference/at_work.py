@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from inference.device_thread import too_many
 from inference.engine import Engine, EngineConfig, Output, Request, Voice
 from inference.engine.parts import Parts, loading
 from inference.errors import Overloaded, SpeechFailed
@@ -50,6 +51,17 @@ class AtWork:
         engine = self.engine
         return engine.setup.limits.slots - engine.running if engine else 0
 
+    @property
+    def waiting(self) -> int:
+        """Who is in the queue beyond those that a free slot is for; below 0 if some are spare."""
+        engine = self.engine
+        return engine.queued - self.free if engine else 0
+
+    @property
+    def retry_after_s(self) -> float:
+        engine = self.engine
+        return engine.retry_after_s if engine else RETRY_S
+
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
         """The voice on the device, and in memory for the next request, which may be waiting.
 
@@ -74,10 +86,8 @@ class AtWork:
     ) -> Literal["icl", "xvec"]:
         """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
         engine = self._working()
-        waiting = engine.queued - self.free
-        if waiting >= self._queue_limit:
-            reason = f"{waiting} requests are waiting already. Try again later."
-            raise Overloaded(reason, engine.retry_after_s)
+        if self.waiting >= self._queue_limit:
+            raise too_many(self.waiting, engine.retry_after_s)
         request = Request(
             voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
         )

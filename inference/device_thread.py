@@ -4,11 +4,13 @@ It does `work` over and over while there is some: that is where an engine steps.
 it runs all the short jobs that wait, and one of the others.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -53,6 +55,16 @@ class FailureGoesTo:
         if error is not None:
             self._receiver(error)
         return True
+
+
+def too_many(waiting: int, retry_after_s: float) -> Overloaded:
+    reason = f"{waiting} requests are waiting already. Try again later."
+    return Overloaded(reason, retry_after_s)
+
+
+def too_slow(reason: str, waited_s: float, retry_after_s: float) -> Overloaded:
+    said = f"The {reason}: this request waited {waited_s:g} s. Try again later."
+    return Overloaded(said, retry_after_s)
 
 
 def closing() -> Overloaded:
@@ -118,8 +130,7 @@ class DeviceThread:
         """
         with self._changed:
             if self._waiting() >= self._queue_limit + room:
-                reason = f"{self._waiting()} requests are waiting already. Try again later."
-                raise Overloaded(reason, self.retry_after_s)
+                raise too_many(self._waiting(), self.retry_after_s)
             return self._queue(self._jobs, call)
 
     def soon(self, call: Callable[[], T]) -> "Future[T]":
@@ -199,3 +210,34 @@ class DeviceThread:
         started_s = time.monotonic()
         job.run(self._judge)
         self._last_job_s = time.monotonic() - started_s
+
+
+class Arriving:
+    """Who comes to what the thread works for, and has not come to its own queue yet."""
+
+    def __init__(self, thread: DeviceThread) -> None:
+        self._thread, self._now = thread, 0
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """All but the one whose job runs; and jobs of nobody, which are before them."""
+        return max(self._thread.queued, self._now - self._thread.running)
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[], None]]:
+        """Arriving until the call of what it gives, or the end of the block."""
+        with ExitStack() as arriving:
+            self._add(1)
+            arriving.callback(self._add, -1)
+            yield arriving.close
+
+    def _add(self, change: int) -> None:
+        with self._lock:
+            self._now += change
+
+
+def retrieve(waiting: "asyncio.Future[Any]") -> None:
+    """A failure that nobody waits for any more is not worth a log entry."""
+    if not waiting.cancelled():
+        waiting.exception()

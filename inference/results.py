@@ -67,4 +67,5 @@ class Status:
     queued: int
     running: int  # speeches, or 1 while the model loads
     slots: int | None  # None until the model is loaded
+    queue_limit: int  # of speeches that may wait for a slot
     error: str | None  # why it failed

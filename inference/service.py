@@ -17,13 +17,16 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from inference.device_thread import DeviceThread, FailureGoesTo, closing
-from inference.errors import (
-    InferenceError,
-    Overloaded,
-    PromptMissing,
-    SpeechFailed,
+from inference.device_thread import (
+    Arriving,
+    DeviceThread,
+    FailureGoesTo,
+    closing,
+    retrieve,
+    too_many,
+    too_slow,
 )
+from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFailed
 from inference.prompt import PromptFeatures, PromptShape
 from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
@@ -72,6 +75,7 @@ class InferenceService:
         self._prompt_shape: PromptShape | None = None
         self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
         self._error: str | None = None
+        self._arriving = Arriving(self._thread)
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
@@ -84,18 +88,20 @@ class InferenceService:
         range a ValueError; see errors.py for the rest. Leaving, at any time, frees what was taken.
         """
         wish, clock = Wish.of(text, **params), Clock()
-        at_work = await self._ready()
-        clock.lap("load")
-        voice, prompt_cache = await self._voice(at_work, ref)
-        clock.lap("prompt")
-        listener = Listener()
-        with self._cancelled_if_left(listener):
-            waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
-            patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
-            job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
-            mode = await self._wait_for(job)
-            clock.lap("queue")
-            first = await listener.get()
+        with self._arriving.one() as arrived:
+            at_work = await self._ready()
+            clock.lap("load")
+            voice, prompt_cache = await self._voice(at_work, ref)
+            clock.lap("prompt")
+            listener = Listener()
+            with self._cancelled_if_left(listener):
+                waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
+                patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
+                job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
+                mode = await self._wait_for(job)
+                arrived()  # the engine counts it now
+                clock.lap("queue")
+                first = await listener.get()
         if first.timings is not None:
             clock.add("queue", first.timings.admitted_s)
         return Speech(
@@ -133,12 +139,22 @@ class InferenceService:
         ended = self._thread.has_died or self._extracting.has_died
         return Status(
             state="failed" if ended else self._state,
-            queued=self._thread.queued + self._extracting.queued + (engine.queued if engine else 0),
+            queued=self._arriving.waiting
+            + self._extracting.queued
+            + (engine.queued if engine else 0),
             running=max(self._thread.running, engine.running if engine else 0)
             + self._extracting.running,
             slots=engine.setup.limits.slots if engine else None,
+            queue_limit=self._config.queue_limit,
             error="A thread of the model has died" if ended else self._error,
         )
+
+    def refuse_full(self, ahead: int = 0) -> None:
+        """Overloaded if a speech after `ahead` others would be; by counts alone, at once."""
+        at_work = self._at_work
+        waiting = ahead + self._arriving.waiting + (at_work.waiting if at_work else 0)
+        if waiting >= self._config.queue_limit:
+            raise too_many(waiting, (at_work or self._thread).retry_after_s)
 
     def counters(self) -> "Counters | None":
         """What the engine has done; None until it is loaded."""
@@ -193,23 +209,16 @@ class InferenceService:
     async def _wait_for(self, job: "Future[T]") -> T:
         """The job's result; Overloaded if it has not begun in time. Leaving cancels it."""
         waiting = asyncio.wrap_future(job)
-        waiting.add_done_callback(_retrieve)
+        waiting.add_done_callback(retrieve)
         try:
             await asyncio.wait({waiting}, timeout=self._config.queue_timeout_s)
             if not job.done() and job.cancel():
-                raise self._too_slow()
+                reason = "model is still loading" if self._state == "warming" else "queue is slow"
+                raise too_slow(reason, self._config.queue_timeout_s, self._thread.retry_after_s)
             return await waiting
         finally:
             job.cancel()
             waiting.cancel()
-
-    def _too_slow(self) -> Overloaded:
-        reason = "The model is still loading" if self._state == "warming" else "The queue is slow"
-        waited_s = self._config.queue_timeout_s
-        return Overloaded(
-            f"{reason}: this request waited {waited_s:g} s. Try again later.",
-            self._thread.retry_after_s,
-        )
 
     def _forget(self, listener: Listener) -> None:
         self._thread.tell(lambda: self._cancel(listener))
@@ -339,9 +348,3 @@ class InferenceService:
                 f" not {model.ref.id}."
             )
         return features
-
-
-def _retrieve(waiting: "asyncio.Future[Any]") -> None:
-    """A failure that nobody waits for any more is not worth a log entry."""
-    if not waiting.cancelled():
-        waiting.exception()

@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 
 from anyio import to_thread
 from fastapi import FastAPI
+from starlette.types import Scope
 
 from registry import VERSION, problems
 from registry.clone import Cloner
 from registry.cross_origin import allow_origins
 from registry.enrol import Enroller
 from registry.inference_client import Inference
-from registry.limits import BodyDeadline, RequestLimit
+from registry.limits import Ask, BodyDeadline, Gate, RequestLimit
 from registry.requests import MIB, BodyLimit, HeadAsGet
 from registry.routes import clone, docs, health, speak, voices
 from registry.services import Services
@@ -19,7 +20,7 @@ from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
 from registry.trial import LIMIT_S
-from registry.uploads import Uploads
+from registry.uploads import Uploads, client_of
 
 DESCRIPTION = """Enrol a voice once, speak with it by name.
 
@@ -58,6 +59,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
         BodyDeadline, grace_s=settings.body_timeout_s, upload_limit=settings.max_clip_mib * MIB
     )
     app.add_middleware(HeadAsGet)
+    app.add_middleware(Gate, asks=asks(speaker, uploads))
     app.add_middleware(RequestLimit, most=settings.max_requests)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
@@ -65,3 +67,19 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     for module in (voices, speak, clone, health, docs):
         app.include_router(module.router)
     return app
+
+
+def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask, ...]]:
+    """What is asked of a request's head alone."""
+
+    def line(_: Scope) -> None:
+        speaker.line.refuse_full()
+
+    def places(scope: Scope) -> None:
+        uploads.refuse_too_many(client_of(scope))
+
+    return {
+        ("POST", "/speak"): (line,),
+        ("POST", "/clone"): (line, places),
+        ("POST", "/voices"): (places,),
+    }

@@ -92,6 +92,8 @@ class Status(Protocol):
     @property
     def slots(self) -> int | None: ...
     @property
+    def queue_limit(self) -> int | None: ...
+    @property
     def error(self) -> str | None: ...
 
 
@@ -142,6 +144,12 @@ class Inference(Protocol):
     def is_spare(self) -> bool:
         """Whether a short speech would keep nobody waiting, and be made at once."""
 
+    def refuse_full(self, ahead: int) -> None:
+        """Overloaded if that is what a speech that comes now would be told, after `ahead` others.
+
+        For the event loop: it waits for nothing, and what it lets pass may be refused later.
+        """
+
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip, write the prompt file."""
 
@@ -156,6 +164,7 @@ class Service(Protocol):
 
     def describe(self) -> Any: ...
     def status(self) -> Any: ...
+    def refuse_full(self, ahead: int) -> None: ...
     def warm(self) -> None: ...
     async def extract_prompt(self, source: PromptSource) -> Any: ...
     async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Any: ...
@@ -187,6 +196,11 @@ class LocalInference:
         on_gpu = description.device not in (None, "cpu")
         return bool(on_gpu or description.weights_bytes <= LIGHT_BYTES)
 
+    def refuse_full(self, ahead: int) -> None:
+        if self._service is not None:
+            with registry_errors():
+                self._service.refuse_full(ahead)
+
     def warm(self) -> None:
         """Start loading the model; returns at once."""
         with registry_errors():
@@ -200,7 +214,9 @@ class LocalInference:
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         with registry_errors():
-            service = await to_thread.run_sync(self._ready)
+            service = self._service
+            if service is None:
+                service = await to_thread.run_sync(self._ready)
             speech = await service.speak(ref, text, params.given())
         return Speech(
             sample_rate=speech.sample_rate,
@@ -283,6 +299,9 @@ class NoInference:
 
     def is_spare(self) -> bool:
         return False
+
+    def refuse_full(self, ahead: int) -> None:
+        return None
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         raise InferenceOff(self._REASON)

@@ -4,13 +4,16 @@ Who sends no request at all is the HTTP server's to leave; here every refusal is
 """
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.errors import BodyTooSlow, ServerBusy
+from registry.errors import BodyTooSlow, Overloaded, ServerBusy
 from registry.problems import from_error
 from registry.requests import body_limit
+
+Ask = Callable[[Scope], None]  # raises Overloaded
 
 BYTES_PER_S = 50 * 1024
 ALWAYS_ANSWERED = "/healthz"
@@ -48,6 +51,26 @@ class BodyDeadline:
         most = body_limit(headers, self._upload_limit)
         announced = headers.get("content-length", "")
         return min(int(announced), most) if announced.isdecimal() else most
+
+
+class Gate:
+    """Asks about a request before anything of it is read or looked up; refuses if it is Overloaded.
+
+    `asks` has the questions by method and path.
+    """
+
+    def __init__(self, app: ASGIApp, asks: Mapping[tuple[str, str], Sequence[Ask]]) -> None:
+        self._app = app
+        self._asks = asks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                for ask in self._asks.get((scope["method"], scope["path"]), ()):
+                    ask(scope)
+            except Overloaded as refused:
+                return await from_error(refused)(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 class RequestLimit:

@@ -114,6 +114,7 @@ class RemoteStatus:
     queued: int = 0
     running: int = 0
     slots: int | None = None
+    queue_limit: int | None = None
     error: str | None = None
 
 
@@ -170,6 +171,9 @@ class ModalInference:
     def is_spare(self) -> bool:
         """As of the last look, which a call of a moment ago may be newer than."""
         return self._status is None or not self._status.queued
+
+    def refuse_full(self, ahead: int) -> None:
+        """Its queue is Modal's, and what is known of it here is too old to refuse anyone for."""
 
     async def extract_prompt(self, source: PromptSource) -> RemotePrompt:
         call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))

@@ -21,6 +21,7 @@ from registry.errors import ModeUnavailable, PromptBroken, SpeechInaudible
 from registry.files import is_transient
 from registry.inference_client import Description, Inference, SpeakParams, Speech
 from registry.languages import language_named
+from registry.line import Line
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 
@@ -78,14 +79,17 @@ class Speaker:
         self._store = store
         self._inference = inference
         self._enroller = enroller
+        self.line = Line(inference)
         self._healing = WeakValueDictionary[str, asyncio.Lock]()
 
     async def speak(
         self, reference: str, text: str, params: SpeakParams, use: Callable[[Spoken], Awaitable[T]]
     ) -> T:
         """What `use` makes of the first speech in which it does not meet SpeechInaudible."""
-        voice = await to_thread.run_sync(self._store.get, reference)
-        return await self.speak_as(voice, text, params, use)
+        with self.line.joined():
+            voice = await to_thread.run_sync(self._store.get, reference)
+            params = await self._settled(voice, params)
+        return await self._spoken(voice, text, params, use)
 
     async def speak_as(
         self,
@@ -95,9 +99,23 @@ class Speaker:
         use: Callable[[Spoken], Awaitable[T]],
     ) -> T:
         """The same with a voice that was found already, or that is not stored."""
+        with self.line.joined():
+            params = await self._settled(voice, params)
+        return await self._spoken(voice, text, params, use)
+
+    async def _settled(self, voice: StoredVoice, params: SpeakParams) -> SpeakParams:
+        """What the model is asked for. Raises what can be refused without it."""
         description = await self._enroller.refuse_other_model(voice)
         refuse_icl_without_words(voice, params)
-        params = in_words_of(description, with_defaults(params, voice))
+        return in_words_of(description, with_defaults(params, voice))
+
+    async def _spoken(
+        self,
+        voice: StoredVoice,
+        text: str,
+        params: SpeakParams,
+        use: Callable[[Spoken], Awaitable[T]],
+    ) -> T:
         begun_s = time.perf_counter()
         spoken = await self._healed(voice, text, params)
         for other in other_takes(params, spoken.first):

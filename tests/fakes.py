@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from registry.errors import PromptBroken
+from registry.errors import Overloaded, PromptBroken
 from registry.files import DataDir, ModelRef, PromptRef, PromptSource, fingerprint, write_atomically
 from registry.inference_client import SpeakParams, Speech
 
@@ -92,6 +92,7 @@ class FakeInference:
     extracted: int = 0
     spare: bool = False
     room: int | None = None
+    room_in_line: int = 1000
     seen: set[PromptRef] = field(default_factory=set)
     chunks: list[Chunks] = field(default_factory=list)  # of each speech that began
     sounds: list[np.ndarray] = field(default_factory=list)  # of the next speeches, else tones
@@ -110,7 +111,13 @@ class FakeInference:
         return self.spare
 
     def status(self) -> SimpleNamespace:
-        return SimpleNamespace(state="warm", queued=0, running=0, slots=8, error=None)
+        return SimpleNamespace(
+            state="warm", queued=0, running=0, slots=8, queue_limit=self.room_in_line, error=None
+        )
+
+    def refuse_full(self, ahead: int) -> None:
+        if ahead >= self.room_in_line:
+            raise Overloaded(f"{ahead} requests are waiting already. Try again later.", 3)
 
     async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
         clip = self.data.conditioned(source).read_bytes()

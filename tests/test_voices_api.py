@@ -244,6 +244,7 @@ def test_readiness_asks_nothing_of_the_model(client: httpx.Client, fake: FakeInf
             "queued": 0,
             "running": 0,
             "slots": 8,
+            "queue_limit": 1000,
             "error": None,
         },
     }

@@ -54,6 +54,7 @@ async def clone(request: Request, services: ServicesDep) -> Response:
     """
 
     async with taken_in(request, CloneForm, services.uploads) as form:
+        services.speaker.line.refuse_full()  # it was not when the clip began to come
 
         async def with_clip(text: str, use: Use) -> Response:
             async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:

@@ -24,6 +24,7 @@ class InferenceHealth(BaseModel):
     queued: int = 0
     running: int = 0
     slots: int | None = None
+    queue_limit: int | None = None
     error: str | None = None
 
 
@@ -69,5 +70,6 @@ def _inference(status: Status | None) -> InferenceHealth:
         queued=status.queued,
         running=status.running,
         slots=status.slots,
+        queue_limit=status.queue_limit,
         error=status.error,
     )

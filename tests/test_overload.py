@@ -1,0 +1,128 @@
+"""A queue that is full is told at once: before the body, the database and any thread."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from api import add, problem
+from conftest import Enrol, ServiceFactory
+from fakes import PATIENCE_S, FakeInference
+from serving import serving
+from speaking import run
+from test_queue import Gate
+from test_slow_clients import answer
+
+from inference.errors import Overloaded
+from registry.app import create_app
+from registry.files import PromptRef
+from registry.settings import Settings
+from registry.store import VoiceStore
+
+SPEAK = {"voice": "alice", "text": "Hello"}
+FORM = "multipart/form-data; boundary=x"
+
+
+@pytest.fixture
+def client(store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
+    with serving(create_app(store, fake, Settings(home=store.data.root))) as client:
+        yield client
+
+
+@pytest.fixture
+def gate(located: object) -> Iterator[Gate]:
+    gate = Gate(located)  # type: ignore[arg-type]
+    yield gate
+    gate.open.set()
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/speak", "application/json"), ("/clone", FORM)])
+def test_a_full_queue_is_told_by_the_head_alone(
+    client: httpx.Client, fake: FakeInference, path: str, kind: str
+) -> None:
+    fake.room_in_line = 0
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    assert client.base_url.port is not None
+    with socket.create_connection(("127.0.0.1", client.base_url.port), 60) as connection:
+        connection.sendall(f"{head}Content-Length: 9\r\nExpect: 100-continue\r\n\r\n".encode())
+        said = answer(connection)
+    assert said.startswith(b"HTTP/1.1 503") and b"retry-after: 3" in said.lower()
+    assert b'"code":"overloaded"' in said
+    assert client.get("/voices").status_code == 200
+    assert add(client, "alice").status_code == 201  # which needs no place in that queue
+
+
+def test_a_clip_that_came_to_a_queue_full_by_now_is_not_decoded(
+    client: httpx.Client, store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse_full(ahead: int) -> None:
+        asked.append(ahead)
+        if len(asked) > 1:
+            fake.room_in_line = 0
+            FakeInference.refuse_full(fake, ahead)
+
+    monkeypatch.setattr(fake, "refuse_full", refuse_full)
+    refused = client.post("/clone", data={"text": "Hello"}, files={"audio": b"no clip"})
+    assert problem(refused) == (503, "overloaded")
+    assert len(asked) == 2 and list(store.data.uploads.iterdir()) == []
+
+
+def test_of_a_burst_no_more_ask_the_database_than_can_wait(
+    client: httpx.Client, store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(client, "alice")
+    fake.room_in_line = 2
+    both, go, get = threading.Barrier(3), threading.Event(), store.get
+
+    def slow(reference: str) -> object:
+        both.wait(PATIENCE_S)
+        assert go.wait(PATIENCE_S)
+        return get(reference)
+
+    monkeypatch.setattr(store, "get", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = [threads.submit(client.post, "/speak", json=SPEAK) for _ in range(2)]
+        both.wait(PATIENCE_S)
+        for _ in range(5):
+            assert problem(client.post("/speak", json=SPEAK)) == (503, "overloaded")
+        go.set()
+        assert [reply.result().status_code for reply in first] == [200, 200]
+    monkeypatch.undo()
+    assert client.post("/speak", json=SPEAK).status_code == 200  # their places are free again
+    assert client.post("/speak", json={**SPEAK, "voice": "bob"}).status_code == 404
+    assert client.post("/speak", json=SPEAK).status_code == 200
+
+
+def test_who_comes_is_counted_from_the_first_step(
+    service_factory: ServiceFactory, gate: Gate, enrol: Enrol
+) -> None:
+    service = service_factory(gate, queue_limit=3)
+    ref = PromptRef("voice_1", "f" * 64, "0" * 64)
+
+    async def go() -> None:
+        service.refuse_full()
+        speaking = [asyncio.create_task(service.speak(ref, "Hello", {})) for _ in range(3)]
+        await asyncio.to_thread(gate.entered.wait, 60)
+        assert service.status().queued == 2, "the first one's job runs"
+        assert service.status().queue_limit == 3
+        service.refuse_full()
+        with pytest.raises(Overloaded, match="3 requests are waiting"):
+            service.refuse_full(ahead=1)
+        speaking[1].cancel()
+        await asyncio.gather(speaking[1], return_exceptions=True)
+        service.refuse_full(ahead=1)
+        gate.open.set()
+        await asyncio.gather(*speaking, return_exceptions=True)  # there is no such prompt
+        assert service.status().queued == 0
+        service.refuse_full(ahead=2)
+
+    run(go())
+
+
+def test_a_ready_server_tells_how_many_may_wait(client: httpx.Client) -> None:
+    assert client.get("/readyz").json()["inference"]["queue_limit"] == 1000
