@@ -2,7 +2,7 @@
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,25 +15,26 @@ from fastapi import FastAPI
 
 from cli.serve import listen, run_server
 from registry.files import DataDir
+from registry.inference_client import Inference
 from registry.settings import Settings
 from registry.store import VoiceStore
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def serve(home: Path, port: Connection) -> None:
+def serve(home: Path, port: Connection, make: Callable[[DataDir], Inference]) -> None:
     store = VoiceStore(DataDir(home))
     listener = listen("127.0.0.1", 0)
     port.send(listener.getsockname()[1])
     settings = Settings(home=home, log_level="warning")
-    run_server(settings, store, FakeInference(store.data), listener, "127.0.0.1")
+    run_server(settings, store, make(store.data), listener, "127.0.0.1")
 
 
 @contextmanager
-def served(home: Path) -> Iterator[str]:
+def served(home: Path, make: Callable[[DataDir], Inference] = FakeInference) -> Iterator[str]:
     """The URL of `voices serve` over `home`, a process of its own, with the tests' stand-in."""
     ours, its = SPAWN.Pipe()
-    process = SPAWN.Process(target=serve, args=(home, its))
+    process = SPAWN.Process(target=serve, args=(home, its, make))
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}"
