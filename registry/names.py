@@ -12,9 +12,11 @@ from registry.errors import NameInvalid
 from registry.invisible import JOINERS, is_ink, is_invisible, is_joiner_needed
 
 MAX_LENGTH = 64
+LONGEST = 4 * MAX_LENGTH  # as it comes, in any form; putting marks in order takes quadratic time
 ID_PREFIX = "voice_"
 NOTHING_SEEN = "a name has at least one visible character"
 _ID = re.compile(r"voice_[0-9a-f]{32}")
+_SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # category Zs
 
 
 def new_voice_id() -> str:
@@ -27,10 +29,12 @@ def is_voice_id(reference: object) -> bool:
 
 
 def name_key(name: str) -> str:
-    """Two names are the same if their keys are: NFKC, case folding and no joiners.
+    """Two names are the same if their keys are: NFKC, case folding, single spaces and no joiners.
 
-    Repeated until nothing changes.
+    Repeated until nothing changes. What is too long for a name is its own key, and so nobody's.
     """
+    if len(name) > LONGEST:
+        return name
     key = _key(name)
     while (next_key := _key(key)) != key:
         key = next_key
@@ -39,7 +43,12 @@ def name_key(name: str) -> str:
 
 def _key(name: str) -> str:
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return without_joiners(unicodedata.normalize("NFKC", folded))
+    return with_single_spaces(without_joiners(unicodedata.normalize("NFKC", folded)))
+
+
+def with_single_spaces(name: str) -> str:
+    """None at the ends, and between words one plain one: nobody can tell two from one."""
+    return _SPACES.sub(" ", name).strip(" ")
 
 
 def without_joiners(name: str) -> str:
@@ -52,8 +61,10 @@ def without_joiners(name: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """The name as it will be stored: NFC, no blanks at the ends. Raises NameInvalid."""
-    stored = unicodedata.normalize("NFC", name).strip()
+    """The name as it will be stored: NFC, single spaces between words. Raises NameInvalid."""
+    if len(name) > LONGEST:
+        raise NameInvalid(f"A voice can't be called that: {_refused_length(name)}.", field="name")
+    stored = with_single_spaces(unicodedata.normalize("NFC", name.strip()))
     reason = _refusal(without_joiners(stored)) or _refusal(name_key(stored))
     reason = reason or _refused_length(stored)
     if not any(map(is_ink, stored)):

@@ -6,6 +6,7 @@ import unicodedata
 from registry.errors import TextInvalid, TextTooLong
 from registry.invisible import JOINERS, is_joiner_needed
 
+MOST_MARKS = 30  # on a letter
 LETTERS_PER_S = 14.0  # of calm speech, with spaces and stops
 _IDEOGRAPHS = re.compile(
     "[\u2e80-\u2fd5\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]"
@@ -52,6 +53,7 @@ def clean_text(text: str, limit: int, what: str = "The text") -> str:
     _refuse_what_is_no_text(text, what)
     text = _visible(_LINE_END.sub("\n", text))
     text = _AROUND_LINE_ENDS.sub("\n", _BLANKS.sub(" ", text)).strip()
+    _refuse_heaps_of_marks(text, what)
     text = unicodedata.normalize("NFC", text)
     if not text:
         raise TextInvalid(f"{what} is empty: there is nothing to say.")
@@ -80,6 +82,18 @@ def _refuse_what_is_no_text(text: str, what: str) -> None:
             f"{what} holds U+{ord(found[0]):04X} at position {found.start()}, which is no text:"
             " a control character, half of a surrogate pair, or a noncharacter."
         )
+
+
+def _refuse_heaps_of_marks(text: str, what: str) -> None:
+    """No writing has so many on a letter, and to put n in order takes n² steps (UAX 15, 13)."""
+    marks = 0
+    for position, character in enumerate(text):
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > MOST_MARKS:
+            raise TextInvalid(
+                f"{what} has more than {MOST_MARKS} marks on one letter, before position"
+                f" {position}: no writing has."
+            )
 
 
 def _visible(text: str) -> str:

@@ -205,3 +205,44 @@ def test_a_joiner_that_its_script_needs_is_kept_and_tells_no_two_names_apart(scr
     assert check_name(name) == unicodedata.normalize("NFC", name)
     assert name_key(name) == name_key(without)
     assert {*name_key(name)}.isdisjoint("\u200c\u200d")
+
+
+SPACES = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) == "Zs"]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_no_two_names_differ_by_white_space_alone(space: str) -> None:
+    assert len(SPACES) > 15
+    for between in (space, space * 3, f" {space} ", f"{space}\u00a0"):
+        named = f"{space}Ann{between}Lee{space}"
+        assert check_name(named) == "Ann Lee"
+        assert name_key(named) == "ann lee"
+    with pytest.raises(NameInvalid, match="at least one visible character"):
+        check_name(space * 3)
+
+
+@pytest.fixture
+def ordered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many characters Unicode's forms were asked of, each time."""
+    asked: list[int] = []
+    form = unicodedata.normalize
+
+    def counted(kind: str, text: str) -> str:
+        asked.append(len(text))
+        return form(kind, text)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unicodedata, "normalize", counted)
+    return asked
+
+
+@pytest.mark.parametrize("marks", ["\u0301" * 8000 + "\u0323" * 8000, "\ufdfa" * 16_000])
+def test_what_is_too_long_is_refused_before_its_marks_are_put_in_order(
+    marks: str, ordered: list[int]
+) -> None:
+    with pytest.raises(NameInvalid, match="at most 64 characters, this one has 16001"):
+        check_name(f"a{marks}")
+    assert name_key(f"a{marks}") == f"a{marks}"
+    assert max(ordered, default=0) == 0
+    with pytest.raises(NameInvalid):
+        check_name(marks[:256])
+    assert max(ordered) < 256 * 18**2  # which is what a form of a form can be at most

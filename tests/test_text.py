@@ -133,3 +133,30 @@ def test_the_limit_counts_what_is_left() -> None:
 @pytest.mark.parametrize("text", ["one\u2028two", PERSIAN, "e\u0301 \t\n a\u00ad", "ᄒ\u200bᅡᆫ"])
 def test_cleaning_twice_changes_nothing_more(text: str) -> None:
     assert clean_text(clean_text(text, LIMIT), LIMIT) == clean_text(text, LIMIT)
+
+
+@pytest.mark.parametrize("between", ["", "\u034f", "\u200b", "\ufe0f"])
+def test_no_letter_has_a_heap_of_marks(between: str) -> None:
+    """To put thousands in order would take seconds, while nobody else is served."""
+    above, below = f"{between}\u0301", f"{between}\u0323"
+    with pytest.raises(TextInvalid, match="more than 30 marks on one letter, before position 31"):
+        clean_text("a" + above * 9000 + below * 9000, 40_000)
+    assert clean_text("a" + below * 15 + above * 15, 5000)
+    assert clean_text(("e" + above * 30) * 100, 5000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tiếng Việt có nhiều dấu",
+        "นี่คือภาษาไทยที่มีวรรณยุกต์",
+        "שָׁלוֹם עֲלֵיכֶם",
+        "بِسْمِ ٱللَّٰهِ",
+        "བོད་སྐད",
+        "हिन्दी में",
+    ],
+)
+def test_marks_that_a_language_writes_are_kept(text: str) -> None:
+    composed = unicodedata.normalize("NFC", text)
+    assert clean_text(composed, 500) == composed
+    assert clean_text(unicodedata.normalize("NFD", text), 500) == composed
