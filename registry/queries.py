@@ -20,7 +20,7 @@ from registry.models import (
     VoiceVersion,
 )
 from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
-from registry.stored_voice import Page, StoredVoice, shown_id
+from registry.stored_voice import Page, StoredVoice, cursor, shown_id
 
 LAST_CHARACTER = "\U0010ffff"
 NEAR_NAMES = 3
@@ -67,7 +67,7 @@ def page(
     voices, kept = _load(session, rows[:limit]), rows[:limit]
     whole = {voice.row.id for voice in voices}
     damaged = [shown_id(row.id) for row in kept if row.id not in whole]
-    return Page(voices, _cursor(str(kept[-1].name_key)) if len(rows) > limit else None, damaged)
+    return Page(voices, cursor(str(kept[-1].name_key)) if len(rows) > limit else None, damaged)
 
 
 def holder_of(session: Session, key: str) -> str | None:
@@ -133,10 +133,6 @@ def _labelled(session: Session, label: str) -> ColumnElement[bool]:
     if len(holders) <= FEW_HOLDERS:
         return col(Voice.id).in_(holders)
     return exists().where(col(Label.voice_id) == col(Voice.id), *conditions)
-
-
-def _cursor(key: str) -> str:
-    return base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
 def _key_of(cursor: str) -> str:

@@ -1,6 +1,7 @@
 """A voice as it was read from the database, and as it is shown: rows are believed no more than
 requests, for a backup of someone else's may have brought them."""
 
+import base64
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from registry.models import (
 from registry.names import is_voice_id
 
 log = logging.getLogger("registry")
+
+PAGE_CHARACTERS = 256 * 1024  # of a page, so that it is no more than a few MiB
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class StoredVoice:
         clip = self.enrolment.clip if isinstance(self.enrolment.clip, dict) else {}
         kind = str(clip.get("media_type"))
         return kind if kind in AUDIO_TYPES else "application/octet-stream"
+
+    def characters(self) -> int:
+        """Roughly, of what people wrote into it."""
+        words = (self.row.description, self.enrolment.transcript, *self.labels.values())
+        return sum(len(str(word)) for word in words)
 
     def fingerprint(self) -> str | None:
         """The key of the features that the model in use needs; None before any model was used,
@@ -124,15 +132,25 @@ class Page:
     damaged: list[str]  # ids of those that have no enrolment
 
     def shape(self) -> VoicePage:
-        """One voice that is damaged hides no other."""
-        shown, damaged = [], [*self.damaged]
-        for voice in self.voices:
+        """One voice that is damaged hides no other. Voices with many words make a shorter page."""
+        shown, damaged, characters = list[VoiceShape](), [*self.damaged], 0
+        following = self.next
+        for before, voice in zip((None, *self.voices), self.voices, strict=False):
+            characters += voice.characters()
+            if before and characters > PAGE_CHARACTERS:
+                following = cursor(before.row.name_key)
+                break
             try:
                 shown.append(voice.shape())
             except VoiceDamaged as error:
                 log.warning("%s", error.detail)
                 damaged.append(shown_id(voice.row.id))
-        return VoicePage(data=shown, damaged=damaged, next=self.next)
+        return VoicePage(data=shown, damaged=damaged, next=following)
+
+
+def cursor(name_key: str) -> str:
+    """Of the page that begins after this name."""
+    return base64.urlsafe_b64encode(name_key.encode()).decode().rstrip("=")
 
 
 def shown_id(voice_id: object) -> str:

@@ -180,6 +180,26 @@ def test_of_eight_enrolments_of_one_name_one_succeeds(data: DataDir, store: Voic
 # Files
 
 
+def test_a_page_of_many_words_is_shorter_and_none_is_left_out(
+    store: VoiceStore, fake: FakeInference
+) -> None:
+    """200 of the largest voices would be 8 MB, made anew for whoever asks."""
+    names = [f"v{i:02}" for i in range(60)]
+    enrol(store, fake, noise(random.Random(1)), *names)
+    emoji = "\U0001f600"
+    labels = {f"k{i:02}": emoji * 256 for i in range(32)}
+    for name in names:
+        store.edit(name, VoiceEdit(description=emoji * 2000, labels=labels), None)
+    seen, sizes, after = list[str](), list[int](), None
+    while after or not seen:
+        page = store.page(200, after, "", ()).shape()
+        sizes.append(len(page.model_dump_json().encode()))
+        seen += [voice.name for voice in page.data]
+        after = page.next
+    assert seen == names
+    assert len(sizes) == 3 and max(sizes) < 1_200_000
+
+
 def write_in_place(path: Path, content: bytes) -> None:
     """Wrong: what most programs do."""
     path.write_bytes(content)

@@ -175,7 +175,12 @@ async def create_voice(
     return _shown(response, voice)
 
 
-@router.get("", summary="List the voices by name", responses=of.problems(of.PAGES))
+@router.get(
+    "",
+    summary="List the voices by name",
+    response_model=VoicePage,
+    responses=of.problems(of.PAGES),
+)
 def list_voices(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -192,8 +197,10 @@ def list_voices(
         list[LabelQuery],
         Query(max_length=MAX_LABELS, description="`key` or `key=value`; all that are given hold."),
     ] = [],  # noqa: B006
-) -> VoicePage:
-    return services.store.page(limit, after, search, [one for one in label if one]).shape()
+) -> Response:
+    """A page of voices that hold many words is shorter; `next` tells whether there are more."""
+    page = services.store.page(limit, after, search, [one for one in label if one]).shape()
+    return Response(page.model_dump_json(), media_type="application/json")  # made in this thread
 
 
 @router.get("/{voice}", summary="Read a voice", responses=of.problems(of.NAMED) | VOICE)
