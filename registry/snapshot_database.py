@@ -18,9 +18,8 @@ from sqlmodel import Session
 
 from registry import private
 from registry.database import Database
-from registry.errors import DatabaseLost, StorageUnavailable
+from registry.errors import DatabaseLost, RegistryError, StorageUnavailable
 from registry.snapshots import (
-    ABANDONED,
     NOTHING,
     Claims,
     Ledger,
@@ -35,6 +34,7 @@ PATIENCE_S = 45.0  # of one write, for another container's
 EXPIRY_S = 20.0  # of a claim that nothing comes of: several times what a write takes
 LOOK_S = 0.2  # between two looks at another's claim
 FRESH_S = 5.0  # for so long reads don't ask whether another container has written
+MOST_ABANDONED = 16  # numbers above the newest state: each is asked about at every look
 
 
 class SnapshotDatabase(Database):
@@ -61,6 +61,7 @@ class SnapshotDatabase(Database):
             _check(self._file(self._base))
         prepare(self._file(self._base))
         super().__init__(self._file(self._base))
+        self._seal()
 
     @property
     def number(self) -> int:
@@ -81,8 +82,12 @@ class SnapshotDatabase(Database):
         try:
             self._looked_s = time.monotonic()
             with suppress(StorageUnavailable):  # then what is known must do
-                if self._ledger.outcome(self._ledger.following(before.number)) is not None:
+                number = self._ledger.following(before.number)
+                if self._ledger.outcome(number) is not None:
                     self._catch_up()
+                elif self._ledger.is_claimed(number):
+                    self._has_come(number)
+            self._seal()
         finally:
             self._turn.release()
         return self._base != before
@@ -103,21 +108,44 @@ class SnapshotDatabase(Database):
     def _draft(self) -> Iterator[Path]:
         """A copy of the newest state to change; published on leaving, or forgotten."""
         with self._queued(), self._turn:
-            number, base = self._claimed(), self._base
-            draft = self._local / "draft.db"
-            private.touch(draft)
-            shutil.copyfile(self._file(base), draft)
-            published = False
             try:
-                yield draft
-                snapshot = Snapshot(number, digest_of(draft))
-                self._publish(draft, snapshot)
-                published = True
-            finally:
-                if not published:
-                    with suppress(StorageUnavailable):  # else the next writer waits for EXPIRY_S
-                        self._ledger.settle(number, ABANDONED)
-            self._take(snapshot, draft)
+                with self._in_turn() as draft:
+                    yield draft
+            except RegistryError as error:
+                if not isinstance(error, StorageUnavailable):
+                    self._seal()  # the answer tells the newest state
+                raise
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[Path]:
+        number, base = self._claimed(), self._base
+        draft = self._local / "draft.db"
+        private.touch(draft)
+        shutil.copyfile(self._file(base), draft)
+        tried = published = False
+        try:
+            yield draft
+            snapshot = Snapshot(number, digest_of(draft))
+            tried = True
+            self._publish(draft, snapshot)
+            published = True
+        finally:
+            if not published:
+                with suppress(StorageUnavailable):  # else the next writer waits for EXPIRY_S
+                    self._ledger.abandon(number, late=tried)
+        self._take(snapshot, draft)
+
+    def _seal(self) -> None:
+        """Publish the newest state once more if a snapshot that was abandoned may come late.
+
+        When a week without use has emptied the ledger, the highest snapshot counts: that must not
+        be one of which clients were told, or saw, that it does not.
+        """
+        with suppress(StorageUnavailable):
+            above = range(self._base.number + 1, self._ledger.following(self._base.number))
+            if len(above) > MOST_ABANDONED or any(map(self._ledger.is_late, above)):
+                with self._in_turn():
+                    pass
 
     @contextmanager
     def _queued(self) -> Iterator[None]:
@@ -139,24 +167,26 @@ class SnapshotDatabase(Database):
                 self._catch_up()  # the claims may be younger than the snapshots: look at both
                 if self._base == base:
                     return number
-                self._ledger.settle(number, ABANDONED)
-            else:
-                self._outwait(number, deadline_s)
+                self._ledger.abandon(number, late=False)
+            elif not self._has_come(number):
+                if time.monotonic() > deadline_s:
+                    raise StorageUnavailable(
+                        "Another container is writing. Nothing was stored; try again."
+                    )
+                time.sleep(LOOK_S)
 
-    def _outwait(self, number: int, deadline_s: float) -> None:
-        """Someone has claimed `number`: see what came of it, or abandon it when nothing does."""
+    def _has_come(self, number: int) -> bool:
+        """See what came of a number that someone has claimed; when nothing does, abandon it."""
         self._catch_up()
         if self._base.number >= number:
-            return
+            return True
         now_s = time.monotonic()
         if self._stuck[0] != number:
             self._stuck = number, now_s
-        if now_s > deadline_s:
-            raise StorageUnavailable("Another container is writing. Nothing was stored; try again.")
-        if now_s - self._stuck[1] > EXPIRY_S or self._ledger.is_mine(number):
-            self._ledger.settle(number, ABANDONED)
-        else:
-            time.sleep(LOOK_S)
+        if now_s - self._stuck[1] <= EXPIRY_S and not self._ledger.is_mine(number):
+            return False
+        self._ledger.abandon(number, late=True)
+        return True
 
     def _catch_up(self) -> None:
         newest = self._shelf.newest(self._base)
@@ -176,16 +206,18 @@ class SnapshotDatabase(Database):
             self._shelf.publish(draft, snapshot, self._base)
         except StorageUnavailable as error:
             failed = error
-        outcome = self._settled(snapshot, ABANDONED if failed else snapshot.name)
+        outcome = self._settled(snapshot, counts=failed is None)
         if outcome != snapshot.name:
             with suppress(StorageUnavailable):
                 self._shelf.withdraw(snapshot)
             reason = failed.detail if failed else "Another container took over."
             raise StorageUnavailable(f"Nothing was stored; try again. {reason}")
 
-    def _settled(self, snapshot: Snapshot, wanted: str) -> str:
+    def _settled(self, snapshot: Snapshot, *, counts: bool) -> str:
         try:
-            return self._ledger.settle(snapshot.number, wanted)
+            if counts:
+                return self._ledger.settle(snapshot.number, snapshot.name)
+            return self._ledger.abandon(snapshot.number, late=True)
         except StorageUnavailable as error:
             detail = f"It is not known whether this was stored: look, then repeat. {error.detail}"
             raise StorageUnavailable(detail) from error

@@ -83,8 +83,20 @@ class Ledger:
         """True for the first who asks."""
         return self._claims.put(f"claim {number}", self._owner, skip_if_exists=True)
 
+    def is_claimed(self, number: int) -> bool:
+        return self._claims.get(f"claim {number}") is not None
+
     def is_mine(self, number: int) -> bool:
         return bool(self._claims.get(f"claim {number}") == self._owner)
+
+    def abandon(self, number: int, *, late: bool) -> str:
+        """The outcome, which may be another; `late` if its snapshot may come to the Volume yet."""
+        if late:  # before the outcome, so that whoever sees that sees this
+            self._claims.put(f"late {number}", self._owner, skip_if_exists=True)
+        return self.settle(number, ABANDONED)
+
+    def is_late(self, number: int) -> bool:
+        return self._claims.get(f"late {number}") is not None
 
     def settle(self, number: int, outcome: str) -> str:
         """The outcome of a number: this one if none was settled before."""

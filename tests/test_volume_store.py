@@ -169,6 +169,70 @@ def test_an_abandoned_write_has_not_happened_a_week_later_either(cloud: Cloud) -
     assert names(fresh(cloud)) == ["alice"]
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in {"EXPIRY_S": 0.05, "LOOK_S": 0.005, "FRESH_S": 0.0}.items():
+        monkeypatch.setattr(snapshot_database, name, seconds)
+
+
+def late_delete(cloud: Cloud, site: Site, voice: str, meanwhile: Callable[[], object]) -> None:
+    """Dies once its snapshot is committed; before that it stalls, and `meanwhile` happens."""
+
+    def at(point: str, container: Container) -> None:
+        if container is site.container and point == "commit.before":
+            cloud.at = lambda point, container: None
+            meanwhile()
+            cloud.at = die
+        elif container is site.container:
+            assert not point.startswith("commit"), "it did not stall"
+
+    def die(point: str, container: Container) -> None:
+        if container is site.container and point == "commit.after":
+            raise Killed(point)
+
+    cloud.at, cloud.reload_commits = at, lambda container: False
+    with pytest.raises(Killed):
+        site.store.delete(voice, None)
+    cloud.at = lambda point, container: None
+
+
+def refused(other: Site) -> None:
+    with pytest.raises(VoiceNotFound):
+        other.store.delete("bob", None)
+    assert names(other.store) == ["alice"]
+
+
+def looks(other: Site) -> None:
+    for _ in range(20):
+        assert names(other.store) == ["alice"]
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("other_does", [refused, looks])
+@pytest.mark.parametrize("looked_again", [True, False])
+def test_what_clients_were_told_is_so_a_week_later(
+    cloud: Cloud, hasty: None, other_does: Callable[[Site], None], looked_again: bool
+) -> None:
+    """Another container has answered from the older state, and no write of its own came after."""
+    site, other = Site.start(cloud), Site.start(cloud)
+    alice = add(site, "alice")
+    late_delete(cloud, site, alice, lambda: other_does(other))
+    if looked_again:
+        assert names(other.store) == ["alice"]
+    cloud.clock = lambda: time.time() + 8 * 86400  # the Dict has forgotten every outcome
+    assert names(fresh(cloud)) == ["alice"]
+
+
+def test_writes_that_are_refused_leave_few_numbers_to_ask_about(cloud: Cloud) -> None:
+    site = Site.start(cloud)
+    add(site, "alice")
+    before = site.store._db.number  # type: ignore[attr-defined]
+    for _ in range(40):
+        with pytest.raises(VoiceNotFound):
+            site.store.delete("bob", None)
+    assert site.store._db.number > before  # type: ignore[attr-defined]
+
+
 def test_a_snapshot_that_counts_and_is_damaged_stops_the_service(cloud: Cloud) -> None:
     add(Site.start(cloud), "alice")
     vandal = cloud.container("vandal").mount("state")
