@@ -267,6 +267,8 @@ def refuse_damaged(path: Path) -> None:
     wanted = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
     try:
         with closing(sqlite3.connect(path)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MIB)  # of what its checks may make
+            connection.execute("PRAGMA trusted_schema = OFF")
             faults = [row for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
             faults += [*connection.execute("PRAGMA foreign_key_check"), *connection.execute(wanted)]
     except sqlite3.DatabaseError as error:

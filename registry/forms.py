@@ -22,13 +22,19 @@ from starlette.requests import ClientDisconnect
 from registry.charset import NotText, decode
 from registry.errors import FieldInvalid, RequestMalformed
 from registry.problems import ClientGone
-from registry.requests import refuse_other_type, refuse_repeated_parameters, refuse_unknown
+from registry.requests import (
+    HEADER_LIMIT,
+    refuse_other_type,
+    refuse_repeated_parameters,
+    refuse_unknown,
+)
 from registry.uploads import Upload, Uploads, client_of
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 TEXT_LIMIT = 64 * 1024
+MOST_HEADERS = 16  # of a part
 BLOCK = 256 * 1024  # of a file, written at once
 MEDIA_TYPE = "multipart/form-data"
 CLIP = "audio/*"
@@ -180,6 +186,8 @@ class FormReader(Generic[M]):
     def _end_header(self) -> None:
         name, value = bytes(self._header).lower(), bytes(self._value)
         header = name.decode("latin-1").title()[:80]
+        if len(self._part.headers) == MOST_HEADERS:
+            raise RequestMalformed(f"A part of the form has more than {MOST_HEADERS} headers.")
         if name in self._part.headers:
             raise RequestMalformed(f"A part of the form has the header {header!r} twice.")
         refuse_repeated_parameters(header, value.decode("latin-1"))
@@ -236,5 +244,7 @@ def _declared(options: Options) -> str | None:
 def _appender(target: Callable[[], bytearray]) -> Callable[[bytes, int, int], None]:
     def append(data: bytes, start: int, end: int) -> None:
         target().extend(data[start:end])
+        if len(target()) > HEADER_LIMIT:
+            raise RequestMalformed(f"A part's header is longer than {HEADER_LIMIT // 1024} KiB.")
 
     return append

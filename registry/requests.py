@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from difflib import get_close_matches
 from email.message import Message as Headers
 from http import HTTPStatus
@@ -27,7 +27,8 @@ from registry.problems import ClientGone
 JSON_LIMIT = 64 * 1024
 FORM_OVERHEAD = 128 * 1024
 MIB = 1024 * 1024
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+HEADER_LIMIT = 2048  # of one that is parsed; parsers elsewhere take the square of its length
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)  # one without an end, too
 
 T = TypeVar("T")
 
@@ -159,10 +160,18 @@ def parse_json(body: bytes, charset: str | None = None) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = _first_twice(key for key, _ in pairs) or ""
         raise FieldInvalid(f"The JSON has the key {twice[:80]!r} twice.", field=twice[:80])
     return found
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _refuse_constant(name: str) -> None:
@@ -190,10 +199,12 @@ def refuse_other_type(request: Request, wanted: str) -> None:
 
 def refuse_repeated_parameters(header: str, value: str) -> None:
     """Which of the two counts, each reader decides for itself."""
+    if len(value) > HEADER_LIMIT:
+        raise RequestMalformed(f"A {header} is longer than {HEADER_LIMIT // 1024} KiB.")
     _, *parameters = _QUOTED.sub("", value).split(";")
-    names = [parameter.partition("=")[0].strip().lower() for parameter in parameters]
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        raise RequestMalformed(f"A {header} has the parameter {twice[0][:80]!r} twice.")
+    names = (parameter.partition("=")[0].strip().lower() for parameter in parameters)
+    if twice := _first_twice(filter(None, names)):
+        raise RequestMalformed(f"A {header} has the parameter {twice[:80]!r} twice.")
 
 
 def _content_type(request: Request) -> Headers:
@@ -238,8 +249,8 @@ def _refuse_odd_query(request: Request, known: Collection[str], repeated: Collec
     names = [name for name, _ in request.query_params.multi_items()]
     for name in names:
         refuse_unknown(name, known, "a query parameter here")
-        if names.count(name) > 1 and name not in repeated:
-            raise FieldInvalid(f"The query parameter {name!r} is given twice.", field=name)
+    if twice := _first_twice(name for name in names if name not in repeated):
+        raise FieldInvalid(f"The query parameter {twice!r} is given twice.", field=twice)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -397,6 +398,24 @@ def test_a_table_with_a_clause_of_its_own_is_refused(
     longer = f"'{place}', '{place} {clause}'"
     forged.run(f"UPDATE sqlite_master SET sql = replace(sql, {longer}) WHERE name = 'voice'")
     assert "the table 'voice' is missing" in refusal(forged.write(tar), tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "length(hex(zeroblob(450000000))) > 0",
+        "length(replace(hex(zeroblob(500000)), ''0'', hex(zeroblob(500)))) > 0",
+    ],
+)
+def test_what_a_table_asks_for_is_not_made(
+    forged: Forged, tar: Path, tmp_path: Path, check: str
+) -> None:
+    """It would be gigabytes, before the table is found to be none of ours."""
+    changed = f"replace(sql, 'PRIMARY KEY (id)', 'PRIMARY KEY (id), CHECK ({check})')"
+    forged.run(f"UPDATE sqlite_master SET sql = {changed} WHERE name = 'voice'")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "is damaged: string or blob too big" in refusal(forged.write(tar), tmp_path / "home")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 200 * 1024
 
 
 @pytest.mark.parametrize(
