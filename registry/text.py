@@ -38,7 +38,7 @@ _INVISIBLE = re.compile(  # what Unicode calls default ignorable, and its format
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _JOINERS = re.compile(f"[{JOINERS}]+")
-_BLANKS = re.compile(r"[^\S\n]+|\ufffc")  # U+FFFC stands for a picture
+_BLANKS = re.compile(r"(?:[^\S\n]|\ufffc)+")  # U+FFFC stands for a picture
 _AROUND_LINE_ENDS = re.compile(r" ?\n ?")
 
 

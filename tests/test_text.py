@@ -60,6 +60,7 @@ def test_every_white_space_is_a_space_or_a_newline() -> None:
         ("one \t\n\t two", "one\ntwo"),
         ("bro\u00ad\n  ken", "broken"),
         ("see\ufffcthis", "see this"),
+        ("see \ufffc\ufffc this", "see this"),
         ("wo\u200drd wo\u200crd", "word word"),
         ("I \u2764\ufe0f you", "I \u2764 you"),
         ("👩\u200d👩\u200d👧 family", "👩👩👧 family"),
