@@ -1,12 +1,18 @@
 """From bytes to text without guessing: UTF-8, or the charset that was declared, or a refusal."""
 
 import codecs
+import encodings
 import re
+from encodings.aliases import aliases
+from pkgutil import iter_modules
 
 CODECS = re.compile(
     r"utf-8|utf-(16|32)(-[bl]e)?|ascii|iso8859-\d+|cp\d+|gb\w+|hz|big5\w*|koi8-\w|tis-620"
     r"|shift_jis\w*|euc_\w+|iso2022_\w+|johab|mac-\w+"
 )  # of natural text: Python has others, for escapes and host names
+# Python keeps every name that it was ever asked for, so it is asked for none but these.
+NAMES = {*aliases, *aliases.values(), *(found.name for found in iter_modules(encodings.__path__))}
+LONGEST = 40
 MARKS = {"utf-16": (b"\xff\xfe", b"\xfe\xff"), "utf-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff")}
 
 
@@ -28,10 +34,11 @@ def decode(data: bytes, charset: str | None = None) -> str:
 
 
 def _codec(charset: str) -> str:
+    asked = encodings.normalize_encoding(charset[: LONGEST + 1]).lower()
     try:
-        name = codecs.lookup(charset).name
-    except (LookupError, ValueError):
+        name = codecs.lookup(asked).name if asked in NAMES else ""
+    except LookupError:  # one of another platform
         name = ""
-    if not CODECS.fullmatch(name):
-        raise NotText(f"is declared as {charset[:40]!r}, which is not known here")
+    if len(charset) > LONGEST or not CODECS.fullmatch(name):
+        raise NotText(f"is declared as {charset[:LONGEST]!r}, which is not known here")
     return name

@@ -1,11 +1,15 @@
 """What comes in is what was sent: forms, JSON, paths and queries in any charset, or a refusal."""
 
+import encodings
 import json
 import socket
+from contextlib import suppress
 
 import httpx
 import pytest
 from api import CLIP, add, problem
+
+from registry.charset import NotText, decode
 
 Part = tuple[str, bytes]  # what follows `form-data; `, headers included; the content
 AUDIO: Part = ('name="audio"; filename="ref.wav"', CLIP)
@@ -53,6 +57,22 @@ def test_a_transcript_in_a_declared_charset_is_that_text(
     created = send(client, (about, content))
     assert created.status_code == 201, created.text
     assert created.json()["transcript"] == words
+
+
+def test_charsets_that_nobody_knows_are_not_kept() -> None:
+    """Python keeps every name that it was asked for, for ever."""
+    before = len(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(2000):
+        for name in (
+            f"x-{number}",
+            f"utf-{'-' * (number % 30)}8",
+            f"{number:0100}",
+            f"ut\u00f8{number}",
+        ):
+            with suppress(NotText):
+                decode(b"hello", name)
+    assert len(encodings._cache) <= before + 2  # type: ignore[attr-defined]
+    assert decode(b"hello", "utf-----8") == "hello"
 
 
 @pytest.mark.parametrize(
