@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BACKLOG = 128
 AT_ONCE = 8  # connections accepted in one turn of the loop; it closes one three turns later
+HEAD_BYTES, HEAD_PART_BYTES = 16 * 1024, 2048  # of a request: its target and all its headers
 DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
 BYTES_PER_S = 50 * 1024
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
@@ -97,7 +98,12 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        # h11 looks at the size of a head when it has read some of it, so it is given little at once
+        while data and not self._is_answering() and not self.transport.is_closing():
+            super().data_received(data[:HEAD_PART_BYTES])
+            data = data[HEAD_PART_BYTES:]
+        if data:
+            super().data_received(data)
         if self._is_answering():
             self._limits.waiting.pop(self, None)
             self._head_alarm.stop()
@@ -166,7 +172,8 @@ class Server(uvicorn.Server):
 def config(app: Any, limits: Limits, **options: Any) -> uvicorn.Config:
     protocol = cast(type[asyncio.Protocol], partial(Connection, limits=limits))
     # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
-    return uvicorn.Config(app, http=protocol, ws="none", backlog=AT_ONCE, **options)
+    options |= {"ws": "none", "backlog": AT_ONCE, "h11_max_incomplete_event_size": HEAD_BYTES}
+    return uvicorn.Config(app, http=protocol, **options)
 
 
 def quietly_out_of_resources() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

@@ -14,6 +14,8 @@ from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from cli.output import visible
 
+LONGEST = 500  # of a path, say
+
 
 class _Line(Formatter):
     converter = staticmethod(time.gmtime)
@@ -42,7 +44,10 @@ class AccessLine(_Line, AccessFormatter):
 def _one_line(value: object) -> object:
     if isinstance(value, int | float):
         return value
-    return visible(str(value)).replace("\n", "\\n")
+    text = str(value)
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}… ({len(text):,} characters)"
+    return visible(text).replace("\n", "\\n")
 
 
 def log_config() -> dict[str, Any]:

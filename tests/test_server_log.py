@@ -25,6 +25,15 @@ def test_no_header_of_a_client_commands_the_terminal(tmp_path: Path) -> None:
     assert not [line for line in log.splitlines() if not line.startswith("20")]
 
 
+def test_a_line_is_no_longer_than_what_it_tells(tmp_path: Path) -> None:
+    with served(tmp_path, "--no-inference") as server:
+        assert server.ask("GET", "/" + "%01" * 5000)[0] == 404
+        assert server.ask("GET", "/voices?search=" + "a" * 15_000)[0] == 422
+        assert server.ask("GET", "/" + "a" * 20_000)[0] == 400  # its head is too long
+    assert "characters)" in "".join(server.log)
+    assert max(map(len, server.log)) < 1000
+
+
 @pytest.mark.parametrize("line", [LogLine, AccessLine])
 def test_what_is_logged_is_one_line_without_commands(line: type[logging.Formatter]) -> None:
     """A message, its values, an error among them, and the error that it is logged with."""
