@@ -2,8 +2,8 @@
 
 A browser sends what any page says to any address that it can reach, loopback too. By DNS rebinding
 a page even becomes one of our own origin, but under its own name, which is then in Host. Programs
-that are no browsers send neither Origin nor Sec-Fetch-Site, and pass. What may be read is not shown
-or played on pages of other sites either, for `<audio>` needs no CORS.
+that are no browsers send neither Origin nor Sec-Fetch-Site, and pass. A page of another site gets
+nothing, whatever the method: it may lead its visitor here, and no more.
 
 This knows the head of a request alone, and never reads a body.
 """
@@ -107,7 +107,8 @@ class Fence:
                 return HostUnknown(authority)
         if len(headers.getlist("host")) > 1:
             return HostUnknown(", ".join(named))
-        if scope["method"] not in SAFE and self._is_foreign(headers, scope["scheme"]):
+        is_visit = scope["method"] in SAFE and headers.get("sec-fetch-mode") == "navigate"
+        if not is_visit and self._is_foreign(headers, scope["scheme"]):
             return OriginRefused(headers.get("origin"), scope["method"])
         return None
 

@@ -272,27 +272,49 @@ def test_our_own_page_and_programs_may_do_everything(behind: httpx.Client) -> No
         assert behind.delete("/voices/alice", headers=headers).status_code == 204
 
 
-def test_a_page_of_another_site_may_ask_what_changes_nothing(behind: httpx.Client) -> None:
-    """A link to the docs is such a request; without CORS the page can't read the answer."""
-    for method in ("GET", "HEAD"):
-        headers = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
-        found = behind.request(method, "/docs", headers=headers)
-        assert found.status_code == 200
-        assert not [name for name in found.headers if name.startswith("access-control")]
+FOREIGN = (
+    {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "audio"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Origin": "null"},
+    {"Origin": "https://evil.example"},
+)
+READ = ("/voices/alice/clip", "/voices/alice/prompt", "/voices", "/healthz", "/docs", "/gone")
 
 
-@pytest.mark.parametrize(("origins", "readers"), [("", "same-origin"), ("*", "cross-origin")])
-def test_no_page_of_another_site_plays_a_clip(
-    store: VoiceStore, fake: FakeInference, origins: str, readers: str
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_page_of_another_site_reads_and_plays_nothing(
+    behind: httpx.Client, headers: dict[str, str]
 ) -> None:
-    """An <audio> element asks without CORS, so that alone would let it play."""
-    with fenced(store, fake, allowed_origins=origins) as client:
+    """An <audio> element asks without CORS, and many of them are a load."""
+    add(behind, "alice")
+    for path in READ:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            found = behind.request(method, path, headers=headers)
+            assert found.status_code == 403
+            assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+def test_a_page_of_another_site_may_lead_its_visitor_here(behind: httpx.Client) -> None:
+    """Who follows a link sees our page, and the page that led there sees nothing of it."""
+    add(behind, "alice")
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    for path in READ[:-1]:
+        found = behind.get(path, headers=headers)
+        assert found.status_code == 200
+        assert found.headers["cross-origin-resource-policy"] == "same-origin"
+        assert found.headers["x-content-type-options"] == "nosniff"
+    assert problem(behind.delete("/voices/alice", headers=headers)) == (403, "origin-refused")
+
+
+def test_a_star_lets_every_page_play_clips(store: VoiceStore, fake: FakeInference) -> None:
+    with fenced(store, fake, allowed_origins="*") as client:
         add(client, "alice")
-        for path in ("/voices/alice/clip", "/voices/alice/prompt", "/voices", "/healthz", "/gone"):
-            headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}
-            found = client.get(path, headers=headers)
-            assert found.headers["cross-origin-resource-policy"] == readers
-            assert found.headers["x-content-type-options"] == "nosniff"
+        for headers in FOREIGN:
+            found = client.get("/voices/alice/clip", headers=headers)
+            assert found.status_code == 200
+            assert found.headers["cross-origin-resource-policy"] == "cross-origin"
 
 
 def test_a_listed_page_may_do_everything(store: VoiceStore, fake: FakeInference) -> None:

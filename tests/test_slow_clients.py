@@ -22,10 +22,10 @@ from conftest import PYTHON
 from fakes import FakeInference
 from faults import QuickEnroller
 from test_serve import Server, served
+from uploading import enrol_bytes
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cli.http_server import Connection, raise_descriptors
-from registry.enrol import Enrolment
 from registry.files import DataDir
 from registry.store import VoiceStore
 
@@ -297,7 +297,7 @@ def test_slow_readers_of_a_clip_hold_no_memory(
     upload = file(samples, 192_000)
     with closing(VoiceStore(data)) as store:
         enroller = QuickEnroller(store, FakeInference(data))
-        asyncio.run(enroller.enrol(Enrolment("alice", upload, None, "", {}, None)))
+        asyncio.run(enrol_bytes(enroller, "alice", upload, None))
     with served(data.root, "--no-inference") as server:
         asked = b"GET /voices/alice/clip HTTP/1.1\r\nHost: localhost\r\n"
         assert len(upload) > 17_000_000
