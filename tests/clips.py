@@ -15,6 +15,26 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float32]  # (channels, frames), in [-1, 1]
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+WAVES = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
+LIBSNDFILE = [  # format, codec, rate, the media type that it is taken for
+    ("RF64", "PCM_16", 44_100, "audio/wav"),
+    ("FLAC", "PCM_S8", 22_050, "audio/flac"),
+    ("FLAC", "PCM_16", 44_100, "audio/flac"),
+    ("FLAC", "PCM_24", 96_000, "audio/flac"),
+    ("OGG", "VORBIS", 44_100, "audio/ogg"),
+    ("OGG", "OPUS", 48_000, "audio/ogg"),
+    ("MP3", "MPEG_LAYER_III", 44_100, "audio/mpeg"),
+    ("MP3", "MPEG_LAYER_III", 16_000, "audio/mpeg"),
+]
+FFMPEG = [
+    ("ipod", "aac", 44_100, "audio/mp4"),
+    ("ipod", "alac", 44_100, "audio/mp4"),
+    ("mp4", "aac", 48_000, "audio/mp4"),
+    ("mov", "pcm_s16be", 48_000, "audio/mp4"),
+    ("webm", "libopus", 48_000, "audio/webm"),
+    ("matroska", "flac", 44_100, "audio/matroska"),
+    ("ogg", "flac", 44_100, "audio/ogg"),
+]
 
 
 def tone(

@@ -5,33 +5,13 @@ import clips
 import numpy as np
 import pytest
 import soundfile
-from clips import made, tone
+from clips import FFMPEG, LIBSNDFILE, WAVES, made, tone
 from uploading import read_clip
 
 from registry.audio import SAMPLE_RATE, ClipLimits, ClipRefused, ReferenceClip
 from registry.files import sha256_of
 
 LIMITS = ClipLimits()
-WAVES = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
-LIBSNDFILE = [
-    ("RF64", "PCM_16", 44_100, "audio/wav"),
-    ("FLAC", "PCM_S8", 22_050, "audio/flac"),
-    ("FLAC", "PCM_16", 44_100, "audio/flac"),
-    ("FLAC", "PCM_24", 96_000, "audio/flac"),
-    ("OGG", "VORBIS", 44_100, "audio/ogg"),
-    ("OGG", "OPUS", 48_000, "audio/ogg"),
-    ("MP3", "MPEG_LAYER_III", 44_100, "audio/mpeg"),
-    ("MP3", "MPEG_LAYER_III", 16_000, "audio/mpeg"),
-]
-FFMPEG = [
-    ("ipod", "aac", 44_100, "audio/mp4"),
-    ("ipod", "alac", 44_100, "audio/mp4"),
-    ("mp4", "aac", 48_000, "audio/mp4"),
-    ("mov", "pcm_s16be", 48_000, "audio/mp4"),
-    ("webm", "libopus", 48_000, "audio/webm"),
-    ("matroska", "flac", 44_100, "audio/matroska"),
-    ("ogg", "flac", 44_100, "audio/ogg"),
-]
 
 
 def heard(clip: ReferenceClip) -> np.ndarray:
