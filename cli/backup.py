@@ -34,7 +34,7 @@ def backup(context: click.Context, output: Path | None, force: bool) -> None:
     """Write all voices of this machine to one file.
 
     Servers may run meanwhile. Exits with 1 if a reference clip is missing or damaged: the backup
-    has all else.
+    has all else. The file is its owner's alone, whatever the umask; what stdout is sent to is not.
 
     \b
     Examples:

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -140,13 +140,15 @@ def refuse_overwriting(path: Path, force: bool) -> None:
 
 
 @contextmanager
-def new_file(path: Path, force: bool) -> Iterator[BinaryIO]:
+def new_file(
+    path: Path, force: bool, opener: Callable[[str, int], int] | None = None
+) -> Iterator[BinaryIO]:
     """A file that gets its name when all is written: it is whole, or it is not there."""
     refuse_overwriting(path, force)
     target = real(path)
     part = target.with_name(f".voices-{token_hex(8)}")
     try:
-        with open(part, "xb") as file:
+        with open(part, "xb", opener=opener) as file:
             yield file
         refuse_overwriting(path, force)
         part.replace(target)
@@ -157,8 +159,11 @@ def new_file(path: Path, force: bool) -> Iterator[BinaryIO]:
             part.unlink()
 
 
-def write_file(path: Path, content: bytes, force: bool) -> None:
-    with new_file(path, force) as file:
+def write_private_file(path: Path, content: bytes, force: bool) -> None:
+    """For its owner alone, whatever the umask, and in place of one that others could read."""
+    from registry import private
+
+    with new_file(path, force, private.opener) as file:
         file.write(content)
 
 

@@ -17,7 +17,7 @@ from cli.output import (
     refuse_terminal,
     say,
     warn,
-    write_file,
+    write_private_file,
     write_stdout,
 )
 from cli.session import progress, registry
@@ -129,6 +129,8 @@ def speak(
 def clip(context: click.Context, voice: str, output: Path | None, force: bool) -> None:
     """Get the reference clip of a voice back, as it was uploaded.
 
+    The file is its owner's alone, whatever the umask: who has the clip can clone the voice.
+
     \b
     Example:
       voices clip alice -o alice-reference.wav
@@ -144,5 +146,5 @@ def clip(context: click.Context, voice: str, output: Path | None, force: bool) -
     path = output or file_for(voice, f"-clip.{ending}")
     refuse_other_ending(path, ending, f"The clip of {voice}")
     refuse_overwriting(path, force)
-    write_file(path, content, force)
+    write_private_file(path, content, force)
     say(f"Wrote {path}.")

@@ -192,20 +192,22 @@ def test_an_umask_that_takes_from_the_owner_takes_nothing_of_ours(
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_the_verbs_make_private_files_and_leave_outputs_to_their_user(
+def test_the_verbs_make_private_files_and_leave_speech_to_the_umask(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, value in {"MODEL": str(checkpoint), "THREADS": "1", "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"VOICES_{name}", value)
     monkeypatch.setenv("VOICES_HOME", str(tmp_path / "home"))
-    (tmp_path / "ref.wav").write_bytes(CLIP)
+    for name in ("ref.wav", "there.wav"):
+        (tmp_path / name).write_bytes(CLIP)
     for line in (
         "add alice ref.wav hello",
         "speak alice Hello -o spoken.wav",
         "speak --reference ref.wav --transcript hello Hello -o cloned.wav",
         "rebuild alice",
         "clip alice -o clip.wav",
+        "clip alice -o there.wav --force",
         "backup -o voices.tar",
         "rm alice --yes",
         "restore voices.tar --force",
@@ -216,8 +218,9 @@ def test_the_verbs_make_private_files_and_leave_outputs_to_their_user(
         assert done.exit_code == 0, (line, done.output)
         assert_private(tmp_path / "home")
     assert_private(*tmp_path.glob("home.before-*"))
-    assert stat.filemode((tmp_path / "voices.tar").stat().st_mode) == "-rw-------"
-    for theirs in ("spoken.wav", "cloned.wav", "clip.wav"):
+    for voice in ("voices.tar", "clip.wav", "there.wav"):
+        assert stat.filemode((tmp_path / voice).stat().st_mode) == "-rw-------"
+    for theirs in ("spoken.wav", "cloned.wav"):
         assert stat.filemode((tmp_path / theirs).stat().st_mode) == "-rw-rw-rw-"
 
 
