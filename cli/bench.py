@@ -64,14 +64,14 @@ def measured(
     settings: "Settings", store: "VoiceStore", streams: tuple[int, ...], seconds: float
 ) -> tuple[str, "Report"]:
     """The model's name, and what it did."""
-    from inference.weights import DEMO, locate, not_installed
+    from inference.weights import DEMO, locate, not_imported
 
     model = locate(host.model_spec(settings, store), store.data)
     try:
         from inference.bench import bench
         from inference.engine.config import EngineConfig
-    except ImportError as error:
-        raise not_installed(error) from error
+    except (ImportError, OSError) as error:
+        raise not_imported(error) from error
     config = EngineConfig(
         device=None if settings.device == "auto" else settings.device,
         dtype=None if settings.dtype == "auto" else settings.dtype,

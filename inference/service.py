@@ -32,7 +32,7 @@ from inference.read_ahead import reading_ahead
 from inference.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
 from inference.speaking import Chunks, Clock, Listener, Wish
 from inference.voice_files import VoiceFiles
-from inference.weights import LocatedModel, model_shape, not_installed
+from inference.weights import LocatedModel, model_shape, not_imported
 from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class InferenceService:
                 from inference.at_work import AtWork, load
                 from inference.engine import EngineConfig
         except (ImportError, OSError) as error:
-            raise not_installed(error) from error
+            raise not_imported(error) from error
         options = EngineConfig(
             device=config.device,
             dtype=config.dtype,
@@ -325,7 +325,7 @@ class InferenceService:
 
                 import_qwen_tts()
             except (ImportError, OSError) as error:
-                raise not_installed(error) from error
+                raise not_imported(error) from error
             self._extractor = Extractor.load(
                 model.path, model_shape(model.path), self._config.device
             )

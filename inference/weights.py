@@ -227,8 +227,11 @@ def hash_cache(data: DataDir) -> HashCache:
     return HashCache(data.root / "models" / "hashes.json")
 
 
-def not_installed(error: Exception) -> ModelUnavailable:
-    return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
+def not_imported(error: ImportError | OSError) -> ModelUnavailable:
+    """A package that is missing, or what the system says against one that is there."""
+    if isinstance(error, ImportError):
+        return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
+    return ModelUnavailable(f"torch and qwen-tts can't be imported here: {error}")
 
 
 def missing(path: Path | None) -> list[str]:

@@ -263,8 +263,13 @@ def killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[Non
 
 
 def environment() -> dict[str, str]:
-    """Nothing of the server's own, which may hold keys, but where shared libraries are found."""
+    """Nothing of the server's own, which may hold keys, but where shared libraries are found.
+
+    PyAV's wheels come with a GnuTLS that reads its settings as it is loaded, from a file that
+    anybody may make: /tmp/vendor/etc/gnutls/config. One that is a pipe is waited for.
+    """
     found = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
+    found["GNUTLS_SYSTEM_PRIORITY_FILE"] = os.devnull
     return found | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 

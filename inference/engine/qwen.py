@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from types import ModuleType
@@ -25,14 +26,16 @@ class Qwen3TTSTokenizerV1Model:
 
 
 def import_qwen_tts() -> Any:
-    """The qwen_tts package, offline, with transformers' log at errors only; ImportError."""
+    """The qwen_tts package, offline, with transformers' log at errors only.
+
+    ImportError; OSError where a folder that an import makes can't be made.
+    """
     if UNUSED not in sys.modules:
         stand_in = ModuleType(UNUSED)
         stand_in.__dict__["Qwen3TTSTokenizerV1Model"] = Qwen3TTSTokenizerV1Model
         sys.modules[UNUSED] = stand_in
-    if not has_cache_folder():
-        give_cache_folder()
-    go_offline()
+    go_offline()  # the hub's library now knows where its own cache is
+    give_cache_folders()
     package = importlib.import_module("qwen_tts")
     logging = importlib.import_module("transformers.utils.logging")
     logging.set_verbosity_error()
@@ -50,19 +53,31 @@ def go_offline() -> None:
         vars(importlib.import_module("transformers.utils.hub"))["_is_offline_mode"] = True
 
 
-def has_cache_folder() -> bool:
-    """False in a container that runs under a number, without a home or with one to read only."""
-    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    while folder and not os.path.exists(folder):
-        folder = os.path.dirname(folder)
-    return os.path.isabs(folder) and os.access(folder, os.W_OK)
+def give_cache_folders() -> None:
+    """A folder of this process's own for what imports write, unless the environment names one.
 
-
-def give_cache_folder() -> None:
-    """qwen_tts imports librosa, which can't be imported without one, and numba, which writes there.
-
-    It is this process's own, for numba runs what it finds in it.
+    What is found in these folders is run, or keeps the import from working: transformers imports
+    torch's compiler, which makes one in TMPDIR by a name that every account knows; librosa can't
+    be imported without one, and numba keeps programs there.
     """
-    folder = tempfile.mkdtemp(prefix="voices-cache-")  # its mode is 0700
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["XDG_CACHE_HOME"] = os.environ["NUMBA_CACHE_DIR"] = folder
+    wanted = {"TORCHINDUCTOR_CACHE_DIR"}
+    if not has_cache_folder():
+        wanted |= {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}
+    named = {name for name in wanted - {"XDG_CACHE_HOME"} if os.environ.get(name)}
+    if unnamed := wanted - named:
+        folder = tempfile.mkdtemp(prefix="voices-cache-")  # its mode is 0700
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.update(dict.fromkeys(unnamed, folder))
+
+
+def has_cache_folder() -> bool:
+    """False in a container that runs under a number, without a home or with one to read only.
+
+    Nor is it one where others may write, as the home of many a daemon is.
+    """
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    while folder and not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not (os.path.isabs(folder) and os.path.isdir(folder) and os.access(folder, os.W_OK)):
+        return False
+    return not os.stat(folder).st_mode & stat.S_IWOTH

@@ -1,0 +1,112 @@
+"""What another account puts into a folder that all may write keeps no model and no clip away."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inference import errors
+from inference.weights import not_imported
+
+LOADS = """
+import os, stat
+from inference.engine.qwen import import_qwen_tts
+import_qwen_tts(), import_qwen_tts()
+for name in ("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+    folder = os.environ.get(name)
+    print(folder and f"{folder} {stat.filemode(os.stat(folder).st_mode)}")
+"""
+KNOWN = f"torchinductor_{getpass.getuser()}"  # the name that torch would take
+PUT: dict[str, Callable[[Path], object]] = {
+    "a file": Path.touch,
+    "a dangling link": lambda path: path.symlink_to("/nowhere"),
+    "a folder": lambda path: path.mkdir(0o777),
+}
+
+
+def loads(folder: Path, **environ: str) -> list[str]:
+    """Where each library may write in a process that has imported them, by its own word."""
+    wanted = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "TMPDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS], capture_output=True, text=True, env=wanted | environ
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("kind", PUT)
+def test_a_name_that_everybody_knows_keeps_no_model_from_loading(kind: str, tmp_path: Path) -> None:
+    PUT[kind](tmp_path / KNOWN)
+    (tmp_path / "home").mkdir(0o700)
+    compiler, *others = loads(tmp_path)
+    assert compiler.startswith(f"{tmp_path}/voices-cache-") and compiler.endswith("drwx------")
+    assert others == ["None", "None"]
+    assert sorted(os.listdir(tmp_path)) == ["home", KNOWN], "what is ours is gone, and no more"
+
+
+@pytest.mark.parametrize("kind", PUT)
+def test_a_home_where_all_may_write_is_not_written_to(kind: str, tmp_path: Path) -> None:
+    """As that of daemons, whose home is /tmp; numba would run what is in its cache there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o1777)
+    PUT[kind](home / ".cache")
+    if kind == "a folder":
+        (home / ".cache").chmod(0o1777)
+    compiler, numba, every = loads(tmp_path)
+    assert compiler == numba == every
+    assert compiler.startswith(f"{tmp_path}/voices-cache-")
+    assert os.listdir(tmp_path) == ["home"] and os.listdir(home) == [".cache"]
+
+
+def test_folders_that_the_environment_names_stay(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir(0o700)
+    named = {"TORCHINDUCTOR_CACHE_DIR": str(own), "NUMBA_CACHE_DIR": str(own)}
+    compiler, numba, every = loads(tmp_path, HOME="/dev/null", **named)
+    assert (compiler, numba) == (f"{own} drwx------",) * 2
+    assert every.startswith(f"{tmp_path}/voices-cache-")
+    empty, *_ = loads(tmp_path, TORCHINDUCTOR_CACHE_DIR="")
+    assert empty.startswith(f"{tmp_path}/voices-cache-")
+
+
+def test_a_voice_is_enrolled_and_speaks_beside_such_names(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / KNOWN).symlink_to("/nowhere")
+    environ = os.environ | {"TMPDIR": str(shared)}
+    environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    command = [sys.executable, "-m", "cli.main", "demo", "--home", str(tmp_path / "home")]
+    done = subprocess.run([*command, "-o", str(tmp_path / "demo.wav")], env=environ)
+    assert done.returncode == 0
+    assert os.listdir(shared) == [KNOWN]
+
+
+def test_what_the_system_says_is_told_as_what_it_is() -> None:
+    refused = not_imported(FileExistsError(17, "File exists", "folder"))
+    assert isinstance(refused, errors.ModelUnavailable)
+    said = "torch and qwen-tts can't be imported here: [Errno 17] File exists: 'folder'"
+    assert str(refused) == said
+    assert "pip install" in str(not_imported(ImportError("No module named 'torch'")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a /tmp of its own")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_no_clip_waits_for_a_pipe_where_a_library_looks_for_settings() -> None:
+    """PyAV's GnuTLS does, in the folder where it was built."""
+    own_tmp = ["unshare", "--mount", "sh", "-ec"]
+    if subprocess.run([*own_tmp, "mount -t tmpfs none /tmp"], capture_output=True).returncode:
+        pytest.skip("mounting a /tmp needs root")
+    act = """mount -t tmpfs none /tmp
+mkdir -p /tmp/vendor/etc/gnutls
+mkfifo /tmp/vendor/etc/gnutls/config
+exec "$@" """
+    starts = "import subprocess, sys; from registry.audio import environment; "
+    starts += "line = [sys.executable, '-c', 'import av']; "
+    starts += "subprocess.run(line, env=environment(), timeout=60, check=True)"
+    subprocess.run([*own_tmp, act, "sh", sys.executable, "-c", starts], check=True, timeout=120)
