@@ -20,7 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BACKLOG = 128
 AT_ONCE = 8  # connections accepted in one turn of the loop; it closes one three turns later
-HEAD_BYTES, HEAD_PART_BYTES = 16 * 1024, 2048  # of a request: its target and all its headers
+HEAD_BYTES, MOST_HEADERS = 16 * 1024, 100  # of a request: its target and all its headers
+MOST_SMALL_CHUNKS = 1000  # of a body, of fewer than 16 bytes in the mean
+PART_BYTES = 2048  # that are parsed at once
 DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
 BYTES_PER_S = 50 * 1024
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
@@ -75,12 +77,46 @@ class Limits:
     may_tell: Seldom = field(default_factory=Seldom)
 
 
+class Parser(h11.Connection):
+    """h11 that refuses what costs much and says little, and what two readers read differently."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, HEAD_BYTES)
+        self._is_chunked = False
+        self._chunks = self._chunk_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._begin({name for name, _ in event.headers}, len(event.headers))
+        elif isinstance(event, h11.Data) and self._is_chunked:
+            self._chunks += event.chunk_start
+            self._chunk_bytes += len(event.data)
+            if self._chunks > MOST_SMALL_CHUNKS and self._chunk_bytes < 16 * self._chunks:
+                raise h11.RemoteProtocolError("its chunks are too small")
+        return event
+
+    def is_in_plain_body(self) -> bool:
+        return self.their_state is h11.SEND_BODY and not self._is_chunked
+
+    def _begin(self, names: set[bytes], lines: int) -> None:
+        self._is_chunked = b"transfer-encoding" in names
+        self._chunks = self._chunk_bytes = 0
+        if lines > MOST_HEADERS:
+            raise h11.RemoteProtocolError(f"it has more than {MOST_HEADERS} headers")
+        if self._is_chunked and b"content-length" in names:
+            raise h11.RemoteProtocolError("its length is told in two ways")
+
+
 class Connection(H11Protocol):
     """One client: a head in time, room among the others, an answer that is read in time."""
 
     def __init__(self, *args: Any, limits: Limits, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.conn = self._parser = Parser()
         self._limits = limits
+        self._unread = bytearray()
+        self._is_in_turn = False  # to read on
         self._head_alarm = Alarm(self._leave)
         self._read_alarm = Alarm(self._abandon)
 
@@ -98,17 +134,33 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # h11 looks at the size of a head when it has read some of it, so it is given little at once
-        while data and not self._is_answering() and not self.transport.is_closing():
-            super().data_received(data[:HEAD_PART_BYTES])
-            data = data[HEAD_PART_BYTES:]
-        if data:
-            super().data_received(data)
+        self._unread += data
+        if not self._is_in_turn:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Parse a part of what has come, then let others have their turn.
+
+        Heads and chunks cost by their number, not by their bytes, and asyncio brings 256 KiB at
+        once. h11 looks at the size of a head only when it has read some of it.
+        """
+        self._is_in_turn = False
+        if self.transport.is_closing():
+            return self._unread.clear()
+        size = len(self._unread) if self._parser.is_in_plain_body() else PART_BYTES
+        part, self._unread = bytes(self._unread[:size]), self._unread[size:]
+        super().data_received(part)
         if self._is_answering():
             self._limits.waiting.pop(self, None)
             self._head_alarm.stop()
         elif not self._head_alarm.is_set():
             self._head_alarm.set(self._limits.header_s)
+        if self._unread:
+            self._is_in_turn = True
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +26,9 @@ from faults import QuickEnroller
 from test_serve import Server, served
 from uploading import enrol_bytes
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-from cli.http_server import Connection, raise_descriptors
+from cli.http_server import PART_BYTES, Connection, Limits, config, raise_descriptors
 from registry.files import DataDir
 from registry.store import VoiceStore
 
@@ -270,6 +273,86 @@ def test_rubbish_in_a_body_that_nobody_wants_closes_the_connection(
     assert answer(connection).startswith(b"HTTP/1.1 404")
     connection.sendall(b"no chunk\r\n")
     assert rest(connection) == b""
+
+
+CHUNKED = b"POST /speak HTTP/1.1\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+BLANK = b"1\r\n \r\n"
+LAST = b'24\r\n{"voice": "nobody", "text": "hello"}\r\n0\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (CHUNKED + BLANK * 20_000, 400),
+        (CHUNKED + b'1;a="%s"\r\n \r\n' % (b"b" * 40) * 2_000, 400),
+        (CHUNKED + BLANK * 500 + LAST, 404),
+        (CHUNKED + b"14\r\n%s\r\n" % (b" " * 20) * 3_000 + LAST, 404),
+        (CHUNKED[:-2] + b"Content-Length: 2\r\n\r\n" + LAST, 400),
+        (ALIVE[:-2] + b"a: b\r\n" * 99 + b"\r\n", 200),
+        (ALIVE[:-2] + b"a: b\r\n" * 100 + b"\r\n", 400),
+        (ALIVE[:-2] + b"a:b\r\n" * 12_500 + b"\r\n", 400),
+    ],
+)
+def test_what_costs_much_and_says_little_is_refused(
+    hasty: Server, clients: Callable[..., socket.socket], said: bytes, status: int
+) -> None:
+    connection = clients(hasty)
+    with suppress(ConnectionError):  # it may be closed before it has said all
+        connection.sendall(said)
+    assert connection.recv(12) == b"HTTP/1.1 %d" % status
+    if status == 400:
+        with suppress(ConnectionError):
+            assert b"connection: close" in rest(connection).lower()
+    assert alive(hasty)
+
+
+def test_others_have_their_turn_between_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """asyncio brings a quarter of a MiB at once, which may be 40,000 chunks."""
+    parts: list[int] = []
+    parse = H11Protocol.data_received
+
+    def counted(self: H11Protocol, data: bytes) -> None:
+        parts.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(H11Protocol, "data_received", counted)
+    chunked = CHUNKED + b"14\r\n%s\r\n" % (b" " * 20) * 5_000 + b"0\r\n\r\n"
+    whole = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b" " * 1_000_000
+    assert asyncio.run(length_of(chunked)) == 100_000
+    assert max(parts) == PART_BYTES and len(parts) > 60
+    parts.clear()
+    assert asyncio.run(length_of(whole)) == 1_000_000
+    assert max(parts) > 8 * PART_BYTES
+    parts.clear()
+    assert asyncio.run(length_of(chunked + whole)) == 100_000
+
+
+async def length_of(request: bytes) -> int:
+    """How long a body the app gets, as it answers."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        size, message = 0, {"more_body": True}
+        while message["more_body"]:
+            message = await receive()
+            size += len(message["body"])
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"%d\n" % size})
+
+    chosen = config(app, Limits(10), lifespan="off", log_config=None)
+    chosen.load()
+    protocol = partial(
+        chosen.http_protocol_class, config=chosen, server_state=ServerState(), app_state={}
+    )
+    async with await asyncio.get_running_loop().create_server(protocol, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"\r\n")  # the size of the chunk
+        size = int(await reader.readuntil(b"\n"))
+        writer.close()
+    return size
 
 
 def test_who_reads_no_answer_is_left(tmp_path: Path, clients: Callable[..., socket.socket]) -> None:
