@@ -19,7 +19,7 @@ from cli.refusals import Refused, one_line
 COLD_S = 300.0  # for a GPU that starts, all waiting together
 BUSY_S = 60.0  # for a registry that wants to be asked again
 PAUSE_S = 0.1  # at least, and twice as long each time
-MOST_VOICES = 1_000_000
+MOST_BYTES = 256 << 20  # of all pages: 200,000 ordinary voices
 REFUSAL_LIMIT = 1 << 20
 WAV_HEADER = 44  # bytes
 T = TypeVar("T")
@@ -121,10 +121,10 @@ class Registry:
             answer = self.ask("GET", "/voices", params=query)
             page = answers.parsed_json(answer, PAGE)
             yield from page["data"]
-            seen += len(page["data"])
+            seen += len(answer.content)
             if page["next"] is None:
                 return
-            if not page["data"] or page["next"] == query.get("after") or seen > MOST_VOICES:
+            if not page["data"] or page["next"] == query.get("after") or seen > MOST_BYTES:
                 raise Unexpected(answer, "its pages of voices do not end")
             query["after"] = page["next"]
 

@@ -1,6 +1,7 @@
 """What a command prints: data on stdout, talk on stderr."""
 
 import json
+import os
 import shutil
 import sys
 import unicodedata
@@ -131,6 +132,8 @@ def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:
 def refuse_overwriting(path: Path, force: bool) -> None:
     """Asked before the work, so that nobody waits for audio that is then thrown away."""
     real(path)
+    if path.is_symlink() and path.lstat().st_uid != os.geteuid():
+        raise click.ClickException(f"{path} is a link of another account; name another -o.")
     if path.is_dir():
         raise click.UsageError(f"{str(path)!r} is a folder; name a file.")
     if path.exists() and not path.is_file():

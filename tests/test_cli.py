@@ -209,6 +209,20 @@ def test_a_link_still_leads_to_the_file_that_is_replaced(
     assert Path("folder/real.wav").read_bytes().startswith(b"RIFF")
 
 
+def test_a_link_of_another_account_leads_nowhere(
+    voices: Voices, remote: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write in a folder could have put it where a file of ours is to be."""
+    voices("add", "alice", "ref.wav", "hello there")
+    Path("precious.txt").write_bytes(b"old")
+    Path("link.wav").symlink_to("precious.txt")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for verb in ("speak alice Hello", "clip alice"):
+        refused = voices(*verb.split(), "--force", "-o", "link.wav", code=1)
+        assert "is a link of another account" in refused.stderr
+    assert Path("precious.txt").read_bytes() == b"old"
+
+
 def test_texts_come_from_arguments_files_and_stdin(voices: Voices, remote: httpx.Client) -> None:
     Path("words.txt").write_text("wörds of the clip\n", encoding="utf-8")
     voices("add", "a", "ref.wav", "@words.txt")

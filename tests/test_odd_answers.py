@@ -2,8 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import click
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from clips import file, tone
@@ -156,3 +160,31 @@ def test_a_line_of_a_table_is_a_line(run: Run) -> None:
     assert "a Error: b" in run("list", "newlines").stdout
     assert "\nError" not in run("list", "newlines").stdout
     assert "\nid   b" not in run("show", "newlines").stdout
+
+
+def test_pages_that_always_go_on_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MOST_BYTES", 100_000)
+    asked: list[str] = []
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            page = json.dumps({"data": [VOICE], "damaged": [], "next": f"p{len(asked)}"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        Thread(target=server.serve_forever).start()
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as http,
+            pytest.raises(click.ClickException, match="its pages of voices do not end"),
+        ):
+            list(client.Registry(http).voices())
+        server.shutdown()
+    assert 10 < len(asked) < 1000
