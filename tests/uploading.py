@@ -25,7 +25,7 @@ async def enrol_bytes(
     enroller: Enroller,
     name: str,
     clip: bytes,
-    transcript: str = "hi",
+    transcript: str | None = "hi",
     description: str = "",
     labels: dict[str, str] | None = None,
     language: str | None = None,
