@@ -221,7 +221,9 @@ class Server(uvicorn.Server):
             listener.listen(BACKLOG)  # asyncio has one figure for this and for AT_ONCE
 
 
-def config(app: Any, limits: Limits, **options: Any) -> uvicorn.Config:
+def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvicorn.Config:
+    """X-Forwarded-For and X-Forwarded-Proto count if they come from one of `proxies`."""
+    options |= {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}
     protocol = cast(type[asyncio.Protocol], partial(Connection, limits=limits))
     # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
     options |= {"ws": "none", "backlog": AT_ONCE, "h11_max_incomplete_event_size": HEAD_BYTES}

@@ -150,6 +150,7 @@ def run_server(
     served = config(
         app,
         limits,
+        settings.proxies,
         log_config=log_config(),
         log_level=settings.log_level,
         timeout_graceful_shutdown=GRACEFUL_STOP_S,

@@ -5,10 +5,12 @@ A value that can't be used, or a variable that means nothing, refuses to start a
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from registry.errors import SettingInvalid
 
@@ -17,6 +19,15 @@ ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 ANY = "*"
 HOST = r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])"
 CLIENT_VARIABLES = ("VOICES_URL",)
+
+
+def _networks(text: str) -> str:
+    for network in text.split(",") if text else ():
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise PydanticCustomError("network", "{why}", {"why": str(error)}) from error
+    return text
 
 
 class Settings(BaseModel):
@@ -132,6 +143,12 @@ class Settings(BaseModel):
         description="More names by which `voices serve` is reached, with commas between them and "
         "without ports: `voices.example.org`, `*.example.org` for all below it, or `*`. "
         "Default: none but loopback and the address it listens on.",
+    )
+    proxies: Annotated[str, AfterValidator(_networks)] = Field(
+        "",
+        description="Proxies before `voices serve`, addresses or networks with commas between "
+        "them: `127.0.0.1`, `10.0.0.0/8`. Their `X-Forwarded-For` and `X-Forwarded-Proto` count; "
+        "of anyone else neither does. Default: none.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much the server says on stderr."

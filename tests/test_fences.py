@@ -195,6 +195,15 @@ def test_what_is_no_name_refuses_to_start(hosts: str, tmp_path: Path) -> None:
         load_settings({"VOICES_ALLOWED_HOSTS": hosts}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "proxies",
+    ["*", "proxy", "10.0.0.1/8", "10.0.0.1,", "10.0.0.1, 10.0.0.2", "10.0.0.1:80", "[::1]"],
+)
+def test_what_is_neither_address_nor_network_is_no_proxy(proxies: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingInvalid, match="VOICES_PROXIES"):
+        load_settings({"VOICES_PROXIES": proxies}, tmp_path)
+
+
 def own(client: httpx.Client) -> str:
     return str(client.base_url).rstrip("/")
 

@@ -128,6 +128,29 @@ def test_a_body_without_end_takes_no_memory(server: Server, path: str) -> None:
     assert server.peak_mib() - before_mib < 16
 
 
+FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "address", "status"),
+    [
+        ("", "127.0.0.1", 403),
+        ("192.0.2.7", "127.0.0.1", 403),
+        ("127.0.0.1", "192.0.2.7", 404),
+        ("10.0.0.0/8,127.0.0.0/8", "192.0.2.7", 404),
+    ],
+)
+def test_only_a_proxy_that_is_named_says_who_asks_and_by_which_scheme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxies: str, address: str, status: int
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    with served(tmp_path / "data", "--no-inference", proxies=proxies) as server:
+        headers = FORWARDED | {"Origin": f"https://127.0.0.1:{server.port}"}
+        assert server.ask("DELETE", "/voices/nobody", **headers)[0] == status
+    [line] = [line for line in server.log if "DELETE" in line]
+    assert f" {address}:" in line
+
+
 def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
     form = "multipart/form-data; boundary=x"
     with served(tmp_path / "data", "--no-inference") as server:
