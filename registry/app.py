@@ -8,11 +8,12 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 from registry import VERSION, problems
+from registry.bodies import BodyPace
 from registry.clone import Cloner
 from registry.cross_origin import allow_origins
 from registry.enrol import Enroller
 from registry.inference_client import Inference
-from registry.limits import Ask, BodyDeadline, Gate, RequestLimit
+from registry.limits import Ask, Gate, RequestLimit
 from registry.requests import MIB, BodyLimit, HeadAsGet
 from registry.routes import clone, docs, health, speak, voices
 from registry.services import Services
@@ -55,12 +56,10 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     )
     app.state.services = services
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
-    app.add_middleware(
-        BodyDeadline, grace_s=settings.body_timeout_s, upload_limit=settings.max_clip_mib * MIB
-    )
     app.add_middleware(HeadAsGet)
     app.add_middleware(Gate, asks=asks(speaker, uploads))
     app.add_middleware(RequestLimit, most=settings.max_requests)
+    app.add_middleware(BodyPace, grace_s=settings.body_timeout_s)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app)
@@ -76,7 +75,7 @@ def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask,
         speaker.line.refuse_full()
 
     def places(scope: Scope) -> None:
-        uploads.refuse_too_many(client_of(scope))
+        uploads.make_room(client_of(scope))
 
     return {
         ("POST", "/speak"): (line,),

@@ -1,56 +1,19 @@
-"""How long a body may take to arrive, and how many requests are answered at once.
+"""How many requests are answered at once, and what is asked before one is read.
 
 Who sends no request at all is the HTTP server's to leave; here every refusal is a problem document.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from registry.errors import BodyTooSlow, Overloaded, ServerBusy
+from registry.bodies import Body, body_of, end_slowest
+from registry.errors import Overloaded, ServerBusy
 from registry.problems import from_error
-from registry.requests import body_limit
 
 Ask = Callable[[Scope], None]  # raises Overloaded
 
-BYTES_PER_S = 50 * 1024
 ALWAYS_ANSWERED = "/healthz"
-
-
-class BodyDeadline:
-    """Refuses a body that takes longer than `grace_s` and its size at BYTES_PER_S."""
-
-    def __init__(self, app: ASGIApp, grace_s: float, upload_limit: int) -> None:
-        self._app = app
-        self._grace_s = grace_s
-        self._upload_limit = upload_limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        allowed_s = self._grace_s + self._size(Headers(scope=scope)) / BYTES_PER_S
-        ends_s: float | None = asyncio.get_running_loop().time() + allowed_s
-
-        async def in_time() -> Message:
-            nonlocal ends_s
-            try:
-                async with asyncio.timeout_at(ends_s):
-                    message = await receive()
-            except TimeoutError:
-                raise BodyTooSlow(_too_slow(allowed_s)) from None
-            if not message.get("more_body"):
-                ends_s = None  # who asks again waits for the client to leave
-            return message
-
-        await self._app(scope, in_time, send)
-
-    def _size(self, headers: Headers) -> int:
-        """What is announced, if it would be taken; else the most that would be."""
-        most = body_limit(headers, self._upload_limit)
-        announced = headers.get("content-length", "")
-        return min(int(announced), most) if announced.isdecimal() else most
 
 
 class Gate:
@@ -74,30 +37,35 @@ class Gate:
 
 
 class RequestLimit:
-    """Refuses requests while `most` others are being answered, but never to say it is alive."""
+    """Refuses requests while `most` others are being answered, but never to say it is alive.
+
+    One whose body lags behind makes room for the next.
+    """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
         self._most = most
-        self._answering = 0
+        self._answering: set[Body] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == ALWAYS_ANSWERED:
             return await self._app(scope, receive, send)
-        if self._answering >= self._most:
+        if not self._has_room():
             return await from_error(ServerBusy(_busy(self._most), 1))(scope, receive, send)
-        self._answering += 1
+        body = body_of(scope)
+        self._answering.add(body)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._answering -= 1
+            self._answering.discard(body)
 
-
-def _too_slow(allowed_s: float) -> str:
-    return (
-        f"The body was not here after {allowed_s:.0f} s, which is the most that one of its size "
-        "may take. Nothing was done; send it again over a faster connection."
-    )
+    def _has_room(self) -> bool:
+        if len(self._answering) < self._most:
+            return True
+        slowest = end_slowest(self._answering)
+        if slowest is not None:
+            self._answering.discard(slowest)
+        return slowest is not None
 
 
 def _busy(most: int) -> str:

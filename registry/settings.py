@@ -121,7 +121,7 @@ class Settings(BaseModel):
         60.0,
         gt=0,
         le=3600,
-        description="How long a body may take, on top of its size at 50 KiB/s: one that is sent "
+        description="How long a body may take, on top of its bytes at 50 KiB/s: one that is sent "
         "gets a 408, the reader of an answer is left.",
     )
     deleted_keep: int = Field(

@@ -10,9 +10,10 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import BinaryIO, Protocol
 from starlette.types import Scope
 
 from registry import private
+from registry.bodies import Body, end_slowest
 from registry.errors import ServerBusy
 from registry.files import (
     TMP_PREFIX,
@@ -64,7 +66,7 @@ class StoredClip:
 class Upload:
     """A clip that comes in parts. All but `close` may block, and raise what the storage refuses."""
 
-    def __init__(self, folder: Path, client: str, gone: Callable[["Upload"], None]) -> None:
+    def __init__(self, folder: Path, client: str, gone: Callable[[], object]) -> None:
         """Nothing is made in the folder before the first part."""
         self._folder, self._gone = folder, gone
         self._file: FileIO | None = None
@@ -123,7 +125,7 @@ class Upload:
                 os.unlink(self._file.name)
             self._file.close()
             self._file = None
-        self._gone(self)
+        self._gone()
 
     @property
     def _written(self) -> FileIO:
@@ -132,24 +134,35 @@ class Upload:
 
 
 class Uploads:
-    """The clips on their way in: few at once, and of one client not all of them."""
+    """The clips on their way in: few at once, and of one client not all of them.
+
+    Where all places are taken, the one that lags most behind its pace is ended for the next.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: set[Upload] = set()
+        self._open: dict[Body, Upload] = {}
 
-    def begin(self, client: str) -> Upload:
+    def begin(self, client: str, body: Body) -> Upload:
         """Whoever begins it closes it. Raises ServerBusy."""
-        self.refuse_too_many(client)
-        upload = Upload(self._folder, client, self._open.discard)
-        self._open.add(upload)
+        self.make_room(client)
+        upload = Upload(self._folder, client, partial(self._open.pop, body, None))
+        self._open[body] = upload
         return upload
 
-    def refuse_too_many(self, client: str) -> None:
-        if len(self._open) >= AT_ONCE:
-            raise ServerBusy(_busy(AT_ONCE, "the most"), RETRY_S)
-        if sum(upload.client == client for upload in self._open) >= OF_ONE_CLIENT:
-            raise ServerBusy(_busy(OF_ONE_CLIENT, "of one address the most"), RETRY_S)
+    def make_room(self, client: str) -> None:
+        """For one more of this client, by ending what lags behind. Raises ServerBusy."""
+        own = [body for body, upload in self._open.items() if upload.client == client]
+        if len(own) >= OF_ONE_CLIENT:
+            self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one address the most"))
+        elif len(self._open) >= AT_ONCE:
+            self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
+
+    def _end_one_of(self, bodies: Iterable[Body], busy: str) -> None:
+        slowest = end_slowest(bodies)
+        if slowest is None:
+            raise ServerBusy(busy, RETRY_S)
+        del self._open[slowest]  # at once, not only when its request has seen it
 
 
 def client_of(scope: Scope) -> str:

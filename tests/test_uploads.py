@@ -6,9 +6,10 @@ import shutil
 import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from faults import client_of, quick_app, server
 from serving import serving
 from test_serve import Server, served
 from test_slow_clients import answer
-from uploading import uploaded
+from uploading import coming, uploaded
 
 from registry.errors import ServerBusy
 from registry.files import DataDir
@@ -224,12 +225,32 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def crowd(real: Server) -> Iterator[Uploading]:
-    """Those who have all places that one address may have."""
+    """Those who have all places that one address may have, and keep the pace."""
     with ExitStack() as held:
         uploading = Uploading(held, real.port)
-        for i in range(OF_ONE_CLIENT):
-            uploading.until_taken(PATHS[i % 2])
-        yield uploading
+        sending = [uploading.until_taken(PATHS[i % 2]) for i in range(OF_ONE_CLIENT)]
+        for connection in sending:
+            connection.sendall(BEGUN)
+        with keeping_pace(sending):
+            yield uploading
+
+
+@contextmanager
+def keeping_pace(sending: list[socket.socket]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(1):
+            for connection in sending:
+                connection.sendall(bytes(64 * 1024))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -279,17 +300,17 @@ def test_another_address_is_served_while_one_takes_all_it_may(
 def test_the_last_places_are_for_other_clients(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path)
     for _ in range(OF_ONE_CLIENT):
-        uploads.begin("one")
+        uploads.begin("one", coming())
     with pytest.raises(ServerBusy, match="of one address"):
-        uploads.begin("one")
-    last = [uploads.begin(f"other {i}") for i in range(AT_ONCE - OF_ONE_CLIENT)]
+        uploads.begin("one", coming())
+    last = [uploads.begin(f"other {i}", coming()) for i in range(AT_ONCE - OF_ONE_CLIENT)]
     with pytest.raises(ServerBusy, match=f"{AT_ONCE} clips"):
-        uploads.begin("yet another")
+        uploads.begin("yet another", coming())
     last[0].close()
     last[0].close()  # gives back one place, not two
-    uploads.begin("yet another")
+    uploads.begin("yet another", coming())
     with pytest.raises(ServerBusy):
-        uploads.begin("the last")
+        uploads.begin("the last", coming())
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Clips that are bytes, for what takes a file: uploads, enrolments, the decoder."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
+from starlette.types import Message
+
 from registry import audio
 from registry.audio import Answer, ClipLimits, ReferenceClip
+from registry.bodies import Body
 from registry.enrol import Enroller, Enrolment
 from registry.files import DataDir, sha256_of
 from registry.store import VoiceStore
@@ -14,9 +18,18 @@ from registry.stored_voice import StoredVoice
 from registry.uploads import Upload, Uploads
 
 
+def coming() -> Body:
+    """A body that nobody has waited for yet."""
+
+    async def receive() -> Message:
+        return await asyncio.get_running_loop().create_future()
+
+    return Body(receive, grace_s=60)
+
+
 def uploaded(data: DataDir, clip: bytes) -> Upload:
     """As it is once the body was read; whoever calls closes it."""
-    upload = Uploads(data.uploads).begin("")
+    upload = Uploads(data.uploads).begin("", coming())
     upload.write(clip)
     return upload
 

@@ -1,0 +1,379 @@
+"""A body has a pace: one that lags makes room for others, and one that keeps it is never ended.
+
+The clock of most of these leaps to whatever is awaited next, so that minutes take no time.
+"""
+
+import asyncio
+import select
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from api import add, problem
+from fakes import FakeInference
+from faults import quick_app
+from serving import serving
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+from test_slow_clients import JSON, answer
+from test_uploads import BEGUN, FORM, HEAD, LARGE, PATHS, until_gone
+
+from registry import bodies
+from registry.bodies import KEY, Body, end_slowest
+from registry.errors import BodyTooSlow, ServerBusy
+from registry.limits import RequestLimit
+from registry.requests import while_connected
+from registry.settings import Settings
+from registry.store import VoiceStore
+from registry.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
+
+KIB = 1024
+MIB = 1024 * KIB
+GRACE_S = 60
+Part = tuple[float, int]  # after so many seconds, so many bytes
+
+
+class Leaping(asyncio.SelectorEventLoop):
+    """Its time goes on only while nothing else can."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        loop = self
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                loop.now_s += timeout or 0
+                return super().select(0)
+
+        super().__init__(Selector())
+
+    def time(self) -> float:
+        return self.now_s
+
+
+def leaping(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=Leaping) as runner:
+        runner.run(work)
+
+
+def now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def sent(*parts: Part, whole: bool = False) -> Body:
+    """A body whose client waits before each part, and after them for ever."""
+    left = list(parts)
+
+    async def receive() -> Message:
+        if not left:
+            await asyncio.get_running_loop().create_future()
+        wait_s, size = left.pop(0)
+        await asyncio.sleep(wait_s)
+        return {"type": "http.request", "body": bytes(size), "more_body": bool(left) or not whole}
+
+    return Body(receive, GRACE_S)
+
+
+async def read(body: Body, parts: int = 10**6) -> None:
+    for _ in range(parts):
+        if not (await body.receive())["more_body"]:
+            return
+
+
+@contextmanager
+def being_read(*all_of_them: Body) -> Iterator[list["asyncio.Task[None]"]]:
+    tasks = [asyncio.create_task(read(body)) for body in all_of_them]
+    yield tasks
+    for task in tasks:
+        task.cancel()
+
+
+# ------------------------------------------------------------------ the pace
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [(5, 1)] * 1000,
+        [(0, 15 * MIB)],
+        [(0, 15 * MIB), *[(5, 1)] * 1000],
+        [(1, 60 * KIB)] * 100,
+        [(1, 60 * KIB), (59, 1), (2, 1)],
+    ],
+)
+def test_a_body_that_lags_is_ended_however_it_came_before(parts: list[Part]) -> None:
+    async def run() -> None:
+        body = sent(*parts)
+        came_s = sum(wait for wait, size in parts if size > 1)
+        with pytest.raises(BodyTooSlow, match="60 s behind one that comes at 50 KiB/s"):
+            await read(body)
+        assert now_s() == pytest.approx(came_s + GRACE_S, abs=1)
+
+    leaping(run())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(20 / 60, 20 * KIB)] * 1000,
+        [(1, 60 * KIB)] * 340,
+        [(1, 51 * KIB)] * 400,
+        [(9, 540 * KIB)] * 38,
+        [(9, 1), *[(1, 60 * KIB)] * 340],
+    ],
+)
+def test_a_slow_body_that_keeps_the_pace_may_never_be_ended(parts: list[Part]) -> None:
+    async def run() -> None:
+        body = sent(*parts, whole=True)
+        with being_read(body) as [reading]:
+            while not reading.done():
+                assert end_slowest([body]) is None
+                await asyncio.sleep(0.5)
+            reading.result()
+
+    leaping(run())
+
+
+def test_a_body_may_be_ended_once_it_lags_by_more_than_ten_seconds() -> None:
+    async def run() -> None:
+        body = sent((0, 15 * MIB), (4, 1), (4, 1), (4, 1))
+        with being_read(body) as [reading]:
+            await asyncio.sleep(9.9)
+            assert end_slowest([body]) is None
+            await asyncio.sleep(0.2)
+            assert end_slowest([body]) is body
+            assert end_slowest([body]) is None, "it is ended already"
+            with pytest.raises(BodyTooSlow, match=r"10 s behind .* another needed its place"):
+                await reading
+
+    leaping(run())
+
+
+def test_time_in_which_the_server_does_not_wait_is_not_the_clients() -> None:
+    async def run() -> None:
+        body = sent((0, 1), (0, 1), (0, 1), whole=True)
+        for _ in range(3):
+            assert end_slowest([body]) is None
+            await read(body, 1)
+            await asyncio.sleep(1000)
+        assert body.lag_s() == 0
+
+    leaping(run())
+
+
+def test_who_waits_for_the_answer_is_not_ended() -> None:
+    async def run() -> None:
+        body = sent((0, 1), whole=True)
+        await read(body)
+        waiting = asyncio.create_task(body.receive())
+        await asyncio.sleep(1000)
+        assert end_slowest([body]) is None and not waiting.done()
+        waiting.cancel()
+
+    leaping(run())
+
+
+def test_the_one_that_lags_most_is_ended() -> None:
+    async def run() -> None:
+        three = [sent((20, MIB), (0, 1)), sent(), sent((5, MIB))]
+        with being_read(*three) as reading:
+            await asyncio.sleep(30)
+            assert end_slowest(three) is three[1]
+            assert end_slowest(three) is three[2]
+            await asyncio.wait(reading, timeout=1)
+            assert [task.done() for task in reading] == [False, True, True]
+
+    leaping(run())
+
+
+# ------------------------------------------------------------------ places
+
+
+def test_of_one_client_its_own_make_room(tmp_path: Path) -> None:
+    async def run() -> None:
+        uploads, others = Uploads(tmp_path), [sent(), sent()]
+        own = [sent((2, 1)) for _ in range(OF_ONE_CLIENT)]
+        with being_read(*others, *own) as reading:
+            for body in others:
+                uploads.begin("other", body)
+            for body in own:
+                begun = uploads.begin("one", body)
+            await asyncio.sleep(5)
+            for client in ("one", "other", "a third"):
+                with pytest.raises(ServerBusy):
+                    uploads.begin(client, sent())
+            await asyncio.sleep(20)
+            uploads.begin("one", sent())
+            await asyncio.sleep(0)
+            assert not reading[0].done() and not reading[1].done()
+            uploads.begin("a third", sent())
+            await asyncio.wait(reading[:2], timeout=1)
+            assert reading[0].done() or reading[1].done()
+            assert sum(task.done() for task in reading) == 2
+            begun.close()
+            uploads.begin("one", sent())
+            begun.close()
+
+    leaping(run())
+
+
+def test_an_upload_that_was_ended_gives_its_place_back_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        uploads, slow = Uploads(tmp_path), sent()
+        with being_read(slow):
+            ended = uploads.begin("slow", slow)
+            for i in range(AT_ONCE - 1):
+                uploads.begin(f"{i}", sent())
+            await asyncio.sleep(20)
+            uploads.begin("next", sent())
+            for _ in range(2):
+                ended.close()
+                with pytest.raises(ServerBusy):
+                    uploads.begin("last", sent())
+
+    leaping(run())
+
+
+def test_requests_make_room_too() -> None:
+    async def run() -> None:
+        answered: list[int] = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await read(scope[KEY])
+
+        async def send(message: Message) -> None:
+            answered.append(message.get("status", 0))
+
+        limit = RequestLimit(app, most=2)
+
+        def ask() -> "asyncio.Task[None]":
+            body = sent()
+            scope = {"type": "http", "path": "/speak", KEY: body}
+            return asyncio.create_task(limit(scope, body.receive, send))
+
+        first, second = ask(), ask()
+        await asyncio.sleep(5)
+        await ask()
+        assert answered[0] == 503
+        await asyncio.sleep(10)
+        third = ask()
+        await asyncio.wait({first, second}, timeout=1)
+        assert sum(isinstance(t.exception(), BodyTooSlow) for t in (first, second) if t.done()) == 1
+        assert not third.done()
+        answered.clear()
+        fourth = ask()
+        await asyncio.wait({first, second}, timeout=1)
+        assert first.done() and second.done() and not fourth.done() and not answered
+        await ask()
+        assert answered[0] == 503
+        for task in (third, fourth):
+            task.cancel()
+
+    leaping(run())
+
+
+def test_a_body_that_nobody_reads_ends_work_with_its_reason() -> None:
+    async def run() -> None:
+        request = Request({"type": "http"}, sent().receive)
+        with pytest.raises(BodyTooSlow):
+            await while_connected(request, asyncio.sleep(1000))
+
+    leaping(run())
+
+
+# ------------------------------------------------------------------ over HTTP
+
+AN_EMPTY_FORM = {"content-type": FORM}
+FIELD = b'\r\n--x\r\nContent-Disposition: form-data; name="transcript"\r\n\r\n'
+DRIPS = {
+    "nothing": b"",
+    "in a file": BEGUN + bytes(300_000),
+    "in words": BEGUN + bytes(300_000) + FIELD,
+    "between parts": BEGUN + bytes(300_000) + FIELD + b"hi\r\n--x",
+    "before the end": BEGUN + bytes(300_000) + FIELD + b"hi\r\n--x-",
+}
+
+
+@contextmanager
+def dripping(url: httpx.URL, asked: list[bytes], byte: bytes) -> Iterator[list[socket.socket]]:
+    ended = threading.Event()
+    with ExitStack() as held:
+        sending = [socket.create_connection((url.host, url.port or 0), 60) for _ in asked]
+        for connection, said in zip(sending, asked, strict=True):
+            held.enter_context(connection)
+            connection.sendall(said)
+
+        def drip() -> None:
+            while not ended.wait(0.1):
+                for connection in sending:
+                    try:
+                        connection.send(byte)
+                    except OSError:  # it has been left
+                        continue
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield sending
+        finally:
+            ended.set()
+            thread.join()
+
+
+Hurry = Callable[[Callable[[], httpx.Response]], httpx.Response]
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch) -> Hurry:
+    """Sees that there is no room, then asks until there is, for bodies lag by less time than so."""
+    monkeypatch.setattr(bodies, "SECURE_S", 3600)
+
+    def ask_until_let_in(ask: Callable[[], httpx.Response]) -> httpx.Response:
+        for _ in range(5000):
+            if (reply := ask()).status_code == 503:
+                break
+        assert problem(reply) == (503, "server-busy")
+        monkeypatch.setattr(bodies, "SECURE_S", 0.5)
+        for _ in range(5000):
+            reply = ask()
+            if reply.status_code != 503:
+                return reply
+        raise AssertionError("nobody makes room")
+
+    return ask_until_let_in
+
+
+@pytest.mark.parametrize("how", DRIPS)
+def test_clips_that_drip_keep_nobody_out(
+    store: VoiceStore, fake: FakeInference, hurry: Hurry, how: str
+) -> None:
+    heads = [HEAD.format(path=PATHS[i % 2]) for i in range(OF_ONE_CLIENT)]
+    asked = [f"{head}Content-Length: {LARGE}\r\n\r\n".encode() + DRIPS[how] for head in heads]
+    byte = b"a" if how.startswith("in ") else b""
+    with serving(quick_app(store, fake, Settings(home=store.data.root))) as client:
+        with dripping(client.base_url, asked, byte) as sending:
+            assert hurry(lambda: client.post("/voices", headers=AN_EMPTY_FORM)).status_code == 400
+            assert add(client, "alice").status_code == 201
+            if not byte:  # one that is sent after the end may take away what was said
+                ended = select.select(sending, [], [], 60)[0]
+                said = answer(ended[0])
+                assert said.startswith(b"HTTP/1.1 408") and b"connection: close" in said.lower()
+                assert b'"code":"body-too-slow"' in said and b"needed its place" in said
+        until_gone(client, store.data)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/speak"), ("PATCH", "/voices/alice")])
+def test_json_that_drips_keeps_nobody_out(
+    store: VoiceStore, fake: FakeInference, hurry: Hurry, method: str, path: str
+) -> None:
+    asked = f"{method} {path} HTTP/1.1\r\n".encode() + JSON + b"Content-Length: 60000\r\n\r\n{"
+    app = quick_app(store, fake, Settings(home=store.data.root, max_requests=4))
+    with serving(app) as client, dripping(client.base_url, [asked] * 4, b" "):
+        assert hurry(lambda: client.get("/voices")).status_code == 200
