@@ -77,18 +77,18 @@ def sentence(answer: httpx.Response) -> str:
 
 
 def _redirect(answer: httpx.Response, leads_to: str) -> str:
-    target = answer.request.url.join(leads_to) if _is_url(leads_to) else None
+    target = _joined(answer.request.url, leads_to)
     if answer.status_code == 303 and target and target.path == answer.request.url.path:
         return f"and has not done it yet. {EDGE_WAITS}"
     return f"which leads to {one_line(leads_to)}: no redirect is followed."
 
 
-def _is_url(text: str) -> bool:
+def _joined(base: httpx.URL, text: str) -> httpx.URL | None:
+    """None if it is no URL, by itself or behind the other."""
     try:
-        httpx.URL(text)
+        return base.join(text)
     except httpx.InvalidURL:
-        return False
-    return True
+        return None
 
 
 def _about_token(answer: httpx.Response) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import unicodedata
 from typing import Any
 
 from fastapi import Request
@@ -256,7 +257,9 @@ def read_a_text(text: str) -> None:
 
 
 def without_joiners(text: str) -> str:
-    return "".join(character for character in text if character not in JOINERS)
+    """In NFC, for a joiner keeps the marks around it in their order."""
+    found = "".join(character for character in text if character not in JOINERS)
+    return unicodedata.normalize("NFC", found)
 
 
 def read_a_name(text: str) -> None:

@@ -133,6 +133,7 @@ def test_nothing_is_taken_for_done_that_no_registry_answered(run: Run, kind: str
             "On Modal it is stopped, or was never deployed: `voices deploy` puts",
         ),
         ("forbidden", "list", "lets nobody in from here (modal-http: invalid credentials)."),
+        ("redirect-to-no-port", "list", "leads to https:////: https:////a/b: no redirect is"),
         ("not-done", "add", "Modal's edge waits 150 s for an answer, and this one took longer"),
         ("too-slow", "list", "waited no longer: ask again."),
         ("bad-gateway", "list", "On Modal, `voices deploy logs` says why."),
