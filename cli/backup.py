@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cli import host
-from cli.output import refuse_overwriting, say
+from cli.output import one_paragraph, refuse_overwriting, say
 from cli.session import progress
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def backup(context: click.Context, output: Path | None, force: bool) -> None:
         refuse_overwriting(output, force)
     with progress("Writing a backup …"), opened() as store:
         manifest = write(store, output)
-    say(f"Wrote {shown(output)}: {contents(manifest)}.")
+    say(one_paragraph(f"Wrote {shown(output)}: {contents(manifest)}."))
     tell_missing(manifest)
     if manifest.lost:
         raise SystemExit(1)
@@ -114,17 +114,18 @@ def restore(context: click.Context, file: BinaryIO, force: bool) -> None:
     if holds_voices(home) and not force:
         raise click.ClickException(f"{home} holds voices. Give --force to move them aside first.")
     for path in leftovers(home):
-        say(f"Note: {path} is left of a restore that was cut off. Delete it when all is well.")
+        left = f"Note: {path} is left of a restore that was cut off. Delete it when all is well."
+        say(one_paragraph(left))
     try:
         with progress("Checking the backup …"), host.sentences():
             restored = restore_backup(file, home)
     except OSError as error:
         raise click.ClickException(f"Can't restore to {home}: {error.strerror}.") from error
     manifest = restored.manifest
-    say(f"Restored {contents(manifest)} to {home}, as of {manifest.created_at}.")
+    say(one_paragraph(f"Restored {contents(manifest)} to {home}, as of {manifest.created_at}."))
     tell_missing(manifest)
     if restored.before:
-        say(f"What was there before is in {restored.before}.")
+        say(one_paragraph(f"What was there before is in {restored.before}."))
 
 
 def shown(output: Path) -> str:
@@ -138,7 +139,7 @@ def contents(manifest: "Manifest") -> str:
 
 
 def tell_missing(manifest: "Manifest") -> None:
+    lost = {*manifest.lost}
     for name in manifest.missing:
-        lost = name in manifest.lost
-        what = "it is lost, unless an older backup has it" if lost else "it is made anew when used"
-        say(f"Note: {name} was missing or damaged and is not in the backup; {what}.")
+        what = "lost, unless an older backup has it" if name in lost else "made anew when used"
+        say(f"Note: {name} was missing or damaged and is not in the backup; it is {what}.")

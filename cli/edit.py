@@ -7,7 +7,7 @@ import click
 from cli.completion import VOICE
 from cli.exits import if_interrupted
 from cli.input import WORDS, json_option, labels_after, labels_option, parse_labels, read_text
-from cli.output import report, say
+from cli.output import report, warn
 from cli.session import progress, registry
 
 KNOBS = ("language", "mode", "temperature", "top-k", "top-p")
@@ -72,8 +72,7 @@ def edit(
         with if_interrupted(edited_perhaps), progress(f"Editing {voice} …"):
             edited = voices.patch(found, change)
     if "transcript" in change:
-        for warning in edited["warnings"]:
-            say(f"Note: {warning}")
+        warn(edited["warnings"])
     told = f"Edited {edited['name']}."
     if edited["row_version"] == found["row_version"]:
         told = f"{edited['name']} is so already: nothing has changed."

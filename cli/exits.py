@@ -13,7 +13,7 @@ from io import StringIO, TextIOWrapper
 
 import click
 
-from cli.output import say
+from cli.output import one_paragraph, say
 
 FAILED, INTERRUPTED = 1, 130
 OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)  # without a name
@@ -73,7 +73,7 @@ def _refused_by_system(error: OSError) -> int:
     if error.errno == errno.EPIPE:
         _drop_output()
     else:
-        say(f"Error: {of_system(error)}")
+        say(one_paragraph(f"Error: {of_system(error)}"))
     return FAILED
 
 

@@ -14,7 +14,7 @@ import click
 
 from cli.destination import stored
 from cli.folders import data_folder, expanded, real
-from cli.output import say
+from cli.output import one_paragraph, say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -52,7 +52,7 @@ def sentences() -> Iterator[None]:
         with registry_errors():
             yield
     except RegistryError as error:
-        raise click.ClickException(error.detail) from error
+        raise click.ClickException(one_paragraph(error.detail)) from error
 
 
 def home_of(settings: "Settings") -> Path:

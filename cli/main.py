@@ -19,6 +19,7 @@ from cli.input import (
     read_text,
 )
 from cli.output import (
+    one_paragraph,
     print_fields,
     print_json,
     print_line,
@@ -93,7 +94,7 @@ def add(
     warn(voice["warnings"])
     if as_json:
         return print_json(voice)
-    say(f"Enrolled {voice['name']}.")
+    say(one_paragraph(f"Enrolled {voice['name']}."))
     print_line(voice["id"])
 
 
@@ -184,7 +185,7 @@ def rm(context: click.Context, voice: str, yes: bool) -> None:
             raise click.ClickException("Nothing was deleted.")
         with if_interrupted(f"It may have been deleted: `voices show {found['id']}` tells."):
             voices.delete(found)
-    say(f"Deleted {found['name']}.")
+    say(one_paragraph(f"Deleted {found['name']}."))
 
 
 @cli.command()

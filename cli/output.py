@@ -40,6 +40,11 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def one_paragraph(text: str) -> str:
+    """Line ends as escapes, too: what a message quotes adds no line that looks like another."""
+    return visible(text).replace("\n", "\\n")
+
+
 def print_line(line: str = "") -> None:
     """Data on stdout that a server, a model or a file may have had a say in."""
     click.echo(visible(line))
@@ -59,7 +64,7 @@ def say(message: str) -> None:
 def warn(warnings: Iterable[str]) -> None:
     """What a person should know of the clip that they gave."""
     for warning in warnings:
-        say(f"Note: {warning}")
+        say(one_paragraph(f"Note: {warning}"))
 
 
 def print_json(value: object) -> None:
@@ -76,7 +81,7 @@ def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
     if as_json:
         print_json(voice)
     else:
-        say(message)
+        say(one_paragraph(message))
 
 
 def print_table(voices: list[dict[str, Any]]) -> None:

@@ -22,19 +22,30 @@ from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import Session, col, func, select
 
 from registry import private
 from registry.database import Database, schema_revision
 from registry.errors import BackupRefused
 from registry.files import TMP_PREFIX, DataDir, PromptRef, sha256_of, sync_folder
-from registry.models import Features, Voice, VoiceVersion, utc_now
+from registry.models import (
+    STORED,
+    Count,
+    Counter,
+    Features,
+    Instant,
+    Sha256,
+    Voice,
+    VoiceVersion,
+    utc_now,
+)
 from registry.store import VoiceStore
 
 FORMAT, VERSION = "voices-backup", 1
 DATABASE, MANIFEST = "registry.db", "manifest.json"
 MIB = 2**20
+QUOTED = 300  # characters
 LAYOUT = (  # all the names that a member may have, and its most bytes
     (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # what a tar of the plain kind holds
     (re.compile(r"clips/[0-9a-f]{64}"), 20 * MIB),
@@ -43,24 +54,31 @@ LAYOUT = (  # all the names that a member may have, and its most bytes
 )
 
 MOST_FILES = 500_000  # of which the manifest can tell in its most bytes
+MOST_VALUES = 3 * MOST_FILES + 100  # of JSON in a manifest
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+Revision = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_]{1,32}$")]
 
 
 class Entry(BaseModel):
+    model_config = STORED | ConfigDict(frozen=True, extra="forbid")
+
     sha256: Sha256
-    bytes: int
+    bytes: Count
 
 
 class Manifest(BaseModel):
-    """What a backup holds. It is the last member, so a backup that was cut off has none."""
+    """What a backup holds. It is the last member, so a backup that was cut off has none.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    On its way back nothing here is believed: restore.py holds it against the files and the rows.
+    """
 
-    schema_revision: str
-    created_at: str
-    voices: int
-    deleted: int  # voices that are marked so; their rows and files are in the backup too
+    model_config = STORED | ConfigDict(frozen=True, extra="forbid")
+
+    schema_revision: Revision
+    created_at: Instant
+    voices: Count
+    deleted: Count  # voices that are marked so; their rows and files are in the backup too
     files: dict[str, Entry]
     missing: list[str]  # what rows name, but was missing or damaged where the backup was made
 
@@ -83,24 +101,44 @@ class Promised:
 
 
 class _Sealed(BaseModel):
+    model_config = STORED | ConfigDict(extra="allow")  # of another version
+
     format: Literal["voices-backup"]
-    version: int
+    version: Counter
     sha256: Sha256
     manifest: dict[str, Any]
 
 
 def read_manifest(content: bytes) -> Manifest:
+    """BackupRefused, unless it is as it was written; whether it is true is another question."""
     try:
-        sealed = _Sealed.model_validate_json(content)
+        sealed = _Sealed.model_validate(_parsed(content))
         if sealed.version != VERSION:
             raise BackupRefused(
                 f"The backup is of format {sealed.version}; this program reads format {VERSION}."
             )
-        if sha256_of(_canonical(sealed.manifest)) != sealed.sha256:
+        if sealed.model_extra or sha256_of(_canonical(sealed.manifest)) != sealed.sha256:
             raise BackupRefused(f"{MANIFEST} in the backup is damaged.")
-        return Manifest.model_validate(sealed.manifest)
-    except ValidationError as error:
+        manifest = Manifest.model_validate(sealed.manifest)
+        if any(most_bytes(name) is None for name in manifest.files):
+            raise ValueError("a name that no file of a backup has")
+    except (ValueError, RecursionError) as error:
         raise BackupRefused(f"{MANIFEST} in the backup is damaged, or not ours.") from error
+    return manifest
+
+
+def _parsed(content: bytes) -> object:
+    """ValueError, RecursionError. Values take far more memory than text: they are counted first."""
+    if sum(content.count(before) for before in (b"[", b"{", b",")) > MOST_VALUES:
+        raise ValueError("more values than a manifest has")
+    return json.loads(content.decode(), object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice")
+    return found
 
 
 def _packed(manifest: Manifest) -> bytes:
@@ -199,7 +237,7 @@ def _write_members(
         created_at=utc_now(),
         files=files,
         missing=missing,
-        **_counts(copy),
+        **counts(copy),
     )
     _pack(tar, MANIFEST, BytesIO(_packed(manifest)))
     return manifest
@@ -242,7 +280,8 @@ def promised_files(database: Path) -> dict[str, Promised]:
     return found
 
 
-def _counts(database: Path) -> dict[str, Any]:
+def counts(database: Path) -> dict[str, int]:
+    """What a manifest says of the voices."""
     with rows_of(database) as session:
         live = func.count(col(Voice.id)).filter(col(Voice.deleted_at).is_(None))
         voices, both = session.exec(select(live, func.count(col(Voice.id)))).one()
@@ -275,4 +314,10 @@ def refuse_damaged(path: Path) -> None:
         faults = [(error,)]
     if faults:
         said = " ".join(map(str, faults[0]))
-        raise BackupRefused(f"{DATABASE} is damaged: {said}.")
+        raise BackupRefused(f"{DATABASE} is damaged: {beginning(said)}.")
+
+
+def beginning(said: object) -> str:
+    """As much as a person reads of what a stranger's file has a say in."""
+    text = str(said)
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]} …"

@@ -27,6 +27,8 @@ from registry.backup import (
     MOST_FILES,
     Entry,
     Manifest,
+    beginning,
+    counts,
     most_bytes,
     promised_files,
     read_manifest,
@@ -156,6 +158,7 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
             raise SchemaTooNew("")
         _refuse_other_tables(data.database)
         _refuse_unbelieved_rows(data.database)
+        _refuse_untrue_counts(data.database, manifest)
         _refuse_strange_files(data.database, manifest)
         _index_names_anew(data.database)
     except SchemaTooNew as error:
@@ -164,7 +167,9 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
             f"wrote; this one knows schemas up to {SCHEMA}. Install the newer program."
         ) from error
     except (DatabaseError, DatabaseDamaged) as error:
-        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {error}.") from error
+        raise BackupRefused(
+            f"{DATABASE} in the backup is no registry's: {beginning(error)}."
+        ) from error
 
 
 def _refuse_other_tables(database: Path) -> None:
@@ -174,14 +179,14 @@ def _refuse_other_tables(database: Path) -> None:
         with closing(connect(database)) as found, closing(connect(fresh.database)) as wanted:
             faults = structure.differences(found, wanted)
     if faults:
-        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {faults[0]}.")
+        raise BackupRefused(f"{DATABASE} in the backup is no registry's: {beginning(faults[0])}.")
 
 
 def _refuse_unbelieved_rows(database: Path) -> None:
     """What is restored is checked like what is uploaded."""
     with rows_of(database) as session:
         if fault := next(row_faults(session), None):
-            raise BackupRefused(f"The backup can't be believed: {fault}.")
+            raise BackupRefused(f"The backup can't be believed: {beginning(fault)}.")
 
 
 def _index_names_anew(database: Path) -> None:
@@ -193,17 +198,37 @@ def _index_names_anew(database: Path) -> None:
         connection.executemany("INSERT INTO name_variant (variant, voice_id) VALUES (?, ?)", rows)
 
 
+def _refuse_untrue_counts(database: Path, manifest: Manifest) -> None:
+    said = {"voices": manifest.voices, "deleted": manifest.deleted}
+    if (found := counts(database)) != said:
+        raise BackupRefused(
+            f"The backup's manifest tells of {said['voices']:,} voices and {said['deleted']:,} "
+            f"deleted ones; {found['voices']:,} and {found['deleted']:,} are in its rows."
+        )
+
+
 def _refuse_strange_files(database: Path, manifest: Manifest) -> None:
-    promised = promised_files(database)
+    """Each file that a row promises is here, or told to be missing; and there is no other."""
     stored = {name: entry.sha256 for name, entry in manifest.files.items() if name != DATABASE}
+    missing = {*manifest.missing}
+    promised = promised_files(database)
+    if len(promised) > MOST_FILES:
+        raise BackupRefused(f"The rows of the backup name more than {MOST_FILES:,} files.")
     for name, file in promised.items():
         names = {name, file.former_name}
         found = {stored[name] for name in names & stored.keys()}
-        left_out = not found and names & {*manifest.missing}
-        if most_bytes(name) is None or not (left_out or found == {file.sha256}):
+        is_so = not found if names & missing else found == {file.sha256}
+        if most_bytes(name) is None or not is_so:
             raise BackupRefused(f"{name!r}: the backup's rows and files contradict each other.")
-    if unnamed := stored.keys() - promised.keys() - {f.former_name for f in promised.values()}:
+    known = promised.keys() | {file.former_name for file in promised.values()}
+    if unnamed := stored.keys() - known:
         raise BackupRefused(f"{min(unnamed)!r} is in the backup, but no row of it names it.")
+    if len(missing) < len(manifest.missing):
+        raise BackupRefused(f"{MANIFEST} in the backup names a missing file twice.")
+    if unnamed := missing - known:
+        raise BackupRefused(
+            f"{beginning(min(unnamed))!r} is told to be missing, but no row names it."
+        )
 
 
 # Putting one back

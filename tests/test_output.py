@@ -2,9 +2,12 @@
 
 import json
 
+import click
 import pytest
 
-from cli.output import print_fields, print_json, print_line, say
+from cli.host import sentences
+from cli.output import print_fields, print_json, print_line, report, say, warn
+from registry.errors import BackupRefused
 
 HOSTILE = "a\x1b]52;c;eA==\x07\u202eb\u200b\U000e0041\ud800\x9b\x7f\r"
 
@@ -29,3 +32,14 @@ def test_what_is_printed_commands_nothing(
     said = "".join(capsys.readouterr())
     assert r"a\x1b]52;c;eA==\x07\u202eb\u200b\U000e0041\ud800\x9b\x7f\r" in said
     assert not {c for c in said if not c.isprintable()} - {"\n"}
+
+
+def test_what_a_message_quotes_adds_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "fine\nError: all is lost\r\n\u2028\x1b[2J"
+    warn([evil])
+    report({}, False, f"Edited {evil}.")
+    with pytest.raises(click.ClickException) as refused, sentences():
+        raise BackupRefused(f"{evil} is damaged.")
+    told = [*capsys.readouterr().err.splitlines(), refused.value.message]
+    shown = r"fine\nError: all is lost\r\n\u2028\x1b[2J"
+    assert told == [f"Note: {shown}", f"Edited {shown}.", f"{shown} is damaged."]
