@@ -36,6 +36,7 @@ from registry.files import (
 from registry.folder_lock import share_folder
 from registry.models import Features, ModelInUse, NameVariant, Voice, VoiceVersion
 from registry.names import is_voice_id, name_key, variants
+from registry.renames import rename, renames
 from registry.row_faults import RowFault, row_faults
 from registry.rows import index_name
 from registry.storage_errors import is_damage, storage_errors
@@ -110,14 +111,25 @@ def examine_files(
     """
     with database.read() as session:
         named = list(_named_files(data, session))
-        unbelieved = [_unbelieved(fault) for fault in row_faults(session)]
+        renamed = {one.voice_id for one in renames(session)}
+        faulty = [f for f in row_faults(session) if f.field != "name" or f.voice_id not in renamed]
     faults = dict[tuple[Path, str], str]()
     for path, sha256 in named:
         with files:
             faults[path, sha256] = _fault(path, sha256, read_data)
     with database.write() if repair else database.read() as session, files:
+        renamings = [*_renamings(session, repair)]
         found = _Examination(data, session, faults, read_data, repair).findings()
-        return [*unbelieved, *found]
+        return [*map(_unbelieved, faulty), *renamings, *found]
+
+
+def _renamings(session: Session, repair: bool) -> Iterator[Finding]:
+    found = renames(session)
+    if repair:
+        rename(session, found)
+    for one in found:
+        voices = (NamedVoice(one.voice_id, one.new if repair else one.old),)
+        yield Finding("repaired" if repair else "repairable", str(one), voices)
 
 
 def _unbelieved(fault: RowFault) -> Finding:

@@ -35,6 +35,11 @@ def is_invisible(character: str) -> bool:
     return "VARIATION SELECTOR" in unicodedata.name(character, "")
 
 
+def is_unseen_mark(character: str) -> bool:
+    """Of what nobody sees, that which is neither a control nor a format character."""
+    return is_invisible(character) and unicodedata.category(character)[0] != "C"
+
+
 def is_ink(character: str) -> bool:
     """Whether it is seen when it stands alone: no space, and no mark that needs a letter."""
     return unicodedata.category(character)[0] in "LNPS" and not is_invisible(character)

@@ -35,12 +35,13 @@ from registry.backup import (
     refuse_damaged,
     rows_of,
 )
-from registry.database import SCHEMA, connect, migrate, schema_revision
+from registry.database import SCHEMA, Database, connect, migrate, schema_revision
 from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
 from registry.files import DataDir, make_folder, sync_folder
 from registry.folder_lock import own_folder
 from registry.models import utc_now
 from registry.names import variants
+from registry.renames import rename, renames
 from registry.row_faults import row_faults
 
 BLOCK = tarfile.BLOCKSIZE
@@ -157,6 +158,7 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         if schema_revision(data.database) != SCHEMA:  # usable, but what is in it can't be judged
             raise SchemaTooNew("")
         _refuse_other_tables(data.database)
+        _name_anew(data.database)
         _refuse_unbelieved_rows(data.database)
         _refuse_untrue_counts(data.database, manifest)
         _refuse_strange_files(data.database, manifest)
@@ -187,6 +189,16 @@ def _refuse_unbelieved_rows(database: Path) -> None:
     with rows_of(database) as session:
         if fault := next(row_faults(session), None):
             raise BackupRefused(f"The backup can't be believed: {beginning(fault)}.")
+
+
+def _name_anew(database: Path) -> None:
+    """An older version took names that are no more; a key follows from its name."""
+    opened = Database(database)
+    try:
+        with opened.write() as session:
+            rename(session, renames(session))
+    finally:
+        opened.close()
 
 
 def _index_names_anew(database: Path) -> None:

@@ -1,0 +1,85 @@
+"""Names that an older version took and this one would not: written anew, so that none is lost.
+
+Only what nobody sees of a name changes. What is refused for another reason stays a fault.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from sqlmodel import Session, col, func, select, update
+
+from registry.errors import NameInvalid
+from registry.invisible import is_unseen_mark
+from registry.models import Voice
+from registry.names import LONGEST, MAX_LENGTH, check_name, name_key
+
+UNNAMED = "unnamed"  # one of which nothing was seen
+
+
+@dataclass(frozen=True)
+class Rename:
+    voice_id: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        if self.old == self.new:
+            return f"the key of the name {self.old!r} is another name's"
+        return f"the name {self.old!r} is {self.new!r} by the rules of today"
+
+
+def renames(session: Session) -> list[Rename]:
+    """For every voice whose name or key is not what it would be today; no two live ones alike."""
+    asked = select(Voice.id, Voice.name, Voice.name_key, Voice.deleted_at)
+    rows = session.exec(asked.where(func.length(Voice.name) <= LONGEST).order_by(col(Voice.id)))
+    taken, odd = set[str](), list[tuple[str, str, bool]]()
+    for voice_id, name, key, deleted_at in rows:
+        if not isinstance(name, str):
+            continue
+        if _today(name) == name and name_key(name) == key:
+            if deleted_at is None:
+                taken.add(key)
+        else:
+            odd.append((voice_id, name, deleted_at is None))
+    return [*_renamed(odd, taken)]
+
+
+def rename(session: Session, found: list[Rename]) -> None:
+    """Keys are out of the way first: a new one may be another's old one."""
+    for one in found:
+        _write(session, one.voice_id, name_key=one.voice_id)
+    for one in found:
+        _write(session, one.voice_id, name=one.new, name_key=name_key(one.new))
+
+
+def _renamed(odd: list[tuple[str, str, bool]], taken: set[str]) -> Iterator[Rename]:
+    for voice_id, name, is_live in odd:
+        new = _today(name)
+        if new is None:
+            continue
+        if is_live:
+            new = _free(new, taken)
+            taken.add(name_key(new))
+        yield Rename(voice_id, name, new)
+
+
+def _today(name: str) -> str | None:
+    """None for a name that is refused whatever is left out of it."""
+    seen = "".join(" " if is_unseen_mark(character) else character for character in name)
+    is_blank = name.strip() and not seen.strip()
+    try:
+        return check_name(UNNAMED if is_blank else seen)
+    except NameInvalid:
+        return None
+
+
+def _free(name: str, taken: set[str]) -> str:
+    if name_key(name) not in taken:
+        return name
+    numbered = (f"{name[: MAX_LENGTH - len(end)]}{end}" for end in map(" {}".format, count(2)))
+    return next(other for other in numbered if name_key(other) not in taken)
+
+
+def _write(session: Session, voice_id: str, **values: str) -> None:
+    session.execute(update(Voice).where(col(Voice.id) == voice_id).values(**values))
