@@ -172,6 +172,9 @@ class Connection(H11Protocol):
             self._await_reader()
 
     def send_400_response(self, msg: str) -> None:
+        if self._is_answering():  # the app's answer comes too late
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:  # the rubbish comes after an answer to the same request

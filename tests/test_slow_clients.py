@@ -306,6 +306,17 @@ def test_what_costs_much_and_says_little_is_refused(
     assert alive(hasty)
 
 
+@pytest.mark.parametrize("named", [b"Host: evil\r\n", b"Origin: http://evil\r\n" + JSON, JSON])
+def test_a_request_that_breaks_before_it_is_answered_leaves_no_traceback(
+    hasty: Server, clients: Callable[..., socket.socket], named: bytes
+) -> None:
+    """`hasty` looks at its log in the end."""
+    head = b"POST /speak HTTP/1.1\r\n" + named + b"Transfer-Encoding: chunked\r\n\r\n"
+    for _ in range(20):
+        assert rest(clients(hasty, head + b"ZZ\r\n")).startswith(b"HTTP/1.1 4")
+    assert alive(hasty)
+
+
 def test_others_have_their_turn_between_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """asyncio brings a quarter of a MiB at once, which may be 40,000 chunks."""
     parts: list[int] = []
