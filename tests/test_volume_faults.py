@@ -15,6 +15,7 @@ from faults import noise
 from modal_volume import Cloud, Container
 from volume_faults import Site, World
 from volume_mutants import AT_RANDOM, OneName
+from volume_weeks import RightForAWeek, Weeks
 
 from registry import files, snapshot_database
 from registry.edits import VoiceEdit
@@ -89,18 +90,48 @@ def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
     print(survive(World(folder, seed), 100))
 
 
+@pytest.fixture
+def curious(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read looks around."""
+    monkeypatch.setattr(snapshot_database, "FRESH_S", 0.0)
+
+
+@pytest.mark.parametrize("seed", [31, 32])
+def test_what_clients_were_told_stays_so_for_weeks(folder: Path, curious: None, seed: int) -> None:
+    print(survive(Weeks(folder, seed, overlap=1.0, life=(50, 600)), 10))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
+@pytest.mark.parametrize("seed", range(33, 43))
+def test_what_clients_were_told_stays_so_for_years(folder: Path, curious: None, seed: int) -> None:
+    world = Weeks(folder, seed, overlap=1.0, life=(50, 600))
+    print(survive(world, 100), f"in {world.days} days")
+
+
 @pytest.mark.parametrize("mutant", AT_RANDOM)
 def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]) -> None:
-    """In one of a few worlds, each of a few rounds."""
-    worlds: list[World] = []
-    for seed in range(6):
-        world = World(folder / str(seed), seed, mutant, overlap=1.0, stalls=0.03, life=(50, 600))
-        worlds.append(world)
+    caught(World, mutant, folder, worlds=6, stalls=0.03)
+
+
+def test_a_store_that_is_right_for_a_week_is_caught(folder: Path, curious: None) -> None:
+    caught(Weeks, RightForAWeek, folder, worlds=12, stalls=0.0)
+
+
+def caught(
+    kind: type[World], mutant: type[VolumeStore], folder: Path, worlds: int, stalls: float
+) -> None:
+    """In one of so many worlds, each of a few rounds."""
+    made: list[World] = []
+    for seed in range(worlds):
+        made.append(
+            kind(folder / str(seed), seed, mutant, overlap=1.0, stalls=stalls, life=(50, 600))
+        )
         try:
             for _ in range(12):
-                world.round()
-        except (AssertionError, RegistryError) as caught:
-            return print(f"{mutant.__name__}: {type(caught).__name__} after {done_in(worlds)}")
+                made[-1].round()
+        except (AssertionError, RegistryError) as error:
+            return print(f"{mutant.__name__}: {type(error).__name__} after {done_in(made)}")
     pytest.fail(f"{mutant.__name__} was not caught")
 
 

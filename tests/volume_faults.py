@@ -221,8 +221,18 @@ class World:
 
     def round(self) -> None:
         """One or two containers work until they die or are done; then a fresh one is asked."""
-        count = 1 + (self.rng.random() < self.overlap)
-        sites = [site for site in (self._site() for _ in range(count)) if site]
+        sites = self._started(1 + (self.rng.random() < self.overlap))
+        self._let_work(sites)
+        with self.quietly():
+            for site in sites:
+                self._end(site)
+            self.check().container.kill()
+        self.days += self.rng.choice((0, 0, 1, 8))  # of quiet: after 8, the Dict is empty
+
+    def _started(self, count: int) -> list[Site]:
+        return [site for site in (self._site() for _ in range(count)) if site]
+
+    def _let_work(self, sites: list[Site]) -> None:
         shares = [self.owners[n :: len(sites)] for n in range(len(sites))]
         threads = [
             threading.Thread(target=self._work, args=(site, owner))
@@ -236,11 +246,6 @@ class World:
                 thread.join()
         if self.failures:
             raise self.failures[0]
-        with self.quietly():
-            for site in sites:
-                self._end(site)
-            self.check().container.kill()
-        self.days += self.rng.choice((0, 0, 1, 8))  # of quiet: after 8, the Dict is empty
 
     def check(self) -> Site:
         """A fresh container in which everything is as it was acknowledged."""
