@@ -18,7 +18,7 @@ from test_serve import Server, served
 
 SLOTS, LIMIT, TIMES = 4, 4, 4
 CROWD = TIMES * (SLOTS + LIMIT)
-AGAIN_S = 0.3  # a client that was refused asks again
+AGAIN_S = 1.0  # after a refusal; more often, and nearly all would be refused
 MOST_MIB = 100  # more than before: what is held of each request would be more
 PATIENCE_S = 60
 
