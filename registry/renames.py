@@ -3,6 +3,7 @@
 Only what nobody sees of a name changes. What is refused for another reason stays a fault.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -54,12 +55,13 @@ def rename(session: Session, found: list[Rename]) -> None:
 
 
 def _renamed(odd: list[tuple[str, str, bool]], taken: set[str]) -> Iterator[Rename]:
+    numbers = defaultdict[str, Iterator[int]](lambda: count(2))  # of each key, for the next one
     for voice_id, name, is_live in odd:
         new = _today(name)
         if new is None:
             continue
         if is_live:
-            new = _free(new, taken)
+            new = _free(new, taken, numbers[name_key(new)])
             taken.add(name_key(new))
         yield Rename(voice_id, name, new)
 
@@ -74,10 +76,10 @@ def _today(name: str) -> str | None:
         return None
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _free(name: str, taken: set[str], numbers: Iterator[int]) -> str:
     if name_key(name) not in taken:
         return name
-    numbered = (f"{name[: MAX_LENGTH - len(end)]}{end}" for end in map(" {}".format, count(2)))
+    numbered = (f"{name[: MAX_LENGTH - len(end)]}{end}" for end in map(" {}".format, numbers))
     return next(other for other in numbered if name_key(other) not in taken)
 
 

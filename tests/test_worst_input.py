@@ -17,6 +17,7 @@ from registry.file_answers import spans_of
 from registry.forms import Part, _name
 from registry.languages import language_named
 from registry.names import check_name, name_key
+from registry.renames import _renamed
 from registry.requests import (
     _patience,
     _refuse_odd_query,
@@ -121,6 +122,13 @@ def test_a_key_of_json_that_is_there_twice_is_found_at_once() -> None:
     body = json.dumps(keys)[:-1] + f', "k{N - 1}": 0}}'
     with pytest.raises(RegistryError, match=f"'k{N - 1}' twice"):
         parse_json(body.encode())
+
+
+def test_names_that_become_one_are_numbered_at_once() -> None:
+    odd = [(f"voice_{number:032x}", "a  b", True) for number in range(100_000)]
+    found = [one.new for one in _renamed(odd, {"a b 7"})]
+    assert found[:7] == ["a b", "a b 2", "a b 3", "a b 4", "a b 5", "a b 6", "a b 8"]
+    assert len({*found}) == len(odd)
 
 
 @pytest.mark.parametrize("query", ["label=a&", "label&", "&", "=&", "a=&"])
