@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from registry.errors import EditConflict, RangeUnsatisfiable, RegistryError
 from registry.etags import Tags
 from registry.files import StoredContent
+from registry.problems import asked
 
 log = logging.getLogger("registry")
 
@@ -155,7 +156,7 @@ class FileParts(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         except (EOFError, RegistryError) as error:
-            log.warning("%s was cut off: %s", scope["path"], error)
+            log.warning("%s was cut off: %s", asked(Request(scope)), error)
 
 
 def disposition(name: str, inline: bool) -> str:

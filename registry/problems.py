@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -47,6 +48,11 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
+def asked(request: Request) -> str:
+    """For a log, whoever shows it: without what a path could say to a terminal."""
+    return f"{request.method} {quote(request.url.path)[:200]}"
+
+
 def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -84,7 +90,7 @@ def from_error(error: RegistryError) -> Response:
 def _registry_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RegistryError)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s %s: %s", request.method, request.url.path, error.detail)
+        log.warning("%s: %s", asked(request), error.detail)
     return from_error(error)
 
 
@@ -139,7 +145,7 @@ def _client_gone(_: Request, __: Exception) -> Response:
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s failed", asked(request), exc_info=error)
     return problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "internal-error",

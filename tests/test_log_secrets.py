@@ -105,3 +105,18 @@ def test_a_form_that_does_not_fit_is_refused_without_its_words(http: httpx.Clien
     for form in ({"transcript": WORDS}, {"transcript": WORDS * 500}, {"language": WORDS * 9}):
         answer = http.post("/voices", data={"name": "bob"} | form, files={"audio": CLIP[:100]})
         assert answer.is_client_error and SECRET not in answer.text
+
+
+def test_no_path_commands_the_terminal_that_shows_the_log(
+    http: httpx.Client, store: VoiceStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever shows it: the lines of a deployment do not go through the formatter of `serve`."""
+    with closing(sqlite3.connect(store.data.database)) as opened, opened:
+        opened.execute("UPDATE voice SET created_at = 'never'")
+        [(voice_id,)] = opened.execute("SELECT id FROM voice").fetchall()
+    caplog.clear()
+    assert http.get("/voices/%1b%5d52%3bc%3beA==%07%0aINFO").status_code == 404
+    assert http.get(f"/voices/{voice_id}").status_code == 500
+    ours = [record.getMessage() for record in caplog.records if record.name == "registry"]
+    assert any(f"GET /voices/{voice_id}: " in line for line in ours)
+    assert all(line.isprintable() for line in ours)

@@ -23,7 +23,7 @@ from registry.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, d
 from registry.files import is_transient
 from registry.inference_client import SpeakParams, patience
 from registry.models import Mode, PlainText, Seed, TopK, Words
-from registry.problems import ClientGone, log
+from registry.problems import ClientGone, asked, log
 from registry.requests import PATIENCE, CheckedRoute, while_connected
 from registry.services import Services, ServicesDep
 from registry.speech import Spoken
@@ -251,9 +251,9 @@ class AudioStream(StreamingResponse):
             except ClientGone:
                 return
             except TimeoutError:
-                log.warning("%s was cut off: its caller took nothing.", request.url.path)
+                log.warning("%s was cut off: its caller took nothing.", asked(request))
             except RegistryError as error:
-                log.warning("%s %s broke off: %s", request.method, request.url.path, error.detail)
+                log.warning("%s broke off: %s", asked(request), error.detail)
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
