@@ -39,6 +39,7 @@ def _codec(charset: str) -> str:
         name = codecs.lookup(asked).name if asked in NAMES else ""
     except LookupError:  # one of another platform
         name = ""
-    if len(charset) > LONGEST or not CODECS.fullmatch(name):
+    is_odd = len(charset) > LONGEST or not (charset.isascii() and charset.isprintable())
+    if is_odd or not CODECS.fullmatch(name):
         raise NotText(f"is declared as {charset[:LONGEST]!r}, which is not known here")
     return name

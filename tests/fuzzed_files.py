@@ -140,8 +140,9 @@ MANIFEST = Parser(
     read_a_manifest,
     (BackupRefused,),
     [
-        b'{"schema_revision": "1", "created_at": "", "voices": 1, "deleted": 0, "missing": [], '
-        b'"files": {"registry.db": {"sha256": "%s", "bytes": 3}}}' % (b"0" * 64),
+        b'{"schema_revision": "0001", "created_at": "2026-11-28T06:00:00.000Z", "voices": 1, '
+        b'"deleted": 0, "missing": [], "files": {"registry.db": {"sha256": "%s", "bytes": 3}}}'
+        % (b"0" * 64),
     ],
     JSON_TOKENS,
 )
