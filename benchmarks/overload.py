@@ -123,7 +123,7 @@ def measured(home: Path, by: str, asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "statuses": dict(Counter(statuses)),
         "refusal": measure.p50_p99(refused_s),
-        **{path: measure.p50_p99(times_s) for path, times_s in found.items()},
+        **{path[1:]: measure.p50_p99(times_s) for path, times_s in found.items()},
     }
 
 
@@ -176,7 +176,7 @@ async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 def report(rounds: dict[str, list[dict[str, Any]]]) -> None:
     rows = []
-    for what in ("refusal", *PATHS):
+    for what in ("refusal", *(path[1:] for path in PATHS)):
         for of in ("p50_ms", "p99_ms"):
             by = {name: [found[what][of] for found in rounds[name]] for name in BY}
             gain = measure.ratios(by["queue"], by["head"])

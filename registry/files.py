@@ -306,14 +306,18 @@ def opened(path: Path) -> Iterator[FileIO | None]:
     """None if there is no such file; OSError if it can't be read."""
     try:
         private.refuse_link(path.parent)
-        file = FileIO(path, opener=lambda name, flags: os.open(name, flags | PLAIN))
+        descriptor = os.open(path, os.O_RDONLY | PLAIN)
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
         yield None
         return
-    with file:
-        yield file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with FileIO(descriptor) as file:
+            yield file
+    else:
+        os.close(descriptor)
+        yield None
 
 
 def write_once(path: Path, data: bytes) -> bool:

@@ -10,7 +10,8 @@ _recording: list[list[str]] = []
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _recording:
         for record in _recording:
-            record.append(str(arguments[0]))
+            if not isinstance(arguments[0], int):  # a descriptor is open already
+                record.append(str(arguments[0]))
 
 
 sys.addaudithook(_hook)

@@ -140,7 +140,7 @@ def test_describe_and_status_are_plain(voices: Container, located: LocatedModel)
     found = voices.ask("describe")["model"]
     assert found["model"] == asdict(located.ref) and found["device"] == "cpu"
     status = {"state": "warm", "queued": 0, "running": 0, "slots": deploy.plan.slots, "error": None}
-    assert voices.ask("status") == status
+    assert voices.ask("status") == status | {"queue_limit": deploy.WAITING}
 
 
 # What it refuses

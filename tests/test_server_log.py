@@ -14,7 +14,7 @@ HEADERS = ("X-Forwarded-For", "X-Forwarded-Proto", "User-Agent", "Referer", "Pre
 
 
 def test_no_header_of_a_client_commands_the_terminal(tmp_path: Path) -> None:
-    with served(tmp_path, "--no-inference") as server:
+    with served(tmp_path, "--no-inference", proxies="127.0.0.1") as server:
         for name in HEADERS:
             for value in ("1.2.3.4\x1b]52;c;ZXZpbA==\x07", "1.2.3.4\x1b[2J", "1.2.3.4\x7f\b"):
                 server.ask("GET", "/voices", **{name: value})

@@ -206,7 +206,7 @@ def opened() -> Iterator[Callable[[], list[str]]]:
     current: list[list[str]] = [[]]
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and current:
+        if event == "open" and current and not isinstance(arguments[0], int):
             current[-1].append(str(arguments[0]))
 
     def begin() -> list[str]:

@@ -149,7 +149,7 @@ def test_a_thousand_enrolments_keep_their_clips(store: VoiceStore, fake: FakeInf
 
 def test_the_race_notices_a_store_that_looks_only_once(data: DataDir, fake: FakeInference) -> None:
     store = Trusting(data)
-    found = race(store, fake, rounds=400)
+    found = race(store, fake, rounds=1500)
     store.close()
     assert found is not None
 

@@ -12,7 +12,7 @@ from registry.database import Database, migrate
 from registry.files import DataDir
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import ABANDONED, Ledger, Mount, Shelf, Snapshot, _copy, digest_of
-from registry.volume_store import VolumeStore
+from registry.volume_store import VolumeDir, VolumeStore
 
 
 class Uncommitted(Shelf):
@@ -126,9 +126,17 @@ class LiveDatabase(Database):
         return False
 
 
+class LiveDir(VolumeDir):
+    """Clips on their way in stay off the Volume: an open file would fail every commit."""
+
+    @property
+    def database(self) -> Path:
+        return DataDir(self.root).database
+
+
 class LiveOnTheMount(VolumeStore):
     def _open(self) -> Any:
-        self.data = DataDir(self._mount.path)
+        self.data = LiveDir(self._mount.path, self._local / "registry.db")
         migrate(self.data)
         self._mount.commit()
         return LiveDatabase(self.data.database, self._mount)
