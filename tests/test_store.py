@@ -147,9 +147,11 @@ def test_a_thousand_enrolments_keep_their_clips(store: VoiceStore, fake: FakeInf
     assert race(store, fake, rounds=500) is None
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_the_race_notices_a_store_that_looks_only_once(data: DataDir, fake: FakeInference) -> None:
     store = Trusting(data)
-    found = race(store, fake, rounds=1500)
+    found = race(store, fake, rounds=10_000)
     store.close()
     assert found is not None
 
