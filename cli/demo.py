@@ -72,7 +72,7 @@ def empty(home: Path) -> None:
     import shutil
 
     from registry import private
-    from registry.files import make_folder
+    from registry.disk import make_folder
 
     if home.exists() and any(home.iterdir()) and not (home / MARKER).exists():
         raise click.ClickException(

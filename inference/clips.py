@@ -8,7 +8,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from inference.errors import ExtractionFailed
-from registry.files import read_stored
+from registry.disk import read_stored
 
 SAMPLE_RATE = 24_000
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.files import sha256_of, write_atomically
+from registry.disk import write_atomically
+from registry.files import sha256_of
 
 Entry = list[object]  # [size, mtime_ns, inode, sha256]
 

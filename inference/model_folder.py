@@ -11,7 +11,8 @@ from pathlib import Path
 
 from inference.errors import ModelUnavailable
 from inference.weights import LocatedModel, download_into, parse
-from registry.files import ModelRef, write_atomically
+from registry.disk import write_atomically
+from registry.files import ModelRef
 
 MARKER = "model.json"
 HOW = "`voices deploy model` brings it there."

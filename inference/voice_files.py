@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 from inference.clips import read_conditioned
 from inference.errors import PromptCorrupt, PromptMissing, StorageFailed
 from inference.prompt import FILE_LIMIT_BYTES
-from registry.files import (
-    DataDir,
-    PromptRef,
-    PromptSource,
-    read_stored,
-    sha256_of,
-    write_atomically,
-)
+from registry.disk import read_stored, write_atomically
+from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 
 
 class VoiceFiles:

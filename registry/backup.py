@@ -27,8 +27,9 @@ from sqlmodel import Session, col, func, select
 
 from registry import private
 from registry.database import Database, schema_revision
+from registry.disk import TMP_PREFIX, sync_folder
 from registry.errors import BackupRefused
-from registry.files import TMP_PREFIX, DataDir, PromptRef, sha256_of, sync_folder
+from registry.files import DataDir, PromptRef, sha256_of
 from registry.models import (
     STORED,
     Count,

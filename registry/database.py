@@ -17,8 +17,9 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlmodel import Session, create_engine
 
 from registry import private, structure
+from registry.disk import make_folder, sync_folder
 from registry.errors import DatabaseDamaged, DatabaseLost, SchemaTooNew
-from registry.files import DataDir, make_folder, sync_folder
+from registry.files import DataDir
 from registry.storage_errors import damaged, storage_errors
 
 SCHEMA = "0001"

@@ -23,16 +23,8 @@ from registry.database import (
     migrate,
     schema_revision,
 )
-from registry.files import (
-    DataDir,
-    PromptRef,
-    PromptSource,
-    is_settled,
-    is_sha256,
-    read_part,
-    read_stored,
-    sha256_of,
-)
+from registry.disk import read_part, read_stored
+from registry.files import DataDir, PromptRef, PromptSource, is_settled, is_sha256, sha256_of
 from registry.folder_lock import share_folder
 from registry.models import Features, ModelInUse, NameVariant, Voice, VoiceVersion
 from registry.names import is_voice_id, name_key, variants

@@ -17,9 +17,9 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from registry.disk import StoredContent
 from registry.errors import EditConflict, RangeUnsatisfiable, RegistryError
 from registry.etags import Tags
-from registry.files import StoredContent
 from registry.problems import asked
 
 log = logging.getLogger("registry")

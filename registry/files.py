@@ -1,36 +1,28 @@
-"""The data directory: where each file lives, how it is written, how it is named by its content.
+"""The data directory: where each file lives, and how it is named by its content.
 
 Standard library only, so that inference may share it. It knows nothing of the database or HTTP.
 docs/storage.md is the specification of everything written here.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from io import BufferedReader, FileIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
-from registry import private
+from registry.disk import TMP_PREFIX, make_folder, write_atomically
 
 PROMPT_FORMAT = "1"
 PREPROCESSING = "2"
-TMP_PREFIX = ".tmp-"
 TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
-MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
-PART_BYTES = 256 * 1024  # of a file that is read in parts
 SHA256 = re.compile(r"[0-9a-f]{64}")
 VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
 TRANSIENT_ID = re.compile(TRANSIENT_PREFIX + r"[0-9a-f]{32}")
@@ -39,9 +31,6 @@ FILE_NAMES = {
     "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
-PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW  # neither waits for a pipe nor goes where a link leads
-NO_FILE: tuple[int, ...] = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devices
 
 
 @dataclass(frozen=True)
@@ -81,27 +70,6 @@ def fingerprint(source: PromptSource, model: ModelRef) -> str:
 
 def is_transient(voice_id: str) -> bool:
     return voice_id.startswith(TRANSIENT_PREFIX)
-
-
-@dataclass(frozen=True)
-class StoredContent:
-    """A file whose hash was looked at, to be read in parts.
-
-    Nothing of it is open in between: who takes the parts slowly holds neither its bytes nor a
-    descriptor, which would keep a Volume from being reloaded. A file never changes under its name.
-    """
-
-    size: int
-    read: Callable[[int, int], bytes]  # from a byte to before another; less if the file is gone
-
-    def parts(self, start: int, end: int) -> Iterator[bytes]:
-        """Raises EOFError if the file is gone before its last part was read."""
-        while start < end:
-            part = self.read(start, min(end, start + PART_BYTES))
-            if not part:
-                raise EOFError(f"its last {end - start:,} bytes are no longer there")
-            yield part
-            start += len(part)
 
 
 def sha256_of(data: bytes) -> str:
@@ -234,111 +202,6 @@ def is_voice_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
     return pattern.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
-
-
-def make_folder(path: Path) -> None:
-    """Create `path` and its parents so that they survive a power cut."""
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    private.make(path, exist_ok=True)
-    sync_folder(path.parent)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Make `path` hold `data` or leave it as it was."""
-    with replacing(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """What the block writes becomes `path`: temp file, fsync, rename, fsync of the folder.
-
-    The order is the promise: a reader sees the old file or the whole new one, power cut or not.
-    """
-    private.refuse_link(path.parent)
-    make_folder(path.parent)
-    temporary = path.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
-    try:
-        with open(temporary, "xb", opener=private.opener) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """What is stored under a name; nothing if it is not there, or is no file of that size.
-
-    A pipe in its place is not waited for, and a device is not read. OSError if it can't be read.
-    """
-    content = read_part(path, 0, most_bytes + 1)
-    return content if len(content) <= most_bytes else b""
-
-
-def read_part(path: Path, start: int, end: int) -> bytes:
-    """The bytes from `start` to before `end` of what is stored, or as many as there are."""
-    with opened(path) as file:
-        if file is None:
-            return b""
-        file.seek(start)
-        with BufferedReader(file) as whole:
-            return whole.read(end - start)
-
-
-def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
-    """The SHA-256 of what `read_stored` would give, and its size, without holding it."""
-    hashed, size = hashlib.sha256(), 0
-    with opened(path) as file:
-        while file and (part := file.read(PART_BYTES)):
-            hashed.update(part)
-            if (size := size + len(part)) > most_bytes:
-                return sha256_of(b""), 0
-    return hashed.hexdigest(), size
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[FileIO | None]:
-    """None if there is no such file; OSError if it can't be read."""
-    try:
-        private.refuse_link(path.parent)
-        descriptor = os.open(path, os.O_RDONLY | PLAIN)
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        yield None
-        return
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        with FileIO(descriptor) as file:
-            yield file
-    else:
-        os.close(descriptor)
-        yield None
-
-
-def write_once(path: Path, data: bytes) -> bool:
-    """Store `data` under a name made of its hash: a sound file is kept, and made young again.
-
-    False if it was there. A crash can leave wrong content under a right name, so it is read first.
-    """
-    with suppress(FileNotFoundError):  # a clean-up takes it at this moment
-        if read_stored(path) == data:
-            os.utime(path)
-            return False
-    write_atomically(path, data)
-    return True
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_settled(path: Path, now: float | None = None) -> bool:

@@ -36,8 +36,9 @@ from registry.backup import (
     rows_of,
 )
 from registry.database import SCHEMA, Database, connect, migrate, schema_revision
+from registry.disk import make_folder, sync_folder
 from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
-from registry.files import DataDir, make_folder, sync_folder
+from registry.files import DataDir
 from registry.folder_lock import own_folder
 from registry.models import utc_now
 from registry.names import variants

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from registry import private
+from registry.disk import TMP_PREFIX, make_folder, sync_folder
 from registry.errors import DatabaseLost
-from registry.files import TMP_PREFIX, make_folder, sync_folder
 
 NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.db")
 ABANDONED = "abandoned"

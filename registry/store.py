@@ -24,12 +24,7 @@ from sqlmodel import Session
 from registry import private
 from registry.audio import ReferenceClip
 from registry.database import Database, migrate, refuse_damage
-from registry.edits import VoiceEdit, apply, refuse_stale
-from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
-from registry.files import (
-    DataDir,
-    ModelRef,
-    PromptSource,
+from registry.disk import (
     StoredContent,
     hash_stored,
     make_folder,
@@ -39,6 +34,9 @@ from registry.files import (
     write_atomically,
     write_once,
 )
+from registry.edits import VoiceEdit, apply, refuse_stale
+from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
+from registry.files import DataDir, ModelRef, PromptSource
 from registry.folder_lock import hold_files, may_remove, share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now

@@ -23,15 +23,8 @@ from starlette.types import Scope
 
 from registry import private
 from registry.bodies import Body, end_slowest
+from registry.disk import TMP_PREFIX, hash_stored, make_folder, opened, replacing, sync_folder
 from registry.errors import ServerBusy
-from registry.files import (
-    TMP_PREFIX,
-    hash_stored,
-    make_folder,
-    opened,
-    replacing,
-    sync_folder,
-)
 from registry.storage_errors import storage_errors
 
 DECODERS = 2

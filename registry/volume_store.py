@@ -15,9 +15,10 @@ from sqlmodel import Session
 
 from registry.audio import ReferenceClip
 from registry.database import migrate
+from registry.disk import make_folder, write_once
 from registry.doctor import Finding, examine_files
 from registry.errors import StorageUnavailable, VoiceNotFound
-from registry.files import DataDir, PromptSource, make_folder, write_once
+from registry.files import DataDir, PromptSource
 from registry.purge import Forgotten
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount

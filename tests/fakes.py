@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from registry.disk import write_atomically
 from registry.errors import Overloaded, PromptBroken
-from registry.files import DataDir, ModelRef, PromptRef, PromptSource, fingerprint, write_atomically
+from registry.files import DataDir, ModelRef, PromptRef, PromptSource, fingerprint
 from registry.inference_client import SpeakParams, Speech
 
 SAMPLE_RATE = 24_000

@@ -35,9 +35,10 @@ from registry.app import create_app
 from registry.audio import ReferenceClip
 from registry.clone import Cloner
 from registry.database import Database, migrate
+from registry.disk import write_once
 from registry.encode import IEEE_FLOAT, wave_file
 from registry.enrol import Enroller
-from registry.files import GRACE_S, DataDir, sha256_of, write_once
+from registry.files import GRACE_S, DataDir, sha256_of
 from registry.inference_client import ExtractedPrompt
 from registry.rows import NewVoice
 from registry.settings import Settings

@@ -23,9 +23,10 @@ from serving import serving
 from uploading import uploaded
 
 from registry.backup import save_backup
+from registry.disk import TMP_PREFIX
 from registry.doctor import Finding, NamedVoice, examine, summary
 from registry.errors import DatabaseLost
-from registry.files import GRACE_S, TMP_PREFIX, DataDir, PromptRef, PromptSource, sha256_of
+from registry.files import GRACE_S, DataDir, PromptRef, PromptSource, sha256_of
 from registry.settings import Settings
 from registry.storage_errors import is_damage
 from registry.store import VoiceStore

@@ -11,8 +11,8 @@ from dresses import DRESSES, client_of, dressed
 from fastapi import FastAPI, Request, Response
 from serving import serving
 
+from registry.disk import StoredContent
 from registry.file_answers import answer, clip_file
-from registry.files import StoredContent
 from registry.store import VoiceStore
 
 SIZE = len(CLIP)

@@ -26,8 +26,9 @@ from cli.serve import tell_if_open
 from registry import private
 from registry.backup import save_backup
 from registry.database import _back_up
+from registry.disk import write_atomically
 from registry.exposure import examine_modes
-from registry.files import DataDir, PromptSource, write_atomically
+from registry.files import DataDir, PromptSource
 from registry.restore import restore_backup, unpack_backup
 from registry.settings import Settings
 from registry.store import VoiceStore

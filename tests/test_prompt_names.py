@@ -19,8 +19,9 @@ from volume_faults import Gpu, Site
 from inference.errors import ExtractionFailed, PromptMissing
 from inference.voice_files import VoiceFiles
 from registry.backup import save_backup
+from registry.disk import write_atomically
 from registry.doctor import examine
-from registry.files import DataDir, PromptRef, PromptSource, sha256_of, write_atomically
+from registry.files import DataDir, PromptRef, PromptSource, sha256_of
 from registry.restore import restore_backup
 from registry.store import VoiceStore
 

@@ -32,10 +32,11 @@ from faults import (
 from serving import serving
 from uploading import enrol_bytes
 
+from registry.disk import write_atomically, write_once
 from registry.doctor import examine
 from registry.edits import VoiceEdit
 from registry.errors import EditConflict
-from registry.files import DataDir, PromptSource, sha256_of, write_atomically, write_once
+from registry.files import DataDir, PromptSource, sha256_of
 from registry.settings import Settings
 from registry.store import VoiceStore
 

@@ -17,6 +17,7 @@ from serving import serving
 from uploading import enrol_bytes
 
 from registry.app import create_app
+from registry.disk import write_atomically
 from registry.doctor import examine
 from registry.edits import VoiceEdit
 from registry.enrol import Change, Words
@@ -27,7 +28,7 @@ from registry.errors import (
     TranscriptMismatch,
     VoiceNotFound,
 )
-from registry.files import PromptRef, PromptSource, sha256_of, write_atomically
+from registry.files import PromptRef, PromptSource, sha256_of
 from registry.inference_client import NoInference
 from registry.models import SpeakDefaults
 from registry.settings import Settings
