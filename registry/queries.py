@@ -20,12 +20,13 @@ from registry.models import (
     VoiceVersion,
 )
 from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
-from registry.stored_voice import Page, StoredVoice, cursor, shown_id
+from registry.stored_voice import Page, StoredVoice, cursor, is_full, shown_id
 
 LAST_CHARACTER = "\U0010ffff"
 NEAR_NAMES = 3
 NEAR_CANDIDATES = 200
 FEW_HOLDERS = 1000
+BLOCK = 50  # voices of a page that are read at once
 
 
 def find(session: Session, reference: str) -> StoredVoice:
@@ -64,10 +65,15 @@ def page(
     for label in labels:
         statement = statement.where(_labelled(session, label))
     rows = session.exec(statement).all()
-    voices, kept = _load(session, rows[:limit]), rows[:limit]
+    voices, kept = list[StoredVoice](), 0
+    while kept < min(limit, len(rows)) and not is_full(voices):
+        block = rows[kept : min(kept + BLOCK, limit)]
+        voices += _load(session, block)
+        kept += len(block)
     whole = {voice.row.id for voice in voices}
-    damaged = [shown_id(row.id) for row in kept if row.id not in whole]
-    return Page(voices, cursor(str(kept[-1].name_key)) if len(rows) > limit else None, damaged)
+    damaged = [shown_id(row.id) for row in rows[:kept] if row.id not in whole]
+    following = cursor(str(rows[kept - 1].name_key)) if kept < len(rows) else None
+    return Page(voices, following, damaged)
 
 
 def holder_of(session: Session, key: str) -> str | None:

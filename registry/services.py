@@ -1,7 +1,8 @@
 """What the routes work with, made once by `create_app`."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -13,9 +14,12 @@ from registry.inference_client import Inference
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
+from registry.turns import FairTurns
 from registry.uploads import Uploads
 
 log = logging.getLogger("registry")
+
+LISTINGS = 2  # pages that are made at once: each is work for Python, which others wait for
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Services:
     speaker: Speaker
     cloner: Cloner
     uploads: Uploads
+    listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
 
     def purge_surplus(self) -> None:
         """Hinders nothing: what can't be removed now is removed later."""

@@ -3,7 +3,7 @@ requests, for a backup of someone else's may have brought them."""
 
 import base64
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -146,6 +146,11 @@ class Page:
                 log.warning("%s", error.detail)
                 damaged.append(shown_id(voice.row.id))
         return VoicePage(data=shown, damaged=damaged, next=following)
+
+
+def is_full(voices: Sequence[StoredVoice]) -> bool:
+    """Whether a page of these has no room for another."""
+    return sum(voice.characters() for voice in voices) > PAGE_CHARACTERS
 
 
 def cursor(name_key: str) -> str:

@@ -3,8 +3,10 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -19,8 +21,10 @@ from test_slow_clients import answer
 from inference.errors import Overloaded
 from registry.app import create_app
 from registry.files import PromptRef
+from registry.services import LISTINGS
 from registry.settings import Settings
 from registry.store import VoiceStore
+from registry.stored_voice import Page
 
 SPEAK = {"voice": "alice", "text": "Hello"}
 FORM = "multipart/form-data; boundary=x"
@@ -126,3 +130,53 @@ def test_who_comes_is_counted_from_the_first_step(
 
 def test_a_ready_server_tells_how_many_may_wait(client: httpx.Client) -> None:
     assert client.get("/readyz").json()["inference"]["queue_limit"] == 1000
+
+
+def test_a_crowd_that_lists_leaves_room_for_others(
+    client: httpx.Client, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred pages of the largest voices, made at once, kept a server deaf for 4.5 s."""
+    add(client, "alice")
+    at_work, most = 0, 0
+    lock, read = threading.Lock(), store.page
+
+    def page(*asked: Any) -> Page:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        time.sleep(0.02)
+        with lock:
+            at_work -= 1
+        return read(*asked)
+
+    monkeypatch.setattr(store, "page", page)
+    with ThreadPoolExecutor(24) as crowd:
+        answers = list(crowd.map(client.get, ["/voices"] * 48))
+    assert [answer.status_code for answer in answers] == [200] * 48
+    assert [answer.json()["data"][0]["name"] for answer in answers] == ["alice"] * 48
+    assert most == LISTINGS
+
+
+def test_who_leaves_a_crowd_that_lists_is_not_waited_for(
+    client: httpx.Client, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on, read = threading.Semaphore(0), threading.Event(), store.page
+
+    def page(*asked: Any) -> Page:
+        began.release()
+        assert go_on.wait(60)
+        return read(*asked)
+
+    monkeypatch.setattr(store, "page", page)
+    with ThreadPoolExecutor(LISTINGS) as slow:
+        first = [slow.submit(client.get, "/voices") for _ in range(LISTINGS)]
+        for _ in first:
+            assert began.acquire(timeout=60)
+        for _ in range(10):
+            with pytest.raises(httpx.ReadTimeout):
+                client.get("/voices", timeout=0.05)
+        go_on.set()
+        assert [one.result().status_code for one in first] == [200] * LISTINGS
+    assert client.get("/voices").status_code == 200
+    assert began.acquire(timeout=60) and not began.acquire(blocking=False)

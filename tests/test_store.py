@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -30,15 +30,19 @@ from faults import (
     server,
 )
 from serving import serving
+from sqlmodel import Session
 from uploading import enrol_bytes
 
+from registry import queries, stored_voice
 from registry.disk import write_atomically, write_once
 from registry.doctor import examine
 from registry.edits import VoiceEdit
 from registry.errors import EditConflict
 from registry.files import DataDir, PromptSource, sha256_of
+from registry.models import Voice
 from registry.settings import Settings
 from registry.store import VoiceStore
+from registry.stored_voice import StoredVoice
 
 EDITS = 250
 SIZE = 1_000_000
@@ -218,6 +222,33 @@ def test_a_page_of_many_words_is_shorter_and_none_is_left_out(
         after = page.next
     assert seen == names
     assert len(sizes) == 3 and max(sizes) < 1_200_000
+
+
+def test_a_page_reads_no_more_voices_than_it_shows(
+    store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"v{i:02}" for i in range(12)]
+    enrol(store, fake, noise(random.Random(1)), *names)
+    for name in names:
+        store.edit(name, VoiceEdit(description="a" * 100), None)
+    loaded, load = list[int](), queries._load
+
+    def counted(session: Session, rows: Sequence[Voice]) -> list[StoredVoice]:
+        loaded.append(len(rows))
+        return load(session, rows)
+
+    monkeypatch.setattr(queries, "_load", counted)
+    monkeypatch.setattr(queries, "BLOCK", 5)
+    assert store.page(200, None, "", ()).next is None and loaded == [5, 5, 2]
+    loaded.clear()
+    monkeypatch.setattr(stored_voice, "PAGE_CHARACTERS", 300)
+    seen, after = list[str](), None
+    while after or not seen:
+        page = store.page(200, after, "", ()).shape()
+        assert 2 <= len(page.data) <= 3  # each has its transcript, too
+        seen += [voice.name for voice in page.data]
+        after = page.next
+    assert seen == names and max(loaded) == 5 and sum(loaded) < 3 * len(names)
 
 
 def write_in_place(path: Path, content: bytes) -> None:

@@ -44,7 +44,7 @@ from registry.requests import (
 from registry.services import ServicesDep
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
-from registry.uploads import Upload
+from registry.uploads import Upload, client_of
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
@@ -181,7 +181,8 @@ async def create_voice(
     response_model=VoicePage,
     responses=of.problems(of.PAGES),
 )
-def list_voices(
+async def list_voices(
+    request: Request,
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[
@@ -199,8 +200,17 @@ def list_voices(
     ] = [],  # noqa: B006
 ) -> Response:
     """A page of voices that hold many words is shorter; `next` tells whether there are more."""
-    page = services.store.page(limit, after, search, [one for one in label if one]).shape()
-    return Response(page.model_dump_json(), media_type="application/json")  # made in this thread
+
+    def made() -> str:
+        page = services.store.page(limit, after, search, [one for one in label if one])
+        return page.shape().model_dump_json()
+
+    async def in_turn() -> str:
+        async with services.listings.turn(client_of(request.scope)):
+            return await to_thread.run_sync(made)
+
+    content = await while_connected(request, in_turn())
+    return Response(content, media_type="application/json")
 
 
 @router.get("/{voice}", summary="Read a voice", responses=of.problems(of.NAMED) | VOICE)
