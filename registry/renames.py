@@ -34,15 +34,13 @@ def renames(session: Session) -> list[Rename]:
     """For every voice whose name or key is not what it would be today; no two live ones alike."""
     asked = select(Voice.id, Voice.name, Voice.name_key, Voice.deleted_at)
     rows = session.exec(asked.where(func.length(Voice.name) <= LONGEST).order_by(col(Voice.id)))
-    taken, odd = set[str](), list[tuple[str, str, bool]]()
+    taken, odd = set[str](), list[tuple[str, str, str, bool]]()
     for voice_id, name, key, deleted_at in rows:
-        if not isinstance(name, str):
-            continue
-        if _today(name) == name and name_key(name) == key:
-            if deleted_at is None:
-                taken.add(key)
-        else:
-            odd.append((voice_id, name, deleted_at is None))
+        new = _today(name) if isinstance(name, str) else None
+        if new is not None and (new != name or name_key(name) != key):
+            odd.append((voice_id, name, new, deleted_at is None))
+        elif deleted_at is None:
+            taken.add(key)
     return [*_renamed(odd, taken)]
 
 
@@ -54,12 +52,9 @@ def rename(session: Session, found: list[Rename]) -> None:
         _write(session, one.voice_id, name=one.new, name_key=name_key(one.new))
 
 
-def _renamed(odd: list[tuple[str, str, bool]], taken: set[str]) -> Iterator[Rename]:
+def _renamed(odd: list[tuple[str, str, str, bool]], taken: set[str]) -> Iterator[Rename]:
     numbers = defaultdict[str, Iterator[int]](lambda: count(2))  # of each key, for the next one
-    for voice_id, name, is_live in odd:
-        new = _today(name)
-        if new is None:
-            continue
+    for voice_id, name, new, is_live in odd:
         if is_live:
             new = _free(new, taken, numbers[name_key(new)])
             taken.add(name_key(new))
@@ -79,8 +74,15 @@ def _today(name: str) -> str | None:
 def _free(name: str, taken: set[str], numbers: Iterator[int]) -> str:
     if name_key(name) not in taken:
         return name
-    numbered = (f"{name[: MAX_LENGTH - len(end)]}{end}" for end in map(" {}".format, numbers))
+    numbered = (_numbered(name, f" {number}") for number in numbers)
     return next(other for other in numbered if name_key(other) not in taken)
+
+
+def _numbered(name: str, end: str) -> str:
+    """With as much of the name as leaves it and its key a name of today."""
+    longest = MAX_LENGTH - len(end)
+    shorter = (f"{name[:length].strip()}{end}" for length in range(longest, 0, -1))
+    return next(other for other in shorter if _today(other) == other)
 
 
 def _write(session: Session, voice_id: str, **values: str) -> None:
