@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -168,6 +168,13 @@ class DataDir:
         folders = filter(is_voice_folder, _entries(self.root / "prompts"))
         yield from (Path(folder) for folder in folders if not _entries(folder))
 
+    def files_of(self, clips: Collection[str]) -> Iterator[Path]:
+        """These clips, and what any version has made of them: one look, however many they are."""
+        yield from filter(_is_plain, map(self.clip, clips))
+        for entry in _entries(self.root / "conditioned") if clips else ():
+            if _is_ours(entry, FILE_NAMES["conditioned"]) and entry.name.partition("-")[0] in clips:
+                yield Path(entry)
+
     def transients(self) -> Iterator[Path]:
         """Folders of voices that are spoken with at this moment, or were when a server died."""
         for entry in _entries(self.root / "transient"):
@@ -202,6 +209,10 @@ def is_voice_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
     return pattern.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def is_settled(path: Path, now: float | None = None) -> bool:

@@ -3,15 +3,16 @@
 A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from registry.files import FILE_NAMES, DataDir, is_sha256
+from registry.files import FILE_NAMES, DataDir, is_settled, is_sha256
 from registry.models import Features, Label, NameVariant, Voice, VoiceVersion
 from registry.names import is_voice_id
 
@@ -21,43 +22,80 @@ CLOCK_S = 0.001  # what times in rows are rounded by
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A voice without rows, and what they named."""
+    """A voice whose rows go, and what they named."""
 
     voice_id: str
     deleted_at: str
     clips: tuple[str, ...]
 
 
-def surplus(session: Session, keep: int) -> Sequence[str]:
-    """The ids of deleted voices, but for the `keep` that were deleted last: the oldest, some."""
+def surplus(session: Session, keep: int) -> list[Sequence[str]]:
+    """The ids of deleted voices, but for the `keep` that were deleted last: the oldest first, in
+    parts of one transaction each."""
     deleted = select(Voice.id).where(col(Voice.deleted_at).is_not(None))
     newest_first = deleted.order_by(col(Voice.deleted_at).desc(), col(Voice.id))
-    return session.exec(newest_first.offset(keep)).all()[-MOST:]
+    found = session.exec(newest_first.offset(keep)).all()[::-1]
+    return [found[start : start + MOST] for start in range(0, len(found), MOST)]
 
 
-def forget(session: Session, voices: Sequence[str]) -> list[Forgotten]:
-    """Remove all rows of those of the voices that are deleted."""
+def forgettable(data: DataDir, session: Session, voices: Sequence[str]) -> list[Forgotten]:
+    """Those of the voices that are deleted, but for the last to name a clip that must stay now.
+
+    A clip that was touched lately, since the deletion, may be being enrolled again, or was
+    restored: without a row nobody would know of it later.
+    """
+    found = dict[str, Forgotten]()
+    for voice in _deleted(session, voices):
+        found[voice.voice_id] = voice
+        alone = (sha256 for sha256 in voice.clips if not _is_named(session, sha256, but=found))
+        if any(_is_young(data.clip(sha256), voice.deleted_at) for sha256 in alone):
+            del found[voice.voice_id]
+    return [*found.values()]
+
+
+def _deleted(session: Session, voices: Sequence[str]) -> Iterator[Forgotten]:
     asked = (col(Voice.id).in_(voices), col(Voice.deleted_at).is_not(None))
     deleted = dict(session.exec(select(Voice.id, Voice.deleted_at).where(*asked)).all())
     clips: dict[str, set[str]] = {voice_id: set() for voice_id in deleted}
     enrolled = select(VoiceVersion.voice_id, VoiceVersion.clip_sha256)
     for voice_id, sha256 in session.exec(enrolled.where(col(VoiceVersion.voice_id).in_(deleted))):
-        clips[voice_id].add(sha256)
+        clips[voice_id].update(filter(is_sha256, [sha256]))
+    for voice_id, deleted_at in deleted.items():
+        yield Forgotten(voice_id, str(deleted_at), tuple(clips[voice_id]))
+
+
+def _is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
+    """By a voice that lives or is deleted, and is none of these."""
+    of_clip = select(VoiceVersion.voice_id).where(VoiceVersion.clip_sha256 == sha256)
+    others = of_clip.where(col(VoiceVersion.voice_id).not_in([*but]))
+    return session.exec(others.limit(1)).first() is not None
+
+
+def _is_young(path: Path, deleted_at: str) -> bool:
+    try:
+        touched_since = path.lstat().st_mtime > _seconds(deleted_at)
+    except FileNotFoundError:
+        return False
+    return touched_since and not is_settled(path)
+
+
+def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
+    """Remove all of their rows."""
+    voices = [voice.voice_id for voice in forgotten]
     for table in (Features, NameVariant, Label, VoiceVersion):
-        session.exec(delete(table).where(col(table.voice_id).in_(deleted)))
-    session.exec(delete(Voice).where(col(Voice.id).in_(deleted)))
-    return [Forgotten(one, str(deleted[one]), tuple(clips[one])) for one in deleted]
+        session.exec(delete(table).where(col(table.voice_id).in_(voices)))
+    session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
 
 
 def remove_files(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) -> None:
     """Under the write lock, so that no row can appear for a file that goes."""
+    clips = set[str]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
             _remove_prompts(data, voice.voice_id)
-        for sha256 in filter(is_sha256, voice.clips):
-            named = select(VoiceVersion.voice_id).where(VoiceVersion.clip_sha256 == sha256)
-            if session.exec(named.limit(1)).first() is None:
-                _remove_clip(data, sha256, voice.deleted_at)
+        clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
+    for path in data.files_of({sha256 for sha256 in clips if not _is_named(session, sha256)}):
+        path.unlink(missing_ok=True)
 
 
 def _remove_prompts(data: DataDir, voice_id: str) -> None:
@@ -69,16 +107,6 @@ def _remove_prompts(data: DataDir, voice_id: str) -> None:
             path.unlink(missing_ok=True)
     with suppress(OSError):  # it is gone, or holds what is not ours
         folder.rmdir()
-
-
-def _remove_clip(data: DataDir, sha256: str, deleted_at: str) -> None:
-    """One that was touched since is being enrolled again: the doctor takes it if nobody has."""
-    found = [data.clip(sha256), *(data.root / "conditioned").glob(f"{sha256}-*.wav")]
-    files = [path for path in found if path.is_file()]
-    if any(path.stat().st_mtime > _seconds(deleted_at) for path in files):
-        return
-    for path in files:
-        path.unlink()
 
 
 def _seconds(deleted_at: str) -> float:

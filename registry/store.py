@@ -41,7 +41,7 @@ from registry.folder_lock import hold_files, may_remove, share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
-from registry.purge import Forgotten, forget, remove_files, surplus
+from registry.purge import Forgotten, forget, forgettable, remove_files, surplus
 from registry.queries import find, find_row, page, refuse_taken
 from registry.rows import (
     NewVoice,
@@ -244,16 +244,9 @@ class VoiceStore:
 
     def purge_surplus(self, keep: int) -> int:
         """Forget deleted voices but for the `keep` that were deleted last; how many were."""
-        forgotten = 0
-        while some := self._surplus(keep):
-            if not (gone := self.purge(some)):
-                break
-            forgotten += gone
-        return forgotten
-
-    def _surplus(self, keep: int) -> Sequence[str]:
         with self._db.read() as session:
-            return surplus(session, keep)
+            found = surplus(session, keep)
+        return sum(map(self.purge, found))
 
     def purge(self, voices: Sequence[str]) -> int:
         """Remove the deleted ones of these for good, by their ids: rows first, then their files.
@@ -261,13 +254,19 @@ class VoiceStore:
         None while a backup is being made, which must find the files of the rows that it has.
         """
         with may_remove(self._held()) as free:
-            if not free:
-                return 0
+            with self._db.read() as session:  # a write is work for nothing where all must stay
+                if not free or not self._forgettable(session, voices):
+                    return 0
             with self._db.write() as session:
-                forgotten = forget(session, voices)
+                forgotten = self._forgettable(session, voices)
+                forget(session, forgotten)
             with self._db.write() as session:
                 self._remove_files(session, forgotten)
         return len(forgotten)
+
+    def _forgettable(self, session: Session, voices: Sequence[str]) -> list[Forgotten]:
+        with self._files, storage_errors(self.data.root, writing=False):
+            return forgettable(self.data, session, voices)
 
     def _remove_files(self, session: Session, forgotten: Sequence[Forgotten]) -> None:
         with self._files, storage_errors(self.data.root, writing=True):

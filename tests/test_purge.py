@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -20,10 +21,11 @@ from serving import serving
 from uploading import clip_of, enrol_bytes, uploaded
 
 from registry import store as stores
-from registry.backup import write_backup
+from registry.backup import save_backup, write_backup
 from registry.doctor import examine
 from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.files import DataDir
+from registry.restore import restore_backup
 from registry.settings import Settings
 from registry.store import VoiceStore
 from registry.volume_store import VolumeStore
@@ -137,16 +139,118 @@ def test_only_deleted_voices_are_purged(store: VoiceStore, enrol: Enrol) -> None
     assert store.get("ben").row.id == ids[1] and files(store) == files_of(store, "ben")
 
 
+def touch(store: VoiceStore) -> None:
+    """As a copy does, or a restore: every file is as young as can be."""
+    for path in store.data.content_files():
+        os.utime(path)
+
+
 @pytest.mark.parametrize("dress", ["server"])
 def test_a_clip_that_is_being_enrolled_again_stays(store: VoiceStore, enrol: Enrol) -> None:
     enrol("ann")
     voice, sound = store.get("ann"), noise(Random("ann"))
     store.delete("ann", None)
+    before = rows(store)
     with closing(uploaded(store.data, sound)) as upload:  # as an enrolment does first
         store.keep_clip(voice.source, upload, quick_clip(sound))
-    assert store.purge_surplus(0) == 1
+    assert store.purge_surplus(0) == 0
     assert store.data.clip(voice.enrolment.clip_sha256).read_bytes() == sound
     assert store.data.conditioned(voice.source).exists()
+    assert rows(store) == before, "and nobody knows of the clip any more"
+
+
+def test_what_is_young_stays_with_its_row_and_goes_when_it_is_old(
+    store: VoiceStore, enrol: Enrol
+) -> None:
+    enrol("zoe")
+    bare, live = rows(store), files(store)
+    for name in NAMES[:2]:
+        enrol(name)
+        store.delete(name, None)
+    touch(store)
+    before = (files(store), rows(store), state(store))
+    assert store.purge_surplus(0) == 0
+    assert (files(store), rows(store), state(store)) == before
+    age(store.data)
+    assert store.purge_surplus(0) == 2
+    assert (files(store), rows(store)) == (live, bare)
+
+
+def state(store: VoiceStore) -> int:
+    """Of a Volume, how many snapshots there were."""
+    return store._db.number if isinstance(store, VolumeStore) else 0
+
+
+@pytest.mark.parametrize("dress", ["server"])  # a Volume keeps no newer time alone
+def test_a_clip_that_was_touched_since_and_is_old_by_now_goes(
+    store: VoiceStore, enrol: Enrol
+) -> None:
+    enrol("ann")
+    store.delete("ann", None)
+    with store._db.write() as session:
+        session.connection().exec_driver_sql("UPDATE voice SET deleted_at = '2020-01-01T00:00:00Z'")
+    age(store.data)  # by two hours
+    assert store.purge_surplus(0) == 1
+    assert (files(store), rows(store)) == (set(), 0)
+
+
+@pytest.mark.parametrize("dress", ["server"])  # a Volume keeps no newer time alone
+def test_of_the_voices_of_a_young_clip_the_last_stays(store: VoiceStore, enrol: Enrol) -> None:
+    sound = noise(Random("shared"))
+    for name in NAMES[:3]:
+        enrol(name, sound)
+        store.delete(name, None)
+    touch(store)
+    assert store.purge_surplus(0) == 2
+    assert {path.parent.name for path in store.data.content_files()} >= {"clips", "conditioned"}
+    assert store.purge_surplus(0) == 0
+    age(store.data)
+    assert store.purge_surplus(0) == 1
+    assert (files(store), rows(store)) == (set(), 0)
+
+
+def test_what_stays_keeps_nothing_else(
+    store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.purge.MOST", 1)
+    for name in NAMES[:3]:
+        enrol(name)
+    oldest = store.data.clip(store.get(NAMES[0]).enrolment.clip_sha256)
+    for name in NAMES[:3]:
+        store.delete(name, None)
+    os.utime(oldest)
+    assert store.purge_surplus(0) == 2
+    assert oldest.exists()
+
+
+def test_a_clip_of_any_version_goes_with_what_was_made_of_it(
+    store: VoiceStore, enrol: Enrol
+) -> None:
+    enrol("ann")
+    voice = store.get("ann")
+    older = store.data.conditioned(replace(voice.source, preprocessing="1"))
+    store.data.conditioned(voice.source).rename(older)
+    os.utime(older, (0, 0))
+    store.delete("ann", None)
+    store.purge_surplus(0)
+    assert not older.exists()
+
+
+@pytest.mark.parametrize("dress", ["server"])
+def test_what_was_restored_is_purged_whole(store: VoiceStore, enrol: Enrol, tmp_path: Path) -> None:
+    """Every file of it is younger than the deletion."""
+    for name in NAMES[:2]:
+        enrol(name)
+    kept = files_of(store, NAMES[1])
+    store.delete(NAMES[0], None)
+    save_backup(store, tmp_path / "voices.tar")
+    with open(tmp_path / "voices.tar", "rb") as tar:
+        restore_backup(tar, tmp_path / "restored")
+    with closing(VoiceStore(DataDir(tmp_path / "restored"))) as restored:
+        forgotten = restored.purge_surplus(0)
+        age(restored.data)
+        assert forgotten + restored.purge_surplus(0) == 1
+        assert files(restored) <= kept and faults(restored) == []
 
 
 def test_a_clip_that_was_enrolled_between_rows_and_files_stays(
@@ -248,6 +352,7 @@ def test_an_id_that_is_a_path_removes_nothing(tmp_path: Path) -> None:
         connection.execute("DELETE FROM features WHERE voice_id <> ?", ben)
         connection.execute("UPDATE voice SET deleted_at = 'never' WHERE id = ?", (path,))
         connection.commit()
+    age(store.data)
     assert store.purge_surplus(0) == 1
     assert before <= files(store)
     store.close()
