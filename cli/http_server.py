@@ -25,6 +25,7 @@ MOST_SMALL_CHUNKS = 1000  # of a body, of fewer than 16 bytes in the mean
 PART_BYTES = 2048  # that are parsed at once
 DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
 BYTES_PER_S = 50 * 1024
+ABORT = "voices.abort"  # an extension of the scope: closes the connection, answered or not
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
 
 
@@ -161,6 +162,13 @@ class Connection(H11Protocol):
             asyncio.get_running_loop().call_soon(self._read_on)
         elif not self.flow.read_paused:
             self.transport.resume_reading()
+
+    def handle_events(self) -> None:
+        """The request that it finds may be ended by the app, whose task has not begun yet."""
+        super().handle_events()
+        if self._is_answering():
+            extensions = cast(dict[str, Any], self.cycle.scope.setdefault("extensions", {}))
+            extensions[ABORT] = self.transport.abort
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -8,12 +8,12 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 from registry import VERSION, problems
-from registry.bodies import BodyPace
 from registry.clone import Cloner
 from registry.cross_origin import allow_origins
 from registry.enrol import Enroller
 from registry.inference_client import Inference
 from registry.limits import Ask, Gate, RequestLimit
+from registry.pace import Pace
 from registry.requests import MIB, BodyLimit, HeadAsGet
 from registry.routes import clone, docs, health, speak, voices
 from registry.services import Services
@@ -59,7 +59,7 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
     app.add_middleware(HeadAsGet)
     app.add_middleware(Gate, asks=asks(speaker, uploads))
     app.add_middleware(RequestLimit, most=settings.max_requests)
-    app.add_middleware(BodyPace, grace_s=settings.body_timeout_s)
+    app.add_middleware(Pace, grace_s=settings.body_timeout_s)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app)

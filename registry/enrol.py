@@ -43,6 +43,8 @@ from registry.trial import LIMIT_S, OPENING, Trial
 from registry.turns import FairTurns
 from registry.uploads import DECODERS, Clip, StoredClip, Upload
 
+LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
+
 
 @dataclass(frozen=True)
 class Enrolment:
@@ -116,29 +118,32 @@ class Enroller:
             await to_thread.run_sync(self._store.drop_prompts, source.voice_id)
             raise
 
-    async def edit(self, reference: str, change: Change, expected: int | None) -> StoredVoice:
+    async def edit(
+        self, reference: str, change: Change, expected: int | None, client: str = ""
+    ) -> StoredVoice:
         """A checked change, in one transaction, after the long work that another transcript takes.
 
-        Raises EditConflict if `expected` is given and is not, or no longer, the row_version.
+        Raises EditConflict if `expected` is given and is not, or no longer, the row_version;
+        ServerBusy where many wait for such work.
         """
         voice = await to_thread.run_sync(self._store.get, reference)
         refuse_stale(voice.row, expected)
         defaults = await to_thread.run_sync(self._defaults, change.defaults)
         edit = VoiceEdit(change.name, change.description, change.labels, defaults)
         if change.words is not None and change.words.transcript != voice.enrolment.transcript:
-            version = await self._version(voice, edit, change.words.transcript)
+            version = await self._version(voice, edit, change.words.transcript, client)
             edit = replace(edit, version=version)
         return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
 
     async def _version(
-        self, voice: StoredVoice, edit: VoiceEdit, transcript: str | None
+        self, voice: StoredVoice, edit: VoiceEdit, transcript: str | None, client: str
     ) -> NewVersion:
         """The voice's clip once more, with other words."""
         if edit.name is not None and name_key(edit.name) != voice.row.name_key:
             await to_thread.run_sync(self._store.refuse_taken, edit.name)
         refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, transcript)
         await self.refuse_other_model(voice)
-        clip = await self.decode(self._stored_clip(voice))
+        clip = await self.decode(self._stored_clip(voice, client), LINE)
         refuse_absurd(transcript, clip.speech_s)
         source = replace(voice.source, transcript=transcript)
         await to_thread.run_sync(self._store.keep_clip, source, None, clip)
@@ -149,13 +154,22 @@ class Enroller:
         warnings = [*self.warnings(source, clip), *(tried or [])]
         return NewVersion(source, clip, warnings, prompt)
 
-    async def rebuild(self, voice: StoredVoice, *, trial: bool) -> StoredVoice:
-        """Make the prompt features anew from the reference clip. Raises ClipDamaged.
+    async def rebuild(self, voice: StoredVoice, client: str) -> StoredVoice:
+        """Make the prompt features anew from the reference clip, and try them.
 
-        Without a `trial`, what one told before still holds.
+        Raises ClipDamaged; ServerBusy where many wait for such work.
         """
+        return await self._rebuild(voice, self._stored_clip(voice, client), LINE, trial=True)
+
+    async def refresh(self, voice: StoredVoice) -> StoredVoice:
+        """The same for who has been counted; what a trial told before still holds."""
+        return await self._rebuild(voice, self._stored_clip(voice, ""), None, trial=False)
+
+    async def _rebuild(
+        self, voice: StoredVoice, stored: StoredClip, line: int | None, *, trial: bool
+    ) -> StoredVoice:
         await self.refuse_other_model(voice)
-        clip = await self.decode(self._stored_clip(voice))
+        clip = await self.decode(stored, line)
         await to_thread.run_sync(self._store.keep_clip, voice.source, None, clip)
         prompt = await self._inference.extract_prompt(voice.source)
         tried = None
@@ -207,11 +221,13 @@ class Enroller:
         ref = PromptRef(source.voice_id, prompt.fingerprint, prompt.sha256)
         return await self._trial.warnings(ref, source.transcript, language)
 
-    def _stored_clip(self, voice: StoredVoice) -> StoredClip:
-        return StoredClip(voice.enrolment.clip_sha256, partial(self._store.open_clip, voice))
+    def _stored_clip(self, voice: StoredVoice, client: str) -> StoredClip:
+        read = partial(self._store.open_clip, voice)
+        return StoredClip(voice.enrolment.clip_sha256, read, client)
 
-    async def decode(self, clip: Clip) -> ReferenceClip:
-        async with self._decoders.turn(clip.client):
+    async def decode(self, clip: Clip, line: int | None = None) -> ReferenceClip:
+        """Raises ServerBusy if so many wait for a decoder already."""
+        async with self._decoders.turn(clip.client, line):
             return await to_thread.run_sync(decoded, clip)
 
 

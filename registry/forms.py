@@ -19,9 +19,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from registry.bodies import body_of
 from registry.charset import NotText, decode
 from registry.errors import FieldInvalid, RequestMalformed
+from registry.pace import exchange_of
 from registry.problems import ClientGone
 from registry.requests import (
     HEADER_LIMIT,
@@ -82,7 +82,7 @@ async def taken_in(request: Request, model: type[M], uploads: Uploads) -> AsyncI
     Raises ContentTypeUnsupported, and what `read_form` does.
     """
     refuse_other_type(request, MEDIA_TYPE)
-    with closing(uploads.begin(client_of(request.scope), body_of(request.scope))) as upload:
+    with closing(uploads.begin(client_of(request.scope), exchange_of(request.scope))) as upload:
         yield await read_form(request, model, upload)
 
 

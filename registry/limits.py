@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from registry.bodies import Body, body_of, end_slowest
 from registry.errors import Overloaded, ServerBusy
+from registry.pace import Exchange, end_slowest, exchange_of
 from registry.problems import from_error
 
 Ask = Callable[[Scope], None]  # raises Overloaded
@@ -39,25 +39,25 @@ class Gate:
 class RequestLimit:
     """Refuses requests while `most` others are being answered, but never to say it is alive.
 
-    One whose body lags behind makes room for the next.
+    One whose body lags behind, or whose answer is not read, makes room for the next.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
         self._most = most
-        self._answering: set[Body] = set()
+        self._answering: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == ALWAYS_ANSWERED:
             return await self._app(scope, receive, send)
         if not self._has_room():
             return await from_error(ServerBusy(_busy(self._most), 1))(scope, receive, send)
-        body = body_of(scope)
-        self._answering.add(body)
+        exchange = exchange_of(scope)
+        self._answering.add(exchange)
         try:
             await self._app(scope, receive, send)
         finally:
-            self._answering.discard(body)
+            self._answering.discard(exchange)
 
     def _has_room(self) -> bool:
         if len(self._answering) < self._most:

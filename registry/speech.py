@@ -165,7 +165,7 @@ class Speaker:
             try:
                 return await self._from_prompt(voice, text, params, rebuilt=True)
             except PromptBroken:
-                voice = await self._enroller.rebuild(voice, trial=False)
+                voice = await self._enroller.refresh(voice)
         return await self._from_prompt(voice, text, params, rebuilt=True)
 
 

@@ -1,9 +1,17 @@
-"""Turns at what few can have at once: whoever waits comes after one of each other client."""
+"""Turns at what few can have at once: whoever waits comes after one of each other client.
+
+Whoever waits holds one of the places that a server has for all its requests. So where others have
+not been counted before, the line has an end.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from registry.errors import ServerBusy
+
+RETRY_S = 2
 
 
 class FairTurns:
@@ -12,25 +20,49 @@ class FairTurns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the first client is the next
 
     @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        await self._begin(client)
+    async def turn(self, client: str, line: int | None = None) -> AsyncIterator[None]:
+        """Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client.
+
+        Without one, whoever comes was counted before.
+        """
+        await self._begin(client, line)
         try:
             yield
         finally:
             self._end()
 
-    async def _begin(self, client: str) -> None:
+    async def _begin(self, client: str, line: int | None) -> None:
         if self._free:
             self._free -= 1
             return
+        if line is not None:
+            self._refuse_full(line, client)
         mine = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(mine)
         try:
             await mine
         except asyncio.CancelledError:
-            if not mine.cancelled():  # the turn came in the same moment
+            if mine.cancelled():
+                self._leave(client, mine)
+            else:  # the turn came in the same moment
                 self._end()
             raise
+
+    def _leave(self, client: str, mine: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(client, deque())
+        if mine in waiting:
+            waiting.remove(mine)
+        if not waiting:
+            self._waiting.pop(client, None)
+
+    def _refuse_full(self, line: int, client: str) -> None:
+        own, all_of_them = len(self._waiting.get(client, ())), sum(map(len, self._waiting.values()))
+        if all_of_them >= line or own >= line - line // 8:
+            raise ServerBusy(
+                f"{all_of_them} others wait for the same work already, which is the most. Nothing "
+                "was done; ask again.",
+                RETRY_S,
+            )
 
     def _end(self) -> None:
         """The next one's turn: the first of its client, who is the last now."""

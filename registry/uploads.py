@@ -22,9 +22,9 @@ from typing import BinaryIO, Protocol
 from starlette.types import Scope
 
 from registry import private
-from registry.bodies import Body, end_slowest
 from registry.disk import TMP_PREFIX, hash_stored, make_folder, opened, replacing, sync_folder
 from registry.errors import ServerBusy
+from registry.pace import Exchange, end_slowest
 from registry.storage_errors import storage_errors
 
 DECODERS = 2
@@ -53,7 +53,7 @@ class StoredClip:
 
     sha256: str
     open: Callable[[], AbstractContextManager[BinaryIO]]
-    client: str = ""
+    client: str
 
 
 class Upload:
@@ -134,25 +134,25 @@ class Uploads:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: dict[Body, Upload] = {}
+        self._open: dict[Exchange, Upload] = {}
 
-    def begin(self, client: str, body: Body) -> Upload:
+    def begin(self, client: str, exchange: Exchange) -> Upload:
         """Whoever begins it closes it. Raises ServerBusy."""
         self.make_room(client)
-        upload = Upload(self._folder, client, partial(self._open.pop, body, None))
-        self._open[body] = upload
+        upload = Upload(self._folder, client, partial(self._open.pop, exchange, None))
+        self._open[exchange] = upload
         return upload
 
     def make_room(self, client: str) -> None:
         """For one more of this client, by ending what lags behind. Raises ServerBusy."""
-        own = [body for body, upload in self._open.items() if upload.client == client]
+        own = [exchange for exchange, upload in self._open.items() if upload.client == client]
         if len(own) >= OF_ONE_CLIENT:
             self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one address the most"))
         elif len(self._open) >= AT_ONCE:
             self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
 
-    def _end_one_of(self, bodies: Iterable[Body], busy: str) -> None:
-        slowest = end_slowest(bodies)
+    def _end_one_of(self, exchanges: Iterable[Exchange], busy: str) -> None:
+        slowest = end_slowest(exchanges)
         if slowest is None:
             raise ServerBusy(busy, RETRY_S)
         del self._open[slowest]  # at once, not only when its request has seen it

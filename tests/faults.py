@@ -116,7 +116,7 @@ class QuickEnroller(Enroller):
     """Reads our own clips in this process. The decoder's child takes 0.2 s and writes nothing, so
     that most kills would fall where nothing can break."""
 
-    async def decode(self, clip: Clip) -> ReferenceClip:
+    async def decode(self, clip: Clip, line: int | None = None) -> ReferenceClip:
         with clip.open() as file:
             return quick_clip(file.read())
 

@@ -19,12 +19,15 @@ from test_queue import Gate
 from test_slow_clients import answer
 
 from inference.errors import Overloaded
+from registry import enrol
 from registry.app import create_app
+from registry.audio import ReferenceClip
 from registry.files import PromptRef
 from registry.services import LISTINGS
 from registry.settings import Settings
 from registry.store import VoiceStore
 from registry.stored_voice import Page
+from registry.uploads import DECODERS, Clip
 
 SPEAK = {"voice": "alice", "text": "Hello"}
 FORM = "multipart/form-data; boundary=x"
@@ -180,3 +183,35 @@ def test_who_leaves_a_crowd_that_lists_is_not_waited_for(
         assert [one.result().status_code for one in first] == [200] * LISTINGS
     assert client.get("/voices").status_code == 200
     assert began.acquire(timeout=60) and not began.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_rebuilds_wait_in_a_line_that_has_an_end(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, edit: bool
+) -> None:
+    """540 of them took all places of a server for minutes."""
+    add(client, "alice")
+    go_on, decode = threading.Event(), enrol.decoded
+
+    def decoded(clip: Clip) -> ReferenceClip:
+        assert go_on.wait(60)
+        return decode(clip)
+
+    def ask(number: int) -> tuple[int, str] | int:
+        if edit:
+            reply = client.patch("/voices/alice", json={"transcript": f"Word {number}."})
+        else:
+            reply = client.post("/voices/alice/rebuild")
+        return problem(reply) if reply.status_code == 503 else reply.status_code
+
+    monkeypatch.setattr(enrol, "decoded", decoded)
+    places = DECODERS + enrol.LINE - enrol.LINE // 8
+    with ThreadPoolExecutor(60) as crowd:
+        asked = [crowd.submit(ask, number) for number in range(60)]
+        while sum(one.done() for one in asked) < 60 - places:
+            assert client.get("/voices").status_code == 200
+        refused = [one.result() for one in asked if one.done()]
+        assert refused == [(503, "server-busy")] * (60 - places)
+        go_on.set()
+        statuses = {one.result() for one in asked} - {(503, "server-busy")}
+    assert statuses == {200}

@@ -358,6 +358,37 @@ def test_who_comes_late_waits_for_one_of_each_other_client() -> None:
     assert "".join(turns_of(*"aaaa")) == "aaaa"
 
 
+def test_a_line_that_is_full_is_told_and_its_last_places_are_for_other_clients() -> None:
+    async def run() -> None:
+        turns = FairTurns(1)
+
+        async def come(client: str, line: int | None) -> None:
+            async with turns.turn(client, line):
+                pass
+
+        async with turns.turn("first", 16):
+            waiting = [asyncio.create_task(come("a", 16)) for _ in range(14)]
+            await asyncio.sleep(0)
+            with pytest.raises(ServerBusy):
+                await come("a", 16)
+            waiting += [asyncio.create_task(come(client, 16)) for client in "bc"]
+            await asyncio.sleep(0)
+            with pytest.raises(ServerBusy, match="16 others wait"):
+                await come("d", 16)
+            waiting.append(asyncio.create_task(come("a", None)))  # it was counted before
+            await asyncio.sleep(0)
+            for leaving in (waiting.pop(-2), waiting.pop(0), waiting.pop(0)):
+                leaving.cancel()
+            await asyncio.sleep(0)
+            waiting.append(asyncio.create_task(come("a", 16)))
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in waiting)
+        await asyncio.gather(*waiting)
+        await come("a", 0)  # nobody is at work
+
+    asyncio.run(run())
+
+
 def test_who_leaves_while_waiting_loses_no_turn_of_others() -> None:
     async def leave() -> None:
         turns = FairTurns(1)

@@ -10,21 +10,24 @@ from starlette.types import Message
 
 from registry import audio
 from registry.audio import Answer, ClipLimits, ReferenceClip
-from registry.bodies import Body
 from registry.enrol import Enroller, Enrolment
 from registry.files import DataDir, sha256_of
+from registry.pace import Exchange
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 from registry.uploads import Upload, Uploads
 
 
-def coming() -> Body:
+def coming() -> Exchange:
     """A body that nobody has waited for yet."""
 
     async def receive() -> Message:
         return await asyncio.get_running_loop().create_future()
 
-    return Body(receive, grace_s=60)
+    async def send(message: Message) -> None:
+        raise AssertionError("nothing answers it")
+
+    return Exchange(receive, send, grace_s=60)
 
 
 def uploaded(data: DataDir, clip: bytes) -> Upload:

@@ -41,7 +41,7 @@ from registry.requests import (
     parse_json,
     while_connected,
 )
-from registry.services import ServicesDep
+from registry.services import LINE, ServicesDep
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
 from registry.uploads import Upload, client_of
@@ -206,7 +206,8 @@ async def list_voices(
         return page.shape().model_dump_json()
 
     async def in_turn() -> str:
-        async with services.listings.turn(client_of(request.scope)):
+        client = client_of(request.scope)
+        async with services.listings.turn(client, LINE):
             return await to_thread.run_sync(made)
 
     content = await while_connected(request, in_turn())
@@ -251,7 +252,8 @@ async def edit_voice(
     """All of it or nothing. A patch that says what is so already changes nothing."""
     change = patch.change().checked()
     expected = await to_thread.run_sync(precondition.row_version, services.store, voice)
-    work = services.enroller.edit(voice, change, expected)
+    client = client_of(request.scope)
+    work = services.enroller.edit(voice, change, expected, client)
     return _shown(response, await while_connected(request, work))
 
 
@@ -311,9 +313,8 @@ async def rebuild_voice(
     voice: str, request: Request, response: Response, services: ServicesDep
 ) -> VoiceShape:
     found = await to_thread.run_sync(services.store.get, voice)
-    return _shown(
-        response, await while_connected(request, services.enroller.rebuild(found, trial=True))
-    )
+    work = services.enroller.rebuild(found, client_of(request.scope))
+    return _shown(response, await while_connected(request, work))
 
 
 def _shown(response: Response, voice: StoredVoice) -> VoiceShape:

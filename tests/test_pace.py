@@ -1,4 +1,4 @@
-"""A body has a pace: one that lags makes room for others, and one that keeps it is never ended.
+"""Requests and answers have a pace: who lags makes room for others, who keeps it is never ended.
 
 The clock of most of these leaps to whatever is awaited next, so that minutes take no time.
 """
@@ -8,7 +8,8 @@ import select
 import selectors
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from fakes import FakeInference
 from faults import quick_app
 from serving import serving
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 from test_slow_clients import JSON, answer
 from test_uploads import BEGUN, FORM, HEAD, LARGE, PATHS, until_gone
 
-from registry import bodies
-from registry.bodies import KEY, Body, end_slowest
+from cli.http_server import Limits, Server, config
+from registry import pace
 from registry.errors import BodyTooSlow, ServerBusy
 from registry.limits import RequestLimit
+from registry.pace import KEY, Exchange, Pace, end_slowest
 from registry.requests import while_connected
 from registry.settings import Settings
 from registry.store import VoiceStore
@@ -66,7 +69,7 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def sent(*parts: Part, whole: bool = False) -> Body:
+def sent(*parts: Part, whole: bool = False) -> Exchange:
     """A body whose client waits before each part, and after them for ever."""
     left = list(parts)
 
@@ -77,17 +80,39 @@ def sent(*parts: Part, whole: bool = False) -> Body:
         await asyncio.sleep(wait_s)
         return {"type": "http.request", "body": bytes(size), "more_body": bool(left) or not whole}
 
-    return Body(receive, GRACE_S)
+    return Exchange(receive, taken, GRACE_S)
 
 
-async def read(body: Body, parts: int = 10**6) -> None:
+async def taken(message: Message) -> None:
+    """By a reader who is quick."""
+
+
+def answering(*waits_s: float, abort: Callable[[], None] | None) -> Exchange:
+    """An answer whose reader takes each part after so long, and then no more."""
+    left = list(waits_s)
+
+    async def send(message: Message) -> None:
+        if not left:
+            await asyncio.get_running_loop().create_future()
+        await asyncio.sleep(left.pop(0))
+
+    return Exchange(sent((0, 1), whole=True).receive, send, GRACE_S, abort)
+
+
+async def answer_without_end(exchange: Exchange) -> None:
+    await read(exchange)
+    while True:
+        await exchange.send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+
+async def read(body: Exchange, parts: int = 10**6) -> None:
     for _ in range(parts):
         if not (await body.receive())["more_body"]:
             return
 
 
 @contextmanager
-def being_read(*all_of_them: Body) -> Iterator[list["asyncio.Task[None]"]]:
+def being_read(*all_of_them: Exchange) -> Iterator[list["asyncio.Task[None]"]]:
     tasks = [asyncio.create_task(read(body)) for body in all_of_them]
     yield tasks
     for task in tasks:
@@ -189,6 +214,60 @@ def test_the_one_that_lags_most_is_ended() -> None:
             assert end_slowest(three) is three[2]
             await asyncio.wait(reading, timeout=1)
             assert [task.done() for task in reading] == [False, True, True]
+
+    leaping(run())
+
+
+# ------------------------------------------------------------------ answers
+
+
+def test_an_answer_may_be_ended_once_nothing_of_it_was_read_for_fifteen_seconds() -> None:
+    async def run() -> None:
+        aborted = list[float]()
+        exchange = answering(0, 14, abort=lambda: aborted.append(now_s()))
+        task = asyncio.create_task(answer_without_end(exchange))
+        while now_s() < 29:
+            await asyncio.sleep(0.5)
+            assert end_slowest([exchange]) is None
+        await asyncio.sleep(0.6)
+        assert end_slowest([exchange]) is exchange and aborted == [now_s()]
+        assert end_slowest([exchange]) is None, "it is ended already"
+        task.cancel()
+
+    leaping(run())
+
+
+def test_speech_that_is_played_while_it_comes_is_never_ended() -> None:
+    async def run() -> None:
+        exchange = answering(*[12.0] * 100, abort=lambda: None)  # 48 KiB of Opus at 32 kbit/s
+        task = asyncio.create_task(answer_without_end(exchange))
+        while now_s() < 1200:
+            await asyncio.sleep(0.7)
+            assert end_slowest([exchange]) is None
+        task.cancel()
+
+    leaping(run())
+
+
+def test_time_in_which_the_server_makes_the_answer_is_not_the_readers() -> None:
+    async def run() -> None:
+        exchange = answering(0, 0, abort=lambda: None)
+        await read(exchange)
+        for _ in range(2):
+            await exchange.send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(1000)
+            assert end_slowest([exchange]) is None
+
+    leaping(run())
+
+
+def test_an_answer_that_the_server_cannot_end_stays() -> None:
+    async def run() -> None:
+        exchange = answering(abort=None)
+        task = asyncio.create_task(answer_without_end(exchange))
+        await asyncio.sleep(1000)
+        assert end_slowest([exchange]) is None
+        task.cancel()
 
     leaping(run())
 
@@ -333,14 +412,14 @@ Hurry = Callable[[Callable[[], httpx.Response]], httpx.Response]
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> Hurry:
     """Sees that there is no room, then asks until there is, for bodies lag by less time than so."""
-    monkeypatch.setattr(bodies, "SECURE_S", 3600)
+    monkeypatch.setattr(pace, "SECURE_S", 3600)
 
     def ask_until_let_in(ask: Callable[[], httpx.Response]) -> httpx.Response:
         for _ in range(5000):
             if (reply := ask()).status_code == 503:
                 break
         assert problem(reply) == (503, "server-busy")
-        monkeypatch.setattr(bodies, "SECURE_S", 0.5)
+        monkeypatch.setattr(pace, "SECURE_S", 0.5)
         for _ in range(5000):
             reply = ask()
             if reply.status_code != 503:
@@ -377,3 +456,64 @@ def test_json_that_drips_keeps_nobody_out(
     app = quick_app(store, fake, Settings(home=store.data.root, max_requests=4))
     with serving(app) as client, dripping(client.base_url, [asked] * 4, b" "):
         assert hurry(lambda: client.get("/voices")).status_code == 200
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+            await asyncio.sleep(0)
+
+    is_endless = scope["path"] == "/endless"
+    response = StreamingResponse(parts()) if is_endless else PlainTextResponse("here")
+    await response(scope, receive, send)
+
+
+def test_those_who_read_nothing_keep_nobody_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pace, "UNREAD_S", NEVER_S := 3600)
+    app = Pace(RequestLimit(endless, most=8), grace_s=NEVER_S)
+    server = Server(config(app, Limits(100, body_s=NEVER_S), log_level="warning"))
+    with running(server) as url, httpx.Client(base_url=url) as client, ExitStack() as held:
+        readers = []
+        for _ in range(8):
+            readers.append(socket.create_connection((client.base_url.host, client.base_url.port)))
+            held.enter_context(readers[-1])
+            readers[-1].sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert readers[-1].recv(12) == b"HTTP/1.1 200"
+        assert client.get("/").status_code == 503
+        monkeypatch.setattr(pace, "UNREAD_S", 0.3)
+        for _ in range(1000):
+            if (reply := client.get("/")).status_code == 200:
+                break
+            time.sleep(0.01)
+        assert reply.text == "here"
+        assert sum(is_over(reader) for reader in readers) == 1
+    assert not caplog.records
+
+
+def is_over(reader: socket.socket) -> bool:
+    """Whether more comes than buffers of both sides hold."""
+    read = 0
+    try:
+        while read < 64 * MIB:
+            part = reader.recv(MIB)
+            read += len(part)
+            if not part:
+                return True
+    except ConnectionResetError:
+        return True
+    return False
+
+
+@contextmanager
+def running(server: Server) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()

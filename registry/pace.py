@@ -1,0 +1,129 @@
+"""The pace of requests and answers: a client that lags behind makes room for others.
+
+A body lags by the time that the server has waited for it, less what its bytes take at BYTES_PER_S.
+What came sooner is no credit: who sends all but the end must not keep a place for minutes. An
+answer lags while its reader takes nothing of it; how fast it is taken is the reader's own matter,
+for speech may be played while it comes.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry.errors import BodyTooSlow
+
+BYTES_PER_S = 50 * 1024
+SECURE_S = 10.0  # a client that lags less keeps its place, whoever else wants it
+UNREAD_S = 15.0  # the same of a reader, for a connection sees only each 48 KiB that were taken
+KEY = "voices.exchange"
+ABORT = "voices.abort"  # among the extensions of a scope: the server's way to close a connection
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        grace_s: float,
+        abort: Callable[[], None] | None = None,
+    ) -> None:
+        """Without `abort` an answer is never ended."""
+        self._receive, self._send = receive, send
+        self._grace_s = grace_s
+        self._abort = abort
+        self._lag_s = 0.0  # of the body, when it was last waited for
+        self._waiting: asyncio.Timeout | None = None  # for the body
+        self._since_s = 0.0
+        self._unread_since_s: float | None = None
+        self._whole = False
+        self._in_the_way = False
+
+    async def receive(self) -> Message:
+        """The next part of the body. Raises BodyTooSlow."""
+        if self._whole:  # who asks again waits for the client to leave
+            return await self._receive()
+        self._since_s = _now_s()
+        try:
+            async with asyncio.timeout(self._grace_s - self._lag_s) as self._waiting:
+                message = await self._receive()
+        except TimeoutError:
+            raise BodyTooSlow(self._why()) from None
+        finally:
+            self._lag_s, self._waiting = self._body_lag_s(), None
+        self._lag_s = max(0.0, self._lag_s - len(message.get("body", b"")) / BYTES_PER_S)
+        self._whole = not message.get("more_body")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer, once the reader has taken enough of those before."""
+        self._unread_since_s = _now_s()
+        try:
+            await self._send(message)
+        finally:
+            self._unread_since_s = None
+
+    def lag_s(self) -> float:
+        if self._unread_since_s is not None:
+            return _now_s() - self._unread_since_s
+        return self._body_lag_s()
+
+    def may_be_ended(self) -> bool:
+        """Never while the server itself is at work on it."""
+        if self._in_the_way:
+            return False
+        if self._unread_since_s is not None:
+            return self._abort is not None and self.lag_s() > UNREAD_S
+        waiting = self._waiting is not None and not self._waiting.expired()
+        return waiting and self.lag_s() > SECURE_S
+
+    def end(self) -> None:
+        self._in_the_way = True
+        if self._unread_since_s is not None and self._abort is not None:
+            self._abort()
+        elif self._waiting is not None:
+            self._waiting.reschedule(_now_s())
+
+    def _body_lag_s(self) -> float:
+        return self._lag_s + (0.0 if self._waiting is None else _now_s() - self._since_s)
+
+    def _why(self) -> str:
+        reason = "another needed its place" if self._in_the_way else "no body may be longer"
+        return (
+            f"The body is {self.lag_s():.0f} s behind one that comes at {BYTES_PER_S // 1024} "
+            f"KiB/s, and {reason}. Nothing was done; send it again over a faster connection."
+        )
+
+
+class Pace:
+    """Makes each request an Exchange, whose body ends once it lags by `grace_s`."""
+
+    def __init__(self, app: ASGIApp, grace_s: float) -> None:
+        self._app = app
+        self._grace_s = grace_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            abort = scope.get("extensions", {}).get(ABORT)
+            exchange = scope[KEY] = Exchange(receive, send, self._grace_s, abort)
+            receive, send = exchange.receive, exchange.send
+        await self._app(scope, receive, send)
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    return cast(Exchange, scope[KEY])
+
+
+def end_slowest(exchanges: Iterable[Exchange]) -> Exchange | None:
+    """The one that lagged most, unless all may stay."""
+    slow = max((e for e in exchanges if e.may_be_ended()), key=Exchange.lag_s, default=None)
+    if slow is not None:
+        slow.end()
+    return slow
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
