@@ -7,27 +7,31 @@ processes that read, change and write never lose an update. docs/storage.md has 
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, StaticPool, event
 from sqlmodel import Session, create_engine
 
 from registry import private, structure
 from registry.disk import make_folder, sync_folder
-from registry.errors import DatabaseDamaged, DatabaseLost, SchemaTooNew
+from registry.errors import (
+    DatabaseDamaged,
+    DatabaseLost,
+    Overloaded,
+    SchemaTooNew,
+    StorageUnavailable,
+)
 from registry.files import DataDir
 from registry.storage_errors import damaged, storage_errors
 
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 15.0
-PRAGMAS = (
-    *("journal_mode=TRUNCATE", "synchronous=FULL", "foreign_keys=ON"),
-    "trusted_schema=OFF",  # of a database that someone else may have made
-)
+WRITERS = 16  # of one process that may wait: each holds a thread that requests share
 # What is no UTF-8 is read as what it looks like: one such row hides no other.
 TEXT = partial(str, encoding="utf-8", errors="backslashreplace")
 CHECKED_BYTES = 64 * 1024 * 1024  # about 20,000 voices, 0.3 s
@@ -42,6 +46,7 @@ class Database:
     """
 
     def __init__(self, path: Path) -> None:
+        self._places, self._turn = threading.BoundedSemaphore(WRITERS), threading.Lock()
         self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -55,17 +60,47 @@ class Database:
             yield session
 
     @contextmanager
+    def copy(self) -> Iterator[Session]:
+        """All rows as of now, in memory: a read that takes long keeps writers from committing."""
+        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+            with self.read() as session:
+                copy_to(session, memory)
+            engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+            event.listen(engine, "connect", _configure)
+            with self._noticing(writing=False), Session(engine) as session:
+                yield session
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that no other writer can slip into; commits on leaving, or rolls back."""
+        """A transaction that no other writer can slip into; commits on leaving, or rolls back.
+
+        Raises StorageUnavailable where WRITERS wait already, Overloaded after BUSY_TIMEOUT_S.
+        """
         if self._damage:
             raise DatabaseDamaged(self._damage)
         with (
+            self._turn_to_write(BUSY_TIMEOUT_S),
             self._noticing(writing=True),
             Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
         ):
             session.connection()  # BEGIN IMMEDIATE now, not at the first statement
             yield session
+
+    @contextmanager
+    def _turn_to_write(self, wait_s: float) -> Iterator[None]:
+        """One at a time, in this process; less than no time to wait is all that it takes."""
+        if not self._places.acquire(blocking=False):
+            raise StorageUnavailable(f"{WRITERS} changes wait to be stored. Try again later.")
+        try:
+            if not self._turn.acquire(timeout=wait_s):
+                raise Overloaded("Other changes take long to be stored.", 1)
+            try:
+                yield
+            finally:
+                self._turn.release()
+        finally:
+            self._places.release()
 
     @contextmanager
     def _noticing(self, *, writing: bool) -> Iterator[None]:
@@ -84,6 +119,12 @@ class Database:
         before = self._reading
         self._open(path)
         before.dispose()
+
+
+def copy_to(session: Session, target: sqlite3.Connection) -> None:
+    source = session.connection().connection.driver_connection
+    assert isinstance(source, sqlite3.Connection)
+    source.backup(target)
 
 
 def refuse_damage(path: Path) -> None:
@@ -112,13 +153,18 @@ def _page_faults(connection: sqlite3.Connection, path: Path) -> list[str]:
 
 
 def database_faults(path: Path) -> list[str]:
-    """All that is wrong with pages, references and tables; takes 7 s at 100,000 voices."""
-    with closing(connect(path)) as connection:
-        rows = [*connection.execute("PRAGMA integrity_check")]
-        rows += connection.execute("PRAGMA foreign_key_check")
+    """All that is wrong with pages, references and tables; takes 7 s at 100,000 voices.
+
+    They are looked at in a copy of the pages, so that no writer waits.
+    """
+    with closing(sqlite3.connect(":memory:")) as copy:
+        with closing(connect(path)) as connection:
+            connection.backup(copy)
+        rows = [*copy.execute("PRAGMA integrity_check")]
+        rows += copy.execute("PRAGMA foreign_key_check")
         found = [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
-        found = found or _page_faults(connection, path)
-        return found or structure.faults(connection)
+        found = found or _page_faults(copy, path)
+        return found or structure.faults(copy)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -128,7 +174,9 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def sqlite_engine(path: Path) -> Engine:
     url = URL.create("sqlite", database=str(path))  # a path is no URL: `?` and `%` mean themselves
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
+    waits = {"timeout": BUSY_TIMEOUT_S}
+    # Threads are what bounds the connections: nobody waits for one.
+    engine = create_engine(url, connect_args=waits, hide_parameters=True, max_overflow=-1)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     return engine

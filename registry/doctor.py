@@ -99,20 +99,33 @@ def examine_files(
 ) -> list[Finding]:
     """All but the database itself, which is open. Files are only touched within `files`.
 
-    They are read between two transactions, so that nobody waits for gigabytes to be hashed.
+    Rows are looked at in a copy, and files after it, so that nobody waits for gigabytes to be
+    hashed. Only what is wrong there is looked at again, within a transaction.
     """
-    with database.read() as session:
-        named = list(_named_files(data, session))
+    with database.copy() as session:
         renamed = {one.voice_id for one in renames(session)}
         faulty = [f for f in row_faults(session) if f.field != "name" or f.voice_id not in renamed]
-    faults = dict[tuple[Path, str], str]()
-    for path, sha256 in named:
+        faults = dict[tuple[Path, str], str]()
+        for path, sha256 in _named_files(data, session):
+            with files:
+                faults[path, sha256] = _fault(path, sha256, read_data)
         with files:
-            faults[path, sha256] = _fault(path, sha256, read_data)
-    with database.write() if repair else database.read() as session, files:
-        renamings = [*_renamings(session, repair)]
-        found = _Examination(data, session, faults, read_data, repair).findings()
-        return [*map(_unbelieved, faulty), *renamings, *found]
+            found = _findings(data, session, faults, read_data, repair=False)
+    if any(one.severity != "foreign" for one in found):
+        with database.write() if repair else database.read() as session, files:
+            found = _findings(data, session, faults, read_data, repair)
+    return [*map(_unbelieved, faulty), *found]
+
+
+def _findings(
+    data: DataDir,
+    session: Session,
+    faults: Mapping[tuple[Path, str], str],
+    read_data: bool,
+    repair: bool,
+) -> list[Finding]:
+    renamings = [*_renamings(session, repair)]
+    return [*renamings, *_Examination(data, session, faults, read_data, repair).findings()]
 
 
 def _renamings(session: Session, repair: bool) -> Iterator[Finding]:

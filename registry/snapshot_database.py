@@ -8,7 +8,6 @@ settled in its favour; only then do readers see it.
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -29,7 +28,6 @@ from registry.snapshots import (
     digest_of,
 )
 
-WRITERS = 16  # that may wait for their turn
 PATIENCE_S = 45.0  # of one write, for another container's
 EXPIRY_S = 20.0  # of a claim that nothing comes of: several times what a write takes
 LOOK_S = 0.2  # between two looks at another's claim
@@ -51,8 +49,6 @@ class SnapshotDatabase(Database):
         self._local, self._prepare = folder, prepare
         self._ledger = Ledger(claims)
         self._shelf = Shelf(mount, self._ledger)
-        self._turns = threading.BoundedSemaphore(WRITERS)
-        self._turn = threading.Lock()
         self._stuck: tuple[int, float] = 0, 0.0  # a number someone claims, and since when we know
         self._looked_s = time.monotonic()
         self._base = self._shelf.newest(NOTHING)  # what reads see
@@ -107,7 +103,7 @@ class SnapshotDatabase(Database):
     @contextmanager
     def _draft(self) -> Iterator[Path]:
         """A copy of the newest state to change; published on leaving, or forgotten."""
-        with self._queued(), self._turn:
+        with self._turn_to_write(-1):
             try:
                 with self._in_turn() as draft:
                     yield draft
@@ -146,15 +142,6 @@ class SnapshotDatabase(Database):
             if len(above) > MOST_ABANDONED or any(map(self._ledger.is_late, above)):
                 with self._in_turn():
                     pass
-
-    @contextmanager
-    def _queued(self) -> Iterator[None]:
-        if not self._turns.acquire(blocking=False):
-            raise StorageUnavailable(f"{WRITERS} changes wait to be stored. Try again later.")
-        try:
-            yield
-        finally:
-            self._turns.release()
 
     # Before a write: its number, and the newest state
 

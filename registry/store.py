@@ -23,7 +23,7 @@ from sqlmodel import Session
 
 from registry import private
 from registry.audio import ReferenceClip
-from registry.database import Database, migrate, refuse_damage
+from registry.database import Database, copy_to, migrate, refuse_damage
 from registry.disk import (
     StoredContent,
     hash_stored,
@@ -157,9 +157,7 @@ class VoiceStore:
         """All rows as of one moment, in a new file."""
         private.touch(target)
         with self._db.read() as session, closing(sqlite3.connect(target)) as copy:
-            source = session.connection().connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)
-            source.backup(copy)
+            copy_to(session, copy)
             copy.execute("VACUUM")  # nothing of what was deleted
 
     # Writing

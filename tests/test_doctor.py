@@ -20,13 +20,16 @@ import pytest
 from fakes import FakeInference
 from faults import add, age, noise, quick_app, quick_clip
 from serving import serving
+from sqlmodel import Session
 from uploading import uploaded
 
 from registry.backup import save_backup
 from registry.disk import TMP_PREFIX
 from registry.doctor import Finding, NamedVoice, examine, summary
+from registry.edits import VoiceEdit
 from registry.errors import DatabaseLost
 from registry.files import GRACE_S, DataDir, PromptRef, PromptSource, sha256_of
+from registry.row_faults import RowFault, row_faults
 from registry.settings import Settings
 from registry.storage_errors import is_damage
 from registry.store import VoiceStore
@@ -436,3 +439,36 @@ def test_an_orphan_is_removed_whichever_way_the_clock_jumped(data: DataDir, jump
     then = time.time() + jump_s
     os.utime(orphan, (then, then))
     assert_mended_once(data, f"clips/{orphan.name} belongs to no voice")
+
+
+@pytest.mark.usefixtures("http")
+@pytest.mark.parametrize("repair", [False, True])
+def test_nobody_waits_for_the_doctor_to_look_at_rows(
+    data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch, repair: bool
+) -> None:
+    """At 25,000 voices each change waited for 8 s, and beyond 45,000 it was refused."""
+    monkeypatch.setattr("registry.database.BUSY_TIMEOUT_S", 0.0)
+
+    def edited_meanwhile(session: Session) -> list[RowFault]:
+        store.edit("alice", VoiceEdit(description="edited"), None)
+        return row_faults(session)
+
+    monkeypatch.setattr("registry.doctor.row_faults", edited_meanwhile)
+    assert whole(data, repair=repair) == []
+    assert store.get("alice").row.description == "edited"
+
+
+@pytest.mark.usefixtures("http")
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_voice_that_goes_meanwhile_is_no_fault(
+    data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch, repair: bool
+) -> None:
+    def gone_meanwhile(session: Session) -> list[RowFault]:
+        if store.page(1, None, "", ()).voices:
+            store.delete("alice", None)
+            assert store.purge_surplus(0) == 1
+        return row_faults(session)
+
+    monkeypatch.setattr("registry.doctor.row_faults", gone_meanwhile)
+    assert whole(data, repair=repair) == []
+    assert not store.page(1, None, "", ()).voices

@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import httpx
@@ -22,7 +25,8 @@ from inference.errors import Overloaded
 from registry import enrol
 from registry.app import create_app
 from registry.audio import ReferenceClip
-from registry.files import PromptRef
+from registry.database import WRITERS
+from registry.files import DataDir, PromptRef
 from registry.services import LISTINGS
 from registry.settings import Settings
 from registry.store import VoiceStore
@@ -215,3 +219,31 @@ def test_rebuilds_wait_in_a_line_that_has_an_end(
         go_on.set()
         statuses = {one.result() for one in asked} - {(503, "server-busy")}
     assert statuses == {200}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.database.BUSY_TIMEOUT_S", 1.0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_changes_that_wait_for_another_process_hold_nobody_else_up(
+    client: httpx.Client, data: DataDir
+) -> None:
+    """More than 15 of them were a 500 once the pool of connections was empty."""
+    add(client, "alice")
+
+    def change(number: int) -> httpx.Response:
+        return client.patch("/voices/alice", json={"description": f"{number}"})
+
+    with closing(sqlite3.connect(data.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(60) as crowd:
+            asked = [crowd.submit(change, number) for number in range(60)]
+            while not all(one.done() for one in asked):
+                assert client.get("/voices/alice").status_code == 200
+        told = Counter(problem(one.result()) for one in asked)
+        assert told.keys() == {(503, "storage-unavailable"), (503, "overloaded")}
+        assert told[503, "overloaded"] >= WRITERS
+        other.execute("ROLLBACK")
+    assert change(1).status_code == 200
