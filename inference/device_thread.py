@@ -8,9 +8,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -235,6 +235,17 @@ class Arriving:
     def _add(self, change: int) -> None:
         with self._lock:
             self._now += change
+
+
+@asynccontextmanager
+async def to_its_end(job: "Future[Any]") -> AsyncIterator[None]:
+    """Whoever leaves waits for the job if it runs: it can't be stopped, and writes a file."""
+    ended = asyncio.wrap_future(job)
+    ended.add_done_callback(retrieve)
+    try:
+        yield
+    finally:
+        await asyncio.wait({ended})
 
 
 def retrieve(waiting: "asyncio.Future[Any]") -> None:

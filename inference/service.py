@@ -23,6 +23,7 @@ from inference.device_thread import (
     FailureGoesTo,
     closing,
     retrieve,
+    to_its_end,
     too_many,
     too_slow,
 )
@@ -79,7 +80,9 @@ class InferenceService:
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
-        return await self._wait_for(self._extracting.submit(lambda: self._extract(source)))
+        job = self._extracting.submit(lambda: self._extract(source))
+        async with to_its_end(job):
+            return await self._wait_for(job)
 
     async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech:
         """Speak `text` with the prompt `ref`; `params`: language, mode, and SamplingParams' fields.
@@ -308,12 +311,7 @@ class InferenceService:
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
         self._files.keep(ref, data)
         return ExtractedPrompt(
-            ref.fingerprint,
-            ref.sha256,
-            features.frames,
-            features.modes,
-            features.model,
-            found.room,
+            ref.fingerprint, ref.sha256, features.frames, features.modes, features.model, found.room
         )
 
     def _ready_extractor(self) -> "Extractor":

@@ -22,8 +22,6 @@ from registry.errors import (
     ClipUnusable,
     InferenceOff,
     ModelMismatch,
-    NameTaken,
-    TranscriptMismatch,
 )
 from registry.files import PromptRef, PromptSource
 from registry.inference_client import Description, ExtractedPrompt, Inference
@@ -41,6 +39,7 @@ from registry.transcript import (
 )
 from registry.trial import LIMIT_S, OPENING, Trial
 from registry.turns import FairTurns
+from registry.unfinished import Unfinished, to_its_end
 from registry.uploads import DECODERS, Clip, StoredClip, Upload
 
 LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
@@ -88,6 +87,7 @@ class Enroller:
         self._store = store
         self._inference = inference
         self._trial = Trial(inference, trial_s)
+        self._unfinished = Unfinished(store)
         self._decoders = FairTurns(DECODERS)
 
     async def enrol(self, request: Enrolment) -> StoredVoice:
@@ -100,9 +100,9 @@ class Enroller:
         await self.adopt_model()
         language = await to_thread.run_sync(self.language, request.language)
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
-        await to_thread.run_sync(self._store.keep_clip, source, request.upload, clip)
-        prompt = await self._inference.extract_prompt(source)
-        try:
+        async with self._unfinished.work(source):
+            await to_its_end(self._store.keep_clip, source, request.upload, clip)
+            prompt = await self._inference.extract_prompt(source)
             refuse_crowded(transcript, clip.speech_s, prompt.room)
             tried = await self._tried(source, prompt, language)
             new = NewVoice(
@@ -113,10 +113,7 @@ class Enroller:
                 defaults=SpeakDefaults(language=language),
                 warnings=[*self.warnings(source, clip), *(tried or [])],
             )
-            return await to_thread.run_sync(self._store.insert, new, request.upload, clip, prompt)
-        except (NameTaken, TranscriptMismatch):
-            await to_thread.run_sync(self._store.drop_prompts, source.voice_id)
-            raise
+            return await to_its_end(self._store.insert, new, request.upload, clip, prompt)
 
     async def edit(
         self, reference: str, change: Change, expected: int | None, client: str = ""
@@ -130,25 +127,26 @@ class Enroller:
         refuse_stale(voice.row, expected)
         defaults = await to_thread.run_sync(self._defaults, change.defaults)
         edit = VoiceEdit(change.name, change.description, change.labels, defaults)
-        if change.words is not None and change.words.transcript != voice.enrolment.transcript:
-            version = await self._version(voice, edit, change.words.transcript, client)
-            edit = replace(edit, version=version)
-        return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
+        if change.words is None or change.words.transcript == voice.enrolment.transcript:
+            return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
+        source = replace(voice.source, transcript=change.words.transcript)
+        async with self._unfinished.work(source):
+            edit = replace(edit, version=await self._version(voice, edit, source, client))
+            return await to_its_end(self._store.edit, voice.row.id, edit, expected)
 
     async def _version(
-        self, voice: StoredVoice, edit: VoiceEdit, transcript: str | None, client: str
+        self, voice: StoredVoice, edit: VoiceEdit, source: PromptSource, client: str
     ) -> NewVersion:
         """The voice's clip once more, with other words."""
         if edit.name is not None and name_key(edit.name) != voice.row.name_key:
             await to_thread.run_sync(self._store.refuse_taken, edit.name)
-        refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, transcript)
+        refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, source.transcript)
         await self.refuse_other_model(voice)
         clip = await self.decode(self._stored_clip(voice, client), LINE)
-        refuse_absurd(transcript, clip.speech_s)
-        source = replace(voice.source, transcript=transcript)
-        await to_thread.run_sync(self._store.keep_clip, source, None, clip)
+        refuse_absurd(source.transcript, clip.speech_s)
+        await to_its_end(self._store.keep_clip, source, None, clip)
         prompt = await self._inference.extract_prompt(source)
-        refuse_crowded(transcript, clip.speech_s, prompt.room)
+        refuse_crowded(source.transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
         warnings = [*self.warnings(source, clip), *(tried or [])]
@@ -170,15 +168,16 @@ class Enroller:
     ) -> StoredVoice:
         await self.refuse_other_model(voice)
         clip = await self.decode(stored, line)
-        await to_thread.run_sync(self._store.keep_clip, voice.source, None, clip)
-        prompt = await self._inference.extract_prompt(voice.source)
-        tried = None
-        if trial:
-            tried = await self._tried(voice.source, prompt, voice.defaults.language)
-        if tried is None:
-            tried = [told for told in voice.enrolment.warnings if told.startswith(OPENING)]
-        warnings = [*self.warnings(voice.source, clip), *tried]
-        return await to_thread.run_sync(self._store.record_features, voice, prompt, warnings)
+        async with self._unfinished.work(voice.source):
+            await to_its_end(self._store.keep_clip, voice.source, None, clip)
+            prompt = await self._inference.extract_prompt(voice.source)
+            tried = None
+            if trial:
+                tried = await self._tried(voice.source, prompt, voice.defaults.language)
+            if tried is None:
+                tried = [told for told in voice.enrolment.warnings if told.startswith(OPENING)]
+            warnings = [*self.warnings(voice.source, clip), *tried]
+            return await to_its_end(self._store.record_features, voice, prompt, warnings)
 
     async def adopt_model(self) -> None:
         description = await to_thread.run_sync(self._inference.describe)

@@ -170,7 +170,7 @@ class DataDir:
 
     def files_of(self, clips: Collection[str]) -> Iterator[Path]:
         """These clips, and what any version has made of them: one look, however many they are."""
-        yield from filter(_is_plain, map(self.clip, clips))
+        yield from filter(is_plain, map(self.clip, clips))
         for entry in _entries(self.root / "conditioned") if clips else ():
             if _is_ours(entry, FILE_NAMES["conditioned"]) and entry.name.partition("-")[0] in clips:
                 yield Path(entry)
@@ -211,7 +211,7 @@ def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
     return pattern.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
 
 
-def _is_plain(path: Path) -> bool:
+def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 

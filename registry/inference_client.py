@@ -151,7 +151,10 @@ class Inference(Protocol):
         """
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        """Read the conditioned clip, write the prompt file."""
+        """Read the conditioned clip, write the prompt file.
+
+        Who leaves early waits for a file that is being made, unless another machine makes it.
+        """
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         """Raises PromptBroken, and every other error, before the first chunk."""

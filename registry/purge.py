@@ -1,4 +1,5 @@
 """Deleted voices that are forgotten: rows in one transaction, then the files that no row names.
+And files whose row did not come.
 
 A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
 """
@@ -12,8 +13,17 @@ from pathlib import Path
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from registry.files import FILE_NAMES, DataDir, is_settled, is_sha256
-from registry.models import Features, Label, NameVariant, Voice, VoiceVersion
+from registry.files import (
+    FILE_NAMES,
+    DataDir,
+    ModelRef,
+    PromptSource,
+    fingerprint,
+    is_plain,
+    is_settled,
+    is_sha256,
+)
+from registry.models import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
 from registry.names import is_voice_id
 
 MOST = 100  # voices of one transaction
@@ -92,21 +102,52 @@ def remove_files(data: DataDir, session: Session, forgotten: Sequence[Forgotten]
     clips = set[str]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
-            _remove_prompts(data, voice.voice_id)
+            remove(_prompts(data, voice.voice_id))
         clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
-    for path in data.files_of({sha256 for sha256 in clips if not _is_named(session, sha256)}):
-        path.unlink(missing_ok=True)
+    remove(data.files_of({sha256 for sha256 in clips if not _is_named(session, sha256)}))
 
 
-def _remove_prompts(data: DataDir, voice_id: str) -> None:
-    folder = data.prompts(voice_id)
-    if folder.is_symlink():
-        return  # no program of ours made it
-    for path in folder.glob("*"):
-        if FILE_NAMES["prompts"].fullmatch(path.name):
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            with suppress(OSError):  # it holds what is not ours
+                path.rmdir()
+        else:
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # it is gone, or holds what is not ours
-        folder.rmdir()
+
+
+def _prompts(data: DataDir, voice_id: str) -> list[Path]:
+    """What is ours in the folder of a voice, and last the folder."""
+    folder = data.prompts(voice_id)
+    if folder.is_symlink() or not folder.is_dir():
+        return []  # no program of ours made it
+    files = [path for path in folder.iterdir() if FILE_NAMES["prompts"].fullmatch(path.name)]
+    return [*files, folder]
+
+
+def unfinished(data: DataDir, session: Session, source: PromptSource, *, clip: bool) -> list[Path]:
+    """What was written for a row that did not come, and no row names."""
+    found = list[Path]()
+    if clip and not _is_named(session, source.clip_sha256):
+        found += filter(is_plain, (data.clip(source.clip_sha256), data.conditioned(source)))
+    prompts = _prompts(data, source.voice_id)
+    if session.get(Voice, source.voice_id) is None:
+        return [*found, *prompts]
+    return [*found, *_unnamed(session, source, prompts[:-1])]
+
+
+def _unnamed(session: Session, source: PromptSource, prompts: Iterable[Path]) -> Iterator[Path]:
+    """Of a voice that has rows, what was made from this source for the model in use."""
+    model = session.get(ModelInUse, 1)
+    if model is None:
+        return
+    made = fingerprint(source, ModelRef(model.model_id, model.revision))
+    of_voice = select(Features.sha256).where(Features.voice_id == source.voice_id)
+    kept = {sha256[:16] for sha256 in session.exec(of_voice.where(Features.fingerprint == made))}
+    for path in prompts:
+        key, _, digits = path.stem.partition("-")
+        if key == made and digits and digits not in kept:
+            yield path
 
 
 def _seconds(deleted_at: str) -> float:

@@ -41,7 +41,15 @@ from registry.folder_lock import hold_files, may_remove, share_folder
 from registry.inference_client import ExtractedPrompt
 from registry.models import ModelInUse, VoiceVersion, utc_now
 from registry.names import name_key, variants
-from registry.purge import Forgotten, forget, forgettable, remove_files, surplus
+from registry.purge import (
+    Forgotten,
+    forget,
+    forgettable,
+    remove,
+    remove_files,
+    surplus,
+    unfinished,
+)
 from registry.queries import find, find_row, page, refuse_taken
 from registry.rows import (
     NewVoice,
@@ -182,10 +190,16 @@ class VoiceStore:
         with self._files, suppress(FileNotFoundError):
             shutil.rmtree(self.data.prompts(voice_id))
 
-    def drop_prompts(self, voice_id: str) -> None:
-        """Remove the prompt files of an enrolment that got no row."""
-        with self._files:
-            shutil.rmtree(self.data.prompts(voice_id), ignore_errors=True)
+    def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
+        """Remove prompt files, and the clip if it is to go, of work that got no row.
+
+        What another row names stays. `insert` writes anew what goes meanwhile.
+        """
+        with self._db.read() as session, self._files:  # a write may be work for nothing
+            if not unfinished(self.data, session, source, clip=clip):
+                return
+        with self._db.write() as session, self._removing():
+            remove(unfinished(self.data, session, source, clip=clip))
 
     def insert(
         self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
@@ -258,17 +272,19 @@ class VoiceStore:
             with self._db.write() as session:
                 forgotten = self._forgettable(session, voices)
                 forget(session, forgotten)
-            with self._db.write() as session:
-                self._remove_files(session, forgotten)
+            with self._db.write() as session, self._removing():
+                remove_files(self.data, session, forgotten)
         return len(forgotten)
 
     def _forgettable(self, session: Session, voices: Sequence[str]) -> list[Forgotten]:
         with self._files, storage_errors(self.data.root, writing=False):
             return forgettable(self.data, session, voices)
 
-    def _remove_files(self, session: Session, forgotten: Sequence[Forgotten]) -> None:
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
+        """Around what removes files, within the transaction that keeps rows for them away."""
         with self._files, storage_errors(self.data.root, writing=True):
-            remove_files(self.data, session, forgotten)
+            yield
 
     def holding_files(self) -> AbstractContextManager[None]:
         """Within, the files of all rows that were there at its beginning stay."""

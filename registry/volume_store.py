@@ -4,14 +4,12 @@ Files are written once and committed before anyone is told their names; rows are
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
-
-from sqlmodel import Session
 
 from registry.audio import ReferenceClip
 from registry.database import migrate
@@ -19,7 +17,6 @@ from registry.disk import make_folder, write_once
 from registry.doctor import Finding, examine_files
 from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.files import DataDir, PromptSource
-from registry.purge import Forgotten
 from registry.snapshot_database import SnapshotDatabase
 from registry.snapshots import Claims, Mount
 from registry.store import VoiceStore
@@ -158,11 +155,17 @@ class VolumeStore(VoiceStore):
             super().drop_transient(voice_id)
             self._mount.commit()
 
-    def _remove_files(self, session: Session, forgotten: Sequence[Forgotten]) -> None:
+    def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
+        """Inference wrote there too, in another container."""
+        self._mount.reload()
+        super().drop_unfinished(source, clip=clip)
+
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
         """Committed with the snapshot of the transaction that this is in."""
-        with self._mount.gate:
+        with super()._removing():
             self._mount.dirty = True
-            super()._remove_files(session, forgotten)
+            yield
 
     def _held(self) -> Path:
         return self._local  # a backup in another container has the files of its last reload

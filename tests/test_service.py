@@ -17,6 +17,7 @@ from speaking import LEFTOVER, TEXT, collect, enrolled, ref_of, run, run_python,
 from inference import errors
 from inference.results import ExtractedPrompt, Speech
 from inference.service import InferenceService
+from inference.voice_files import VoiceFiles
 from inference.weights import LocatedModel, locate
 from registry.files import DataDir, PromptRef, PromptSource, fingerprint, sha256_of
 
@@ -68,6 +69,39 @@ def test_extraction_writes_the_file_that_it_names(
     assert (found.frames, found.modes, found.room) == (25, ("icl", "xvec"), 333)
     assert sha256_of(data.prompt(ref_of(source, found)).read_bytes()) == found.sha256
     assert list(data.leftovers()) == []
+
+
+def test_whoever_leaves_waits_for_a_file_that_is_being_made(
+    service_factory: ServiceFactory,
+    enrol: Enrol,
+    data: DataDir,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that nothing comes after what it has left was removed; one that waits is just gone."""
+    service, sources = service_factory(), (enrol(1), enrol(2))
+    begun, go, keep = threading.Event(), threading.Event(), VoiceFiles.keep
+
+    def keep_slowly(files: VoiceFiles, ref: PromptRef, content: bytes) -> None:
+        begun.set()
+        assert go.wait(60)
+        keep(files, ref, content)
+
+    async def leave() -> None:
+        made, waiting = (asyncio.create_task(service.extract_prompt(one)) for one in sources)
+        assert await asyncio.to_thread(begun.wait, 60)
+        for task in (made, waiting):
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not made.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await made
+        assert len(list(data.prompts(sources[0].voice_id).iterdir())) == 1
+        assert not data.prompts(sources[1].voice_id).exists()
+
+    monkeypatch.setattr(VoiceFiles, "keep", keep_slowly)
+    run(leave())
 
 
 def test_extracting_again_gives_the_same_file(
