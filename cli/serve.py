@@ -145,7 +145,8 @@ def run_server(
     connections = min(settings.max_connections, raise_descriptors() // 2)
     limits = Limits(connections, settings.header_timeout_s, settings.body_timeout_s)
     requests = min(settings.max_requests, connections * 3 // 4)
-    app = create_app(store, inference, settings.model_copy(update={"max_requests": requests}))
+    settings = settings.model_copy(update={"max_requests": requests})
+    app = create_app(store, inference, settings, is_server=True)
     add_fence(app, settings, (host, listener.getsockname()[0]))
     served = config(
         app,

@@ -1,9 +1,9 @@
 """create_app: the only composition. Local server, private socket and Modal all serve this app."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from anyio import to_thread
 from fastapi import FastAPI
 from starlette.types import Scope
 
@@ -29,7 +29,13 @@ Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a s
 """
 
 
-def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> FastAPI:
+def create_app(
+    store: VoiceStore, inference: Inference, settings: Settings, *, is_server: bool = False
+) -> FastAPI:
+    """A server lives long: it removes surplus deleted voices when it starts, not only after others.
+
+    What serves a single command does not, for its settings may not be the server's.
+    """
     enroller = Enroller(store, inference, LIMIT_S if settings.trial == "on" else 0)
     speaker = Speaker(store, inference, enroller)
     cloner = Cloner(store, inference, enroller)
@@ -38,8 +44,10 @@ def create_app(store: VoiceStore, inference: Inference, settings: Settings) -> F
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(services.purge_surplus)
+        purge = asyncio.create_task(services.purge_surplus() if is_server else asyncio.sleep(0))
         yield
+        purge.cancel()
+        await asyncio.wait([purge])
         inference.close()
         store.close()
 

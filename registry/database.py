@@ -32,6 +32,7 @@ from registry.storage_errors import damaged, storage_errors
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 15.0
 WRITERS = 16  # of one process that may wait: each holds a thread that requests share
+PLACE_S = 1.0  # for one of those places, which are free at once where nothing holds the database
 # What is no UTF-8 is read as what it looks like: one such row hides no other.
 TEXT = partial(str, encoding="utf-8", errors="backslashreplace")
 CHECKED_BYTES = 64 * 1024 * 1024  # about 20,000 voices, 0.3 s
@@ -51,7 +52,12 @@ class Database:
 
     def _open(self, path: Path) -> None:
         self._reading = sqlite_engine(path)
-        self._writing = self._reading.execution_options(begin="BEGIN IMMEDIATE")
+        self._writing = {
+            references: self._reading.execution_options(
+                begin="BEGIN IMMEDIATE", foreign_keys="ON" if references else "OFF"
+            )
+            for references in (True, False)
+        }
         self._home, self._damage = path.parent, ""
 
     @contextmanager
@@ -71,9 +77,11 @@ class Database:
                 yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, references: bool = True) -> Iterator[Session]:
         """A transaction that no other writer can slip into; commits on leaving, or rolls back.
 
+        Without `references` SQLite looks up none, of which each costs a look at all near names:
+        whoever removes a row removes what refers to it.
         Raises StorageUnavailable where WRITERS wait already, Overloaded after BUSY_TIMEOUT_S.
         """
         if self._damage:
@@ -81,7 +89,7 @@ class Database:
         with (
             self._turn_to_write(BUSY_TIMEOUT_S),
             self._noticing(writing=True),
-            Session(self._writing, expire_on_commit=False) as session,
+            Session(self._writing[references], expire_on_commit=False) as session,
             session.begin(),
         ):
             session.connection()  # BEGIN IMMEDIATE now, not at the first statement
@@ -90,7 +98,7 @@ class Database:
     @contextmanager
     def _turn_to_write(self, wait_s: float) -> Iterator[None]:
         """One at a time, in this process; less than no time to wait is all that it takes."""
-        if not self._places.acquire(blocking=False):
+        if not self._places.acquire(timeout=PLACE_S):
             raise StorageUnavailable(f"{WRITERS} changes wait to be stored. Try again later.")
         try:
             if not self._turn.acquire(timeout=wait_s):
@@ -188,14 +196,15 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
     for pragma in (
         "journal_mode=TRUNCATE",
         "synchronous=FULL",
-        "foreign_keys=ON",
         "trusted_schema=OFF",
     ):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(f"PRAGMA foreign_keys={options.get('foreign_keys', 'ON')}")
+    connection.exec_driver_sql(options.get("begin", "BEGIN"))
 
 
 def schema_revision(path: Path) -> str | None:

@@ -31,6 +31,7 @@ from registry.names import check_name, name_key, new_voice_id
 from registry.rows import NewVoice
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
+from registry.threads import to_its_end
 from registry.transcript import (
     checked_transcript,
     refuse_absurd,
@@ -39,7 +40,7 @@ from registry.transcript import (
 )
 from registry.trial import LIMIT_S, OPENING, Trial
 from registry.turns import FairTurns
-from registry.unfinished import Unfinished, to_its_end
+from registry.unfinished import Unfinished
 from registry.uploads import DECODERS, Clip, StoredClip, Upload
 
 LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
@@ -227,7 +228,7 @@ class Enroller:
     async def decode(self, clip: Clip, line: int | None = None) -> ReferenceClip:
         """Raises ServerBusy if so many wait for a decoder already."""
         async with self._decoders.turn(clip.client, line):
-            return await to_thread.run_sync(decoded, clip)
+            return await to_its_end(decoded, clip)
 
 
 def decoded(clip: Clip) -> ReferenceClip:

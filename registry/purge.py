@@ -24,7 +24,7 @@ from registry.files import (
     is_sha256,
 )
 from registry.models import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
-from registry.names import is_voice_id
+from registry.names import is_voice_id, variants
 
 MOST = 100  # voices of one transaction
 CLOCK_S = 0.001  # what times in rows are rounded by
@@ -90,9 +90,14 @@ def _is_young(path: Path, deleted_at: str) -> bool:
 
 
 def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
-    """Remove all of their rows."""
+    """Remove all of their rows, in a session that looks up no references."""
     voices = [voice.voice_id for voice in forgotten]
-    for table in (Features, NameVariant, Label, VoiceVersion):
+    keys = select(Voice.id, Voice.name_key).where(col(Voice.id).in_(voices))
+    for voice_id, key in session.exec(keys).all():
+        near = sorted(variants(str(key)))  # found by the names: the index of them has no other way
+        of_voice = (col(NameVariant.variant).in_(near), col(NameVariant.voice_id) == voice_id)
+        session.exec(delete(NameVariant).where(*of_voice))
+    for table in (Features, Label, VoiceVersion):
         session.exec(delete(table).where(col(table.voice_id).in_(voices)))
     session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
 

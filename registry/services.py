@@ -1,10 +1,12 @@
 """What the routes work with, made once by `create_app`."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Request
 
 from registry.clone import Cloner
@@ -14,11 +16,13 @@ from registry.inference_client import Inference
 from registry.settings import Settings
 from registry.speech import Speaker
 from registry.store import VoiceStore
+from registry.threads import to_its_end
 from registry.turns import FairTurns
 from registry.uploads import Uploads
 
 log = logging.getLogger("registry")
 
+PAUSE_S = 0.05  # between two parts of the deleted voices that are removed
 LISTINGS = 2  # pages that are made at once: each is work for Python, which others wait for
 LINE = 64  # who wait to have one made; the largest page takes 0.3 s
 
@@ -34,10 +38,21 @@ class Services:
     uploads: Uploads
     listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
 
-    def purge_surplus(self) -> None:
-        """Hinders nothing: what can't be removed now is removed later."""
+    async def purge_surplus(self) -> None:
+        """All of it, with pauses for others."""
+        await self._purge(None)
+
+    async def purge_some(self) -> None:
+        """As much as a deletion may wait for: two, so that it never grows, and shrinks."""
+        await self._purge(2)
+
+    async def _purge(self, most: int | None) -> None:
+        """What can't be removed now is later."""
         try:
-            self.store.purge_surplus(self.settings.deleted_keep)
+            parts = await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)
+            for part in parts if most is None else [part[:most] for part in parts[:1]]:
+                await to_its_end(self.store.purge, part)
+                await asyncio.sleep(PAUSE_S)
         except (RegistryError, OSError) as error:
             log.warning("Deleted voices are kept for now: %s", error)
 

@@ -89,9 +89,9 @@ class SnapshotDatabase(Database):
         return self._base != before
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, references: bool = True) -> Iterator[Session]:
         """A transaction on a copy, which readers see once it is published. StorageUnavailable."""
-        with self._draft() as draft, _writing(draft) as session:
+        with self._draft() as draft, _writing(draft, references) as session:
             yield session
 
     def replace(self, source: Path) -> None:
@@ -224,10 +224,10 @@ class SnapshotDatabase(Database):
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[Session]:
+def _writing(path: Path, references: bool) -> Iterator[Session]:
     database = Database(path)
     try:
-        with database.write() as session:
+        with database.write(references=references) as session:
             yield session
     finally:
         database.close()

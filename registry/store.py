@@ -256,9 +256,12 @@ class VoiceStore:
 
     def purge_surplus(self, keep: int) -> int:
         """Forget deleted voices but for the `keep` that were deleted last; how many were."""
+        return sum(map(self.purge, self.surplus(keep)))
+
+    def surplus(self, keep: int) -> list[Sequence[str]]:
+        """The ids of those, the oldest first, in parts of one transaction each."""
         with self._db.read() as session:
-            found = surplus(session, keep)
-        return sum(map(self.purge, found))
+            return surplus(session, keep)
 
     def purge(self, voices: Sequence[str]) -> int:
         """Remove the deleted ones of these for good, by their ids: rows first, then their files.
@@ -269,7 +272,7 @@ class VoiceStore:
             with self._db.read() as session:  # a write is work for nothing where all must stay
                 if not free or not self._forgettable(session, voices):
                     return 0
-            with self._db.write() as session:
+            with self._db.write(references=False) as session:
                 forgotten = self._forgettable(session, voices)
                 forget(session, forgotten)
             with self._db.write() as session, self._removing():

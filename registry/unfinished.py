@@ -6,10 +6,9 @@ Knows which work of this process needs the same files; the store knows which a r
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
 
 from anyio import to_thread
@@ -17,9 +16,6 @@ from anyio import to_thread
 from registry.errors import RegistryError
 from registry.files import PromptSource
 from registry.store import VoiceStore
-
-T = TypeVar("T")
-Args = TypeVarTuple("Args")
 
 WAITS_S = (0.0, 0.2, 1.0, 5.0)  # before each try to remove: many may wait to write
 
@@ -63,12 +59,3 @@ class Unfinished:
                 except (RegistryError, OSError) as error:
                     said = str(error)
             log.warning("Files without a row are left to `voices doctor --repair`: %s", said)
-
-
-async def to_its_end(call: Callable[[*Args], T], *args: *Args) -> T:
-    """In a thread. Who leaves meanwhile waits for it: it can't be stopped, and may write."""
-    running = asyncio.ensure_future(to_thread.run_sync(call, *args))
-    try:
-        return await asyncio.shield(running)
-    finally:
-        await asyncio.wait({running})

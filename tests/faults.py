@@ -102,8 +102,10 @@ def serve(home: Path, store_class: type[VoiceStore], decode: bool, listener: soc
     uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none")).run(sockets=[listener])
 
 
-def quick_app(store: VoiceStore, inference: FakeInference, settings: Settings) -> FastAPI:
-    app = create_app(store, inference, settings)
+def quick_app(
+    store: VoiceStore, inference: FakeInference, settings: Settings, *, is_server: bool = True
+) -> FastAPI:
+    app = create_app(store, inference, settings, is_server=is_server)
     enroller = QuickEnroller(store, inference)
     speaker = Speaker(store, inference, enroller)
     parts = {"enroller": enroller, "speaker": speaker}

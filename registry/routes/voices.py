@@ -44,6 +44,7 @@ from registry.requests import (
 from registry.services import LINE, ServicesDep
 from registry.store import VoiceStore
 from registry.stored_voice import StoredVoice
+from registry.threads import to_its_end
 from registry.uploads import Upload, client_of
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
@@ -208,7 +209,7 @@ async def list_voices(
     async def in_turn() -> str:
         client = client_of(request.scope)
         async with services.listings.turn(client, LINE):
-            return await to_thread.run_sync(made)
+            return await to_its_end(made)
 
     content = await while_connected(request, in_turn())
     return Response(content, media_type="application/json")
@@ -264,13 +265,14 @@ async def edit_voice(
     summary="Delete a voice",
     responses=of.problems(of.NAMED, of.EDITS, of.WRITES),
 )
-def delete_voice(voice: str, services: ServicesDep, precondition: IfMatches) -> None:
+async def delete_voice(voice: str, services: ServicesDep, precondition: IfMatches) -> None:
     """The voice is marked as deleted and its name is free at once.
 
     It is kept until VOICES_DELETED_KEEP others have been deleted after it.
     """
-    services.store.delete(voice, precondition.row_version(services.store, voice))
-    services.purge_surplus()
+    expected = await to_thread.run_sync(precondition.row_version, services.store, voice)
+    await to_thread.run_sync(services.store.delete, voice, expected)
+    await services.purge_some()
 
 
 @router.get(
