@@ -9,7 +9,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -25,6 +25,7 @@ MOST_SMALL_CHUNKS = 1000  # of a body, of fewer than 16 bytes in the mean
 PART_BYTES = 2048  # that are parsed at once
 DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
 BYTES_PER_S = 50 * 1024
+UNREAD_S = 15.0  # after which a reader makes room, if all connections are in use
 ABORT = "voices.abort"  # an extension of the scope: closes the connection, answered or not
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
 
@@ -69,13 +70,24 @@ class Alarm:
 
 @dataclass
 class Limits:
-    """What the connections of one server share: how many they are, and who waits for a request."""
+    """What the connections of one server share: how many they are, and who waits for whom.
+
+    `waiting` are those whose request the server waits for; `unread` those of whose answer nothing
+    has been taken since.
+    """
 
     connections: int
     header_s: float = 10.0
     body_s: float = 60.0  # for an answer to be read, and its size at BYTES_PER_S on top
     waiting: dict["Connection", None] = field(default_factory=dict)  # for longest first
+    unread: dict["Connection", float] = field(default_factory=dict)  # since when, the first first
     may_tell: Seldom = field(default_factory=Seldom)
+
+    def lagging(self) -> Iterator["Connection"]:
+        """Who has read nothing for long."""
+        late_s = time.monotonic() - UNREAD_S
+        of_old = (found for found, since_s in self.unread.items() if since_s < late_s)
+        return (found for found in of_old if found.transport.get_write_buffer_size())
 
 
 class Parser(h11.Connection):
@@ -130,6 +142,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.waiting.pop(self, None)
+        self._limits.unread.pop(self, None)
         self._head_alarm.stop()
         self._read_alarm.stop()
         super().connection_lost(exc)
@@ -194,6 +207,7 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._limits.unread.pop(self, None)
         self._read_alarm.stop()
 
     def _is_answering(self) -> bool:
@@ -201,15 +215,19 @@ class Connection(H11Protocol):
 
     def _await_reader(self) -> None:
         unread = self.transport.get_write_buffer_size()
+        self._limits.unread.setdefault(self, time.monotonic())
         self._read_alarm.set(self._limits.body_s + unread / BYTES_PER_S)
 
     def _make_room(self) -> None:
-        """Close what has waited longest and has nothing left to read, else this one."""
+        """Close what has waited longest and has nothing left to read, else who reads nothing.
+
+        That is this one if all others are at work.
+        """
         if self._limits.may_tell():
             most = self._limits.connections
             self.logger.warning("All %d connections are in use; those that wait make room.", most)
         idle = (c for c in self._limits.waiting if not c.transport.get_write_buffer_size())
-        found = next(idle, self)
+        found = next(idle, None) or next(self._limits.lagging(), self)
         self._limits.waiting.pop(found, None)
         found.transport.abort()
 

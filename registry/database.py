@@ -24,7 +24,6 @@ from registry.errors import (
     DatabaseLost,
     Overloaded,
     SchemaTooNew,
-    StorageUnavailable,
 )
 from registry.files import DataDir
 from registry.storage_errors import damaged, storage_errors
@@ -32,7 +31,7 @@ from registry.storage_errors import damaged, storage_errors
 SCHEMA = "0001"
 BUSY_TIMEOUT_S = 15.0
 WRITERS = 16  # of one process that may wait: each holds a thread that requests share
-PLACE_S = 1.0  # for one of those places, which are free at once where nothing holds the database
+PLACE_S = 3.0  # for one of those places, which are free at once where nothing holds the database
 # What is no UTF-8 is read as what it looks like: one such row hides no other.
 TEXT = partial(str, encoding="utf-8", errors="backslashreplace")
 CHECKED_BYTES = 64 * 1024 * 1024  # about 20,000 voices, 0.3 s
@@ -82,7 +81,7 @@ class Database:
 
         Without `references` SQLite looks up none, of which each costs a look at all near names:
         whoever removes a row removes what refers to it.
-        Raises StorageUnavailable where WRITERS wait already, Overloaded after BUSY_TIMEOUT_S.
+        Raises Overloaded after BUSY_TIMEOUT_S, or where WRITERS wait for longer than PLACE_S.
         """
         if self._damage:
             raise DatabaseDamaged(self._damage)
@@ -99,7 +98,7 @@ class Database:
     def _turn_to_write(self, wait_s: float) -> Iterator[None]:
         """One at a time, in this process; less than no time to wait is all that it takes."""
         if not self._places.acquire(timeout=PLACE_S):
-            raise StorageUnavailable(f"{WRITERS} changes wait to be stored. Try again later.")
+            raise Overloaded(f"{WRITERS} changes wait to be stored. Try again later.", 1)
         try:
             if not self._turn.acquire(timeout=wait_s):
                 raise Overloaded("Other changes take long to be stored.", 1)

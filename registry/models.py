@@ -107,7 +107,9 @@ Instant = Annotated[
 ]
 MediaType = Annotated[str, AfterValidator(_audio)]
 Count = Annotated[int, Documented(ge=0, le=2**53)]
-Counter = Annotated[int, Documented(ge=1, le=2**53)]
+Counter = Annotated[int, Documented(ge=1, le=2**52)]  # which may be counted on
+Seconds = Annotated[float, Documented(gt=0, le=100)]  # of a clip, which has 61 at most
+Decibels = Annotated[float, Documented(ge=-1000, le=1000)]
 
 
 class StoredJson(TypeDecorator[Any]):
@@ -250,15 +252,15 @@ class ClipShape(BaseModel):
     sha256: Sha256
     media_type: MediaType
     bytes: Count
-    duration_s: float
+    duration_s: Seconds
     sample_rate: Count
     channels: Count
-    peak_dbfs: float
-    rms_dbfs: float
-    speech_s: float | None = Documented(
+    peak_dbfs: Decibels
+    rms_dbfs: Decibels
+    speech_s: Seconds | None = Documented(
         None, description="Without silent edges; null in a voice of an older version."
     )
-    gain_db: float | None = Documented(None, description="What brought it to the usual level.")
+    gain_db: Decibels | None = Documented(None, description="What brought it to the usual level.")
 
 
 class PromptShape(BaseModel):

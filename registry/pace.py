@@ -7,7 +7,7 @@ for speech may be played while it comes.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,6 +17,7 @@ from registry.errors import BodyTooSlow
 BYTES_PER_S = 50 * 1024
 SECURE_S = 10.0  # a client that lags less keeps its place, whoever else wants it
 UNREAD_S = 15.0  # the same of a reader, for a connection sees only each 48 KiB that were taken
+PART_BYTES = 64 * 1024  # of an answer, that the server is given at once
 KEY = "voices.exchange"
 ABORT = "voices.abort"  # among the extensions of a scope: the server's way to close a connection
 
@@ -59,12 +60,17 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """A part of the answer, once the reader has taken enough of those before."""
-        self._unread_since_s = _now_s()
-        try:
-            await self._send(message)
-        finally:
-            self._unread_since_s = None
+        """A part of the answer, once the reader has taken enough of those before.
+
+        In small parts, for the server takes each as a whole: an answer in one piece would be done
+        with, and its place free, while all of it lies in memory.
+        """
+        for part in _parts(message):
+            self._unread_since_s = _now_s()
+            try:
+                await self._send(part)
+            finally:
+                self._unread_since_s = None
 
     def lag_s(self) -> float:
         if self._unread_since_s is not None:
@@ -123,6 +129,15 @@ def end_slowest(exchanges: Iterable[Exchange]) -> Exchange | None:
     if slow is not None:
         slow.end()
     return slow
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    body = message.get("body", b"")
+    if len(body) <= PART_BYTES:
+        return (yield message)
+    for start in range(0, len(body), PART_BYTES):
+        more = message.get("more_body", False) or start + PART_BYTES < len(body)
+        yield {**message, "body": body[start : start + PART_BYTES], "more_body": more}
 
 
 def _now_s() -> float:

@@ -16,6 +16,7 @@ from registry.models import Voice
 from registry.names import LONGEST, MAX_LENGTH, check_name, name_key
 
 UNNAMED = "unnamed"  # one of which nothing was seen
+BEGINNING = MAX_LENGTH - 9  # of a name, which a number up to 99,999,999 leaves of it
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def rename(session: Session, found: list[Rename]) -> None:
 
 
 def _renamed(odd: list[tuple[str, str, str, bool]], taken: set[str]) -> Iterator[Rename]:
-    numbers = defaultdict[str, Iterator[int]](lambda: count(2))  # of each key, for the next one
+    # For the next of all whose beginnings, once cut for a number, may be one.
+    numbers = defaultdict[str, Iterator[int]](lambda: count(2))
     for voice_id, name, new, is_live in odd:
         if is_live:
-            new = _free(new, taken, numbers[name_key(new)])
+            new = _free(new, taken, numbers[name_key(new[:BEGINNING])])
             taken.add(name_key(new))
         yield Rename(voice_id, name, new)
 

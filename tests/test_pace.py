@@ -26,8 +26,10 @@ from starlette.types import Message, Receive, Scope, Send
 from test_slow_clients import JSON, answer
 from test_uploads import BEGUN, FORM, HEAD, LARGE, PATHS, until_gone
 
+from cli import http_server
 from cli.http_server import Limits, Server, config
 from registry import pace
+from registry.app import create_app
 from registry.errors import BodyTooSlow, ServerBusy
 from registry.limits import RequestLimit
 from registry.pace import KEY, Exchange, Pace, end_slowest
@@ -517,3 +519,71 @@ def running(server: Server) -> Iterator[str]:
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
+
+
+def test_an_answer_in_one_piece_is_given_to_the_server_in_parts() -> None:
+    async def run() -> None:
+        given = list[Message]()
+
+        async def send(message: Message) -> None:
+            given.append(message)
+
+        exchange = Exchange(sent(whole=True).receive, send, GRACE_S)
+        whole = bytes(range(256)) * KIB
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await exchange.send(start)
+        await exchange.send({"type": "http.response.body", "body": whole + b"x", "more_body": True})
+        await exchange.send({"type": "http.response.body", "body": whole})
+        assert given[0] == start
+        assert b"".join(one["body"] for one in given[1:]) == whole + b"x" + whole
+        assert [one.get("more_body", False) for one in given[1:]] == [True] * 8 + [False]
+        assert max(len(one["body"]) for one in given[1:]) == 64 * KIB
+
+    leaping(run())
+
+
+def test_a_large_answer_holds_its_place_until_it_is_read(
+    store: VoiceStore, fake: FakeInference
+) -> None:
+    """1,024 who read nothing of a script of 1.5 MB held 1.4 GB, and every connection."""
+    app = create_app(store, fake, Settings(home=store.data.root, max_requests=3))
+    server = Server(config(app, Limits(100), log_level="warning"))
+    with running(server) as url, httpx.Client(base_url=url) as client, ExitStack() as on:
+        for _ in range(3):
+            reader = slow_reader(client)
+            on.enter_context(reader)
+            reader.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        assert problem(client.get("/voices")) == (503, "server-busy")
+        assert client.get("/healthz").status_code == 200
+
+
+def slow_reader(client: httpx.Client) -> socket.socket:
+    reader = socket.socket()
+    reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    reader.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500)  # as beyond loopback
+    reader.settimeout(60)
+    reader.connect((client.base_url.host, client.base_url.port))
+    return reader
+
+
+def test_where_all_connections_are_in_use_one_that_reads_nothing_makes_room(
+    store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "UNREAD_S", 0.5)
+    app = create_app(store, fake, Settings(home=store.data.root, max_requests=100))
+    server = Server(config(app, Limits(8), log_level="critical"))
+    with running(server) as url, httpx.Client(base_url=url) as client, ExitStack() as on:
+        client.get("/healthz")
+        for _ in range(8):
+            reader = slow_reader(client)
+            on.enter_context(reader)
+            reader.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        while True:
+            try:
+                with httpx.Client(base_url=url, timeout=60) as another:
+                    assert another.get("/healthz").status_code == 200
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)

@@ -47,6 +47,25 @@ SHOWN = {  # what is damaged: the field that is named, and how
         VERSION,
         'clip = replace(clip, \'"duration_s":\', \'"duration_s":NaN,"x":\')',
     ),
+    **{
+        f"{field} of {number}": (
+            f"clip.{field}",
+            VERSION,
+            f"clip = json_set(clip, '$.{field}', {number})",
+        )
+        for field, numbers in {
+            "duration_s": (1e308, 2e9, -5.0, 0.0),
+            "speech_s": (1e308, -5.0),
+            "peak_dbfs": (1e308, -1e308),
+            "rms_dbfs": (1e308, -1e308),
+            "gain_db": (1e308, -1e308),
+            "sample_rate": (-1, 1e308),
+            "channels": (-1, 2**53 + 1),
+            "bytes": (-1, 2**53 + 1),
+        }.items()
+        for number in numbers
+    },
+    "an edit counter that ends": ("row_version", VOICE, f"row_version = {2**53}"),
     "a clip that is a list": ("clip", VERSION, "clip = '[]'"),
     "a hash of 63 digits": ("clip.sha256", VERSION, "clip_sha256 = substr(clip_sha256, 2)"),
     "a hash that is bytes": ("clip.sha256", VERSION, "clip_sha256 = x'ff00'"),

@@ -4,6 +4,8 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
+from string import ascii_lowercase
 from types import SimpleNamespace
 
 import pytest
@@ -125,10 +127,19 @@ def test_a_key_of_json_that_is_there_twice_is_found_at_once() -> None:
 
 
 def test_names_that_become_one_are_numbered_at_once() -> None:
-    odd = [(f"voice_{number:032x}", "a  b", True) for number in range(100_000)]
+    odd = [(f"voice_{number:032x}", "a  b", "a b", True) for number in range(100_000)]
     found = [one.new for one in _renamed(odd, {"a b 7"})]
     assert found[:7] == ["a b", "a b 2", "a b 3", "a b 4", "a b 5", "a b 6", "a b 8"]
     assert len({*found}) == len(odd)
+
+
+def test_long_names_that_begin_alike_are_numbered_at_once() -> None:
+    endings = ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
+    names = [f"a {'b' * 59}{ending}" for ending in endings]  # of 64 characters
+    odd = [(f"voice_{number:032x}", f"{name} ", name, True) for number, name in enumerate(names)]
+    found = [one.new for one in _renamed(odd, set(names))]
+    assert len({*found, *names}) == len(odd) + len(names)
+    assert {len(name) for name in found} <= {*range(58, 65)}
 
 
 @pytest.mark.parametrize("query", ["label=a&", "label&", "&", "=&", "a=&"])

@@ -1,5 +1,6 @@
 """GET /docs: Swagger UI from this machine. Its page may load nothing from anywhere else."""
 
+from functools import cache
 from importlib.resources import files
 
 from fastapi import APIRouter, HTTPException, Response
@@ -61,5 +62,7 @@ def asset(name: str) -> Response:
     return Response(content, media_type=ASSETS[name], headers=HEADERS)
 
 
+@cache
 def _packaged(name: str) -> bytes:
+    """One copy for all who read it."""
     return files(PACKAGE).joinpath("static", name).read_bytes()
