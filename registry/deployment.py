@@ -37,7 +37,7 @@ BOUNDS = {  # least and most
     "speak_limit_s": (10, 140),
 }
 # What the GPU's image has of this package: enough for inference, and no more.
-SHARED_FILES = ("__init__.py", "deployment.py", "files.py", "private.py")
+SHARED_FILES = ("__init__.py", "deployment.py", "disk.py", "files.py", "private.py")
 STATE, WEIGHTS, BACKUP = "/state", "/weights", "/backup"  # where containers see the Volumes
 
 
