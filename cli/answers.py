@@ -34,7 +34,7 @@ VOICE: Shape = {
     "clip": {"duration_s": float},
     "warnings": [str],
 }
-PAGE: Shape = {"data": [VOICE], "next": (str, None)}
+PAGE: Shape = {"data": [VOICE], "damaged": [str], "next": (str, None)}
 PROBLEM: Shape = {"detail": str, "code": str}
 HEALTH: Shape = {"status": str}
 

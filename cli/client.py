@@ -113,14 +113,14 @@ class Registry:
     def voice(self, name: str) -> dict[str, Any]:
         return _voice(self.ask("GET", voice_path(name)))
 
-    def voices(self, search: str = "", labels: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-        """Every voice whose name has `search` in it and that bears all `labels`, page by page."""
+    def pages(self, search: str = "", labels: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """Of all voices whose name has `search` in it and that bear all `labels`."""
         query: dict[str, Any] = {"limit": "200", "search": search, "label": list(labels)}
         seen = 0
         while True:
             answer = self.ask("GET", "/voices", params=query)
             page = answers.parsed_json(answer, PAGE)
-            yield from page["data"]
+            yield page
             seen += len(answer.content)
             if page["next"] is None:
                 return

@@ -59,7 +59,7 @@ def demo(home: Path, output: Path) -> None:
     with private_registry(settings) as voices:
         for name in VOICES:
             enrol(voices, name)
-        print_table(list(voices.voices()))
+        print_table([voice for page in voices.pages() for voice in page["data"]])
         spoken = {name: speak(voices, name) for name in VOICES}
     with new_file(output, force=True) as file:
         write_wave(file, spoken.values(), RATE)

@@ -120,14 +120,20 @@ def list_voices(
       voices list --label use=audiobook
     """
     with registry(context) as voices:
-        found = list(voices.voices(search, labels))
+        pages = list(voices.pages(search, labels))
+    found = [voice for page in pages for voice in page["data"]]
+    damaged = sum(len(page["damaged"]) for page in pages)
     if as_json:
         print_json(found)
     elif found:
         print_table(found)
-    else:
-        narrowed = bool(search or labels)
-        say("No voice matches." if narrowed else "No voices yet; `voices add --help` says how.")
+    elif search or labels:
+        say("No voice matches.")
+    elif not damaged:
+        say("No voices yet; `voices add --help` says how.")
+    if damaged:
+        voices_are = "1 voice is" if damaged == 1 else f"{damaged:,} voices are"
+        say(f"Note: {voices_are} damaged and can't be shown; `voices doctor` says why.")
 
 
 @cli.command()

@@ -196,6 +196,7 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
         "journal_mode=TRUNCATE",
         "synchronous=FULL",
         "trusted_schema=OFF",
+        "secure_delete=ON",  # what is removed is not left in free pages
     ):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -165,7 +165,9 @@ def client_of(scope: Scope) -> str:
         address = ip_address(host)
     except ValueError:
         return host
-    return host if address.version == 4 else f"{int(address) >> 64:016x}"
+    if isinstance(address, IPv4Address):
+        return host
+    return str(address.ipv4_mapped or f"{int(address) >> 64:016x}")
 
 
 def _busy(clips: int, most: str) -> str:

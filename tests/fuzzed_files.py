@@ -233,7 +233,7 @@ PAGE = Parser(
     read_a_page,
     (answers.Unexpected,),
     [
-        JSON_TYPE + json.dumps({"data": [VOICE], "next": None}).encode(),
+        JSON_TYPE + json.dumps({"data": [VOICE], "damaged": [], "next": None}).encode(),
         JSON_TYPE + b'{"data": [], "next": "YQ"}',
     ],
     [b"; charset=utf-16", b"text/html", b'"data"', b'"clip"', b'"duration_s"', *JSON_TOKENS],

@@ -62,7 +62,7 @@ def of_sound(body: bytes = b"\1\0" * 480, kind: str = "", **changed: str | None)
 def with_voice(**changed: object) -> bytes:
     """As a voice and as a page, for what is asked may be either."""
     voice = VOICE | changed
-    return of_json(voice | {"status": "ok", "data": [voice], "next": None})
+    return of_json(voice | {"status": "ok", "data": [voice], "damaged": [], "next": None})
 
 
 HTML = b"<html><title>Welcome</title><body>It works!</body></html>"
@@ -111,9 +111,9 @@ ANSWERS: dict[str, bytes] = {
     "surrogates": with_voice(name="al\ud800ice", description="\udfff"),
     "markup": with_voice(name="[/red]", description="[link=x]"),
     "newlines": with_voice(name="a\nError: b", description="a\nid   b"),
-    "endless-pages": of_json({"data": [VOICE], "next": "x"}),
-    "empty-pages": of_json({"data": [], "next": "x"}),
-    "null-next": of_json({"data": [VOICE], "next": 3}),
+    "endless-pages": of_json({"data": [VOICE], "damaged": [], "next": "x"}),
+    "empty-pages": of_json({"data": [], "damaged": [], "next": "x"}),
+    "null-next": of_json({"data": [VOICE], "damaged": [], "next": 3}),
     "gzip-bomb": answer("200 OK", BOMB, "application/json", Content_Encoding="gzip"),
     "gzip": answer("200 OK", gzip.compress(b"{}"), "application/json", Content_Encoding="gzip"),
     "brotli": answer("200 OK", b"\x0b\x01", "application/json", Content_Encoding="br"),

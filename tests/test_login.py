@@ -92,7 +92,7 @@ def elsewhere(token: tuple[str, str] | None = None) -> Gate:
     """Another server, which has no voices."""
     routes = [
         Route("/healthz", lambda request: JSONResponse({"status": "ok"})),
-        Route("/voices", lambda request: JSONResponse({"data": [], "next": None})),
+        Route("/voices", lambda request: JSONResponse({"data": [], "damaged": [], "next": None})),
     ]
     return Gate(Starlette(routes=routes), token)
 

@@ -186,6 +186,6 @@ def test_pages_that_always_go_on_are_left(monkeypatch: pytest.MonkeyPatch) -> No
             httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as http,
             pytest.raises(click.ClickException, match="its pages of voices do not end"),
         ):
-            list(client.Registry(http).voices())
+            list(client.Registry(http).pages())
         server.shutdown()
     assert 10 < len(asked) < 1000

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from fakes import FakeInference
 from faults import QuickEnroller, noise, quick_app
 from serving import serving
 from uploading import enrol_bytes
 
 from cli.answers import CLIP_ENDINGS
+from cli.main import cli
 from registry.backup import save_backup
 from registry.container import CONTAINERS, FRAMES
 from registry.doctor import examine
@@ -236,6 +238,21 @@ def test_a_voice_that_is_damaged_hides_no_other(
     assert any(field in f.what and f.voices and f.voices[0].id == voice_id for f in found), found
     assert_not_restored(data, tmp_path, field, voice_id)
     assert http.delete(f"/voices/{voice_id}").status_code == 204
+
+
+def test_the_command_line_tells_of_voices_that_it_cannot_list(
+    data: DataDir, http: httpx.Client
+) -> None:
+    _, table, change = SHOWN["duration_s of 1e+308"]
+    damage(data, table, change)
+    line = ["--url", str(http.base_url), "list"]
+    listed = CliRunner().invoke(cli, line)
+    assert listed.exit_code == 0 and "bob" in listed.stdout and "alice" not in listed.stdout
+    assert "Note: 1 voice is damaged and can't be shown; `voices doctor`" in listed.stderr
+    assert http.delete("/voices/bob").status_code == 204
+    alone = CliRunner().invoke(cli, line)
+    assert (alone.exit_code, alone.stdout) == (0, "")
+    assert alone.stderr.startswith("Note: 1 voice is damaged")
 
 
 @pytest.mark.parametrize("what", HIDDEN)

@@ -313,6 +313,12 @@ def test_the_last_places_are_for_other_clients(tmp_path: Path) -> None:
         uploads.begin("the last", coming())
 
 
+def test_an_address_of_ipv4_is_itself_however_it_is_written() -> None:
+    hosts = ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2")
+    known = [address_of({"type": "http", "client": (host, 1)}) for host in hosts]
+    assert known == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+
+
 @pytest.mark.parametrize(
     ("client", "same"),
     [
