@@ -218,6 +218,7 @@ def test_kill_9_loses_no_acknowledged_voice_and_leaves_no_half_one(tmp_path: Pat
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("round", range(10))
 def test_a_thousand_kills_lose_nothing(tmp_path: Path, round: int) -> None:
     siege = besiege(tmp_path, kills=100)

@@ -153,6 +153,7 @@ def test_cleaning_up_never_takes_a_clip_that_is_being_enrolled(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
 def test_a_thousand_enrolments_keep_their_clips(store: VoiceStore, fake: FakeInference) -> None:
     assert race(store, fake, rounds=500) is None
 

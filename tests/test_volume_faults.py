@@ -84,6 +84,7 @@ def test_deleted_voices_that_are_forgotten_take_nothing_along(folder: Path, seed
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
     """In ten worlds that grow old."""
