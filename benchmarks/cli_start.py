@@ -17,8 +17,8 @@ from fakes import MODEL
 from population import populate
 from server import served
 
-from registry.files import DataDir
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 VOICES = str(Path(sys.executable).with_name("voices"))
 LISTED = 10

@@ -17,7 +17,7 @@ from uploading import read_clip
 
 from inference.engine.extract import Extractor
 from inference.engine.shapes import read_shape
-from registry.audio import ClipLimits
+from registry.audio.clips import ClipLimits
 
 RATE = 24_000
 FOLDER = measure.ROOT / "inference" / "demo"

@@ -19,8 +19,8 @@ import plots
 import torch
 from engine_stages import DTYPES, Found, Skipped, Subject
 
-from inference.checkpoint_config import SIZES
 from inference.engine.config import default_dtype
+from inference.testing.config import SIZES
 
 OUT = measure.RESULTS / "engine-h200.json"
 STAGES: dict[str, Callable[[Subject], Found]] = {

@@ -22,12 +22,12 @@ from engine_stages import TEXT, TRANSCRIPT, Found
 from numpy.typing import NDArray
 from random_weights import NEVER, SOMETIMES, described, random_weights
 
-from inference.bench import random_voice, settle, text_of
-from inference.checkpoint_config import SIZES
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
 from inference.engine.params import SamplingParams
 from inference.engine.request import Counters, Request, Voice
+from inference.serving.bench import random_voice, settle, text_of
+from inference.testing.config import SIZES
 
 KINDS = {
     "fp32": EngineConfig(dtype="float32"),

@@ -14,7 +14,7 @@ from random_weights import described, random_weights
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from inference.engine.codec import StreamingDecoder
+from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.generator import Generator
 from inference.engine.layout import Composer, Layout, Script

@@ -19,16 +19,16 @@ import torch
 from random_weights import described, random_weights
 from torch import Tensor
 
-from inference import bench
-from inference.bench import Arrival, Session, random_voice, text_of
+from inference.engine.checkpoint.loading import load_weights
+from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
-from inference.engine.loading import load_weights
 from inference.engine.request import Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer
 from inference.engine.weights import Weights
+from inference.serving import bench
+from inference.serving.bench import Arrival, Session, random_voice, text_of
 
 Found = dict[str, Any]
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}

@@ -18,8 +18,8 @@ import torch
 from random_weights import described, random_weights
 from torch import Tensor
 
-from inference.engine.cuda_ops import CudaOps
 from inference.engine.generator import Generator
+from inference.engine.kernels.cuda_ops import CudaOps
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
 from inference.engine.sampler import Knobs, key_of
 from inference.engine.state import Limits, State

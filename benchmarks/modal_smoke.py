@@ -19,12 +19,14 @@ from typing import Any
 
 import click
 
-from cli import data, deploying, modal_account
+from cli import data
 from cli.client import Registry, connect, voice_path
-from cli.deploy_plan import Asked, model_name
 from cli.destination import Login
+from cli.modal import account as modal_account
+from cli.modal import deploying
+from cli.modal.plan import Asked, model_name
 from cli.refusals import Refused
-from registry.deployment import Deployment, deployment, variable
+from registry.modal.plan import Deployment, deployment, variable
 
 NAME = "voices-smoke"
 TEXT = "Enrol a voice once, speak with it by name."
@@ -224,7 +226,7 @@ def edit(site: Site) -> str:
 
 def restart(site: Site) -> str:
     """Another container of the registry has the voices."""
-    site.modal("deploy", "--strategy", "recreate", "-m", "registry.deploy")
+    site.modal("deploy", "--strategy", "recreate", "-m", "registry.modal.app")
     return is_there(site)
 
 
@@ -240,10 +242,10 @@ def doctor(site: Site) -> str:
 
 def backup_restore(site: Site) -> str:
     """A voice that was removed after a backup comes back by it."""
-    site.modal("run", "-m", "registry.deploy::back_up")
+    site.modal("run", "-m", "registry.modal.app::back_up")
     name = f"voices-{datetime.now(UTC):%Y-%m-%d}.tar"
     remove(site)
-    site.modal("run", "-m", "registry.deploy::restore", "--name", name)
+    site.modal("run", "-m", "registry.modal.app::restore", "--name", name)
     return f"{name}: {is_there(site)}"
 
 

@@ -29,9 +29,9 @@ from server import served
 from uploading import enrol_bytes
 
 from registry.errors import Overloaded
-from registry.files import DataDir, PromptRef
-from registry.inference_client import SpeakParams, Speech
-from registry.store import VoiceStore
+from registry.speech.local import SpeakParams, Speech
+from registry.storage.data_dir import DataDir, PromptRef
+from registry.storage.store import VoiceStore
 
 PROBE = """
 import http.client, json, sys, time

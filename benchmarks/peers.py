@@ -17,10 +17,10 @@ import measure
 import torch
 from engine_stages import DTYPES, TEXT, TRANSCRIPT, Found, Skipped
 
-from inference.bench import FRAME_S
-from inference.checkpoint import Recipe, build_random_model
+from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.config import default_dtype
-from inference.engine.qwen import import_qwen_tts
+from inference.serving.bench import FRAME_S
+from inference.testing.checkpoint import Recipe, build_random_model
 
 FASTER = "faster-qwen3-tts 0.3.2"
 CHUNKS = (1, 8)

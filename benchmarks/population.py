@@ -12,11 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from registry.database import sqlite_engine
-from registry.files import DataDir, ModelRef, PromptSource, fingerprint
-from registry.models import Features, Label, NameVariant, Voice, VoiceVersion, utc_now
 from registry.names import ID_PREFIX, name_key, variants
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir, ModelRef, PromptSource, fingerprint
+from registry.storage.database import sqlite_engine
+from registry.storage.store import VoiceStore
+from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion, utc_now
 
 
 def words(text: str) -> list[str]:

@@ -10,11 +10,11 @@ import torch
 from random_weights import Sizes, decoder_sizes
 from safetensors.torch import save_file
 
-from inference.checkpoint import constant_of, deviation_of, write_configs
-from inference.checkpoint_text import ADDED_TOKENS, _tokenizer_config, bpe, write_json
-from inference.engine import loading
+from inference.engine.checkpoint import loading
+from inference.engine.checkpoint.tensor_file import Stored
 from inference.engine.shapes import ModelShape, read_shape
-from inference.engine.tensor_file import Stored
+from inference.testing.checkpoint import constant_of, deviation_of, write_configs
+from inference.testing.text import ADDED_TOKENS, _tokenizer_config, bpe, write_json
 
 FILES = ("model.safetensors", "speech_tokenizer/model.safetensors")
 RELEASED = ("0.6b", "1.7b")
@@ -60,7 +60,7 @@ def _write_tensors(path: Path, sizes: Sizes, dtype: torch.dtype) -> None:
 
 
 def _filled(name: str, size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Even noise of the deviation that `inference.checkpoint` gives, or its constant."""
+    """Even noise of the deviation that `inference.testing.checkpoint` gives, or its constant."""
     made, constant = torch.empty(size, dtype=dtype), constant_of(name, size)
     if constant is not None:
         return made.fill_(constant)

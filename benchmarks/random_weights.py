@@ -1,7 +1,7 @@
 """Weights of a true shape with random values, made on the device; nothing is read.
 
 The same seed gives the same numbers in every dtype, since all of them are bfloat16's. Their
-deviations are those of inference.checkpoint, whose rules these are.
+deviations are those of inference.testing.checkpoint, whose rules these are.
 """
 
 import math
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.checkpoint import constant_of, deviation_of, write_configs
+from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.shapes import ModelShape, StackShape, read_shape
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer
 from inference.engine.weights import (
     LayerWeights,
     PredictorWeights,
@@ -26,6 +25,7 @@ from inference.engine.weights import (
     TextWeights,
     Weights,
 )
+from inference.testing.checkpoint import constant_of, deviation_of, write_configs
 
 NEVER, SOMETIMES = 0.0, 1.5  # gains of the end token: its logit is 0, or at times the best
 HEAD_GAIN = 3.0
@@ -35,7 +35,7 @@ Sizes = dict[str, tuple[int, ...]]
 
 
 def described(size: str) -> tuple[ModelShape, PlainText]:
-    """The shape of a size, and the byte-level tokenizer of inference.checkpoint_text."""
+    """The shape of a size, and the byte-level tokenizer of inference.testing.text."""
     with TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "speech_tokenizer").mkdir()

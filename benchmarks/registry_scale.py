@@ -24,13 +24,13 @@ from population import ROLES, Known, populate
 from server import client
 from uploading import enrol_bytes, read_clip
 
-from registry.audio import ClipLimits, ReferenceClip
-from registry.enrol import Enroller
+from registry.audio.clips import ClipLimits, ReferenceClip
 from registry.errors import VoiceNotFound
-from registry.files import DataDir
 from registry.names import name_key
-from registry.store import VoiceStore
-from registry.uploads import Clip
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.storage.uploads import Clip
+from registry.voices.enrolment import Enroller
 
 CLIP = measure.ROOT / "cli" / "data" / "alice.wav"
 SIZES = (100, 10_000, 100_000)

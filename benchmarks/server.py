@@ -13,11 +13,11 @@ import uvicorn
 from fakes import FakeInference
 from fastapi import FastAPI
 
-from cli.serve import listen, run_server
-from registry.files import DataDir
-from registry.inference_client import Inference
+from cli.commands.serve import listen, run_server
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech.local import Inference
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -30,9 +30,9 @@ import soxr
 from fastapi import FastAPI, Form, Response, UploadFile
 from server import in_thread
 
-from cli.host import make_app, make_service, open_store
-from inference.weights import LocatedModel
-from registry.encode import encode
+from cli.compose import make_app, make_service, open_store
+from inference.models.catalog import LocatedModel
+from registry.audio.encoders import encode
 from registry.settings import Settings
 
 RATE = 24_000
@@ -62,8 +62,8 @@ class Peer:
     def _load(self, model: LocatedModel, device: str, threads: int) -> None:
         import torch
 
+        from inference.engine.checkpoint.qwen import import_qwen_tts
         from inference.engine.config import DTYPES, default_dtype
-        from inference.engine.qwen import import_qwen_tts
 
         torch.set_num_threads(threads)
         dtype = DTYPES[default_dtype(torch.device(device))]

@@ -19,11 +19,11 @@ from fakes import SAMPLE_RATE, FakeInference, tone
 from server import served
 from uploading import enrol_bytes
 
-from registry.encode import encode
-from registry.enrol import Enroller
-from registry.files import DataDir
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
+from registry.audio.encoders import encode
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.voices.enrolment import Enroller
 
 CLIP = measure.ROOT / "cli" / "data" / "alice.wav"
 TEXT = "The second sentence needs no file at all."  # the stand-in hums 50 ms a character

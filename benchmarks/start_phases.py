@@ -39,7 +39,7 @@ class Start:
 
 
 def import_torch(start: Start) -> None:
-    from inference.read_ahead import reading_ahead
+    from inference.models.read_ahead import reading_ahead
 
     start.reading.enter_context(reading_ahead(start.folder))
     import torch  # noqa: F401
@@ -61,10 +61,10 @@ def import_engine(start: Start) -> None:
 
 
 def load_model(start: Start) -> None:
+    from inference.engine.checkpoint.loading import load_with_report
+    from inference.engine.checkpoint.tokenizer import load_tokenizer
     from inference.engine.config import Setup, place
-    from inference.engine.loading import load_with_report
     from inference.engine.shapes import read_shape
-    from inference.engine.tokenizer import load_tokenizer
 
     start.shape, (device, dtype) = read_shape(start.folder), place(start.config)
     with ThreadPoolExecutor(1) as reader:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from uploading import read_clip
 
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import locate
-from registry import trial
-from registry.audio import ClipLimits, ReferenceClip
+from inference.models.catalog import locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
+from registry.audio.clips import ClipLimits, ReferenceClip
 from registry.errors import TranscriptMismatch
-from registry.files import DataDir, PromptRef, PromptSource
-from registry.inference_client import LocalInference
-from registry.transcript import refuse_absurd, transcript_warnings
+from registry.speech.local import LocalInference
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.voices import trial
+from registry.voices.transcript import refuse_absurd, transcript_warnings
 
 CLIPS = Path(__file__).parent.parent / "cli" / "data"
 TEN = "and then we went home to have some tea and cake"

@@ -13,11 +13,11 @@ from typing import Any
 import measure
 import population
 
-from registry.edits import VoiceEdit
-from registry.files import DataDir, ModelRef
-from registry.snapshots import Mount, Snapshot, digest_of
-from registry.store import VoiceStore
-from registry.volume_store import SharedDict, SharedVolume, VolumeStore
+from registry.storage.data_dir import DataDir, ModelRef
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.volume.snapshots import Mount, Snapshot, digest_of
+from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
 
 
 class Here:

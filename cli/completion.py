@@ -60,11 +60,11 @@ def _remote(url: str, headers: dict[str, str], beginning: str) -> list[str]:
 
 
 def _local(beginning: str) -> list[str]:
-    from cli import host
-    from registry.files import DataDir
-    from registry.known_names import names_beginning
+    from cli import compose
+    from registry.storage.data_dir import DataDir
+    from registry.storage.known_names import names_beginning
 
-    data = DataDir(host.home_of(host.load_settings()))
+    data = DataDir(compose.home_of(compose.load_settings()))
     return names_beginning(data.database, beginning, MOST)
 
 

@@ -169,7 +169,7 @@ def new_file(
 
 def write_private_file(path: Path, content: bytes, force: bool) -> None:
     """For its owner alone, whatever the umask, and in place of one that others could read."""
-    from registry import private
+    from registry.storage import private
 
     with new_file(path, force, private.opener) as file:
         file.write(content)

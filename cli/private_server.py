@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.compose import load_settings, make_app, open_store
 from cli.exits import Interrupted
-from cli.host import load_settings, make_app, open_store
 
 if TYPE_CHECKING:
     import httpx

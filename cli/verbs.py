@@ -13,21 +13,21 @@ import click
 from cli.exits import INTERRUPTED, exit_code
 
 ELSEWHERE = {
-    "speak": "cli.speak",
-    "clip": "cli.speak",
-    "edit": "cli.edit",
-    "serve": "cli.serve",
-    "demo": "cli.demo",
-    "model": "cli.model",
-    "bench": "cli.bench",
-    "doctor": "cli.doctor",
-    "backup": "cli.backup",
-    "restore": "cli.backup",
-    "deploy": "cli.deploy",
-    "login": "cli.login",
-    "logout": "cli.login",
-    "where": "cli.login",
-    "version": "cli.doctor",
+    "speak": "cli.commands.speak",
+    "clip": "cli.commands.speak",
+    "edit": "cli.commands.edit",
+    "serve": "cli.commands.serve",
+    "demo": "cli.commands.demo",
+    "model": "cli.commands.model",
+    "bench": "cli.commands.bench",
+    "doctor": "cli.commands.doctor",
+    "backup": "cli.commands.backup",
+    "restore": "cli.commands.backup",
+    "deploy": "cli.commands.deploy",
+    "login": "cli.commands.login",
+    "logout": "cli.commands.login",
+    "where": "cli.commands.login",
+    "version": "cli.commands.doctor",
 }
 LIKE_WORDS = re.compile(r"-[^-a-zA-Z]|--?[^=]*\s")  # no option of ours
 DASHES = "A text that begins with '-' goes after `--`, as in: voices speak alice -- '-5 degrees'"

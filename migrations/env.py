@@ -1,4 +1,4 @@
-"""Runs migrations on the engine that `registry.database.migrate` hands over.
+"""Runs migrations on the engine that `registry.storage.database.migrate` hands over.
 
 Alembic takes SQLite for a database without transactional DDL; with an explicit BEGIN it has it, so
 a step that is killed half-way rolls back as a whole.
@@ -9,7 +9,7 @@ from typing import Any
 from alembic import context
 from sqlmodel import SQLModel
 
-import registry.models  # noqa: F401  registers the tables
+import registry.storage.tables  # noqa: F401  registers the tables
 
 
 def say_who_may_use_it(ctx: Any, step: Any, heads: object, run_args: object) -> None:

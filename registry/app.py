@@ -7,21 +7,22 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.types import Scope
 
-from registry import VERSION, problems
-from registry.clone import Cloner
-from registry.cross_origin import allow_origins
-from registry.enrol import Enroller
-from registry.inference_client import Inference
-from registry.limits import Ask, Gate, RequestLimit
-from registry.pace import Pace
-from registry.requests import MIB, BodyLimit, HeadAsGet
-from registry.routes import clone, docs, health, speak, voices
-from registry.services import Services
+from registry import VERSION
+from registry.api import docs, problems
+from registry.api.cross_origin import allow_origins
+from registry.api.limits import Ask, Gate, RequestLimit
+from registry.api.native import clone, health, speak, voices
+from registry.api.pace import Pace
+from registry.api.requests import MIB, BodyLimit, HeadAsGet
+from registry.api.services import Services
 from registry.settings import Settings
-from registry.speech import Speaker
-from registry.store import VoiceStore
-from registry.trial import LIMIT_S
-from registry.uploads import Uploads, client_of
+from registry.speech.local import Inference
+from registry.storage.store import VoiceStore
+from registry.storage.uploads import Uploads, client_of
+from registry.voices.clone import Cloner
+from registry.voices.enrolment import Enroller
+from registry.voices.speech import Speaker
+from registry.voices.trial import LIMIT_S
 
 DESCRIPTION = """Enrol a voice once, speak with it by name.
 
@@ -57,7 +58,7 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # registry.routes.docs serves it, without the network
+        docs_url=None,  # registry.api.docs serves it, without the network
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         responses=problems.RESPONSES,

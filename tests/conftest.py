@@ -18,11 +18,11 @@ from dresses import client_of, dressed
 from fakes import FakeInference
 from numpy.typing import NDArray
 
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import LocatedModel, locate
-from registry.files import DataDir, PromptSource
-from registry.store import VoiceStore
+from inference.models.catalog import LocatedModel, locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
+from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.store import VoiceStore
 
 ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint; its speech ends with the text."""
-    from inference.checkpoint import Recipe, make
+    from inference.testing.checkpoint import Recipe, make
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make(folder, Recipe())
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint whose speech never ends."""
-    from inference.checkpoint import Recipe, make
+    from inference.testing.checkpoint import Recipe, make
 
     folder = tmp_path_factory.mktemp("models") / "endless"
     make(folder, Recipe(eos="never"))
@@ -152,7 +152,7 @@ def stock(checkpoint: Path) -> Any:
     """qwen_tts as it is, without anything of ours."""
     import torch
 
-    from inference.engine.qwen import import_qwen_tts
+    from inference.engine.checkpoint.qwen import import_qwen_tts
 
     torch.set_num_threads(1)
     return import_qwen_tts().Qwen3TTSModel.from_pretrained(str(checkpoint))

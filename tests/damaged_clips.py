@@ -20,8 +20,8 @@ import clips
 from clips import FFMPEG, LIBSNDFILE, WAVES, made, tone
 from uploading import uploaded
 
-from registry.audio import CRASHED, ClipLimits, ClipRefused, read_clip
-from registry.files import DataDir
+from registry.audio.clips import CRASHED, ClipLimits, ClipRefused, read_clip
+from registry.storage.data_dir import DataDir
 
 HEAD = 400  # bytes, where most of what a container says of itself is
 SIZES = (0, 1, 7, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)

@@ -13,11 +13,11 @@ from serving import serving
 
 from cli.private_server import serving_privately
 from registry.app import create_app
-from registry.files import DataDir, PromptRef, PromptSource
 from registry.settings import Settings
-from registry.snapshots import Mount
-from registry.store import VoiceStore
-from registry.volume_store import SharedDict, SharedVolume, VolumeStore
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.store import VoiceStore
+from registry.storage.volume.snapshots import Mount
+from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
 
 DRESSES = ("server", "socket", "volume")
 FAILURES = (RuntimeError, OSError)

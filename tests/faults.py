@@ -30,27 +30,27 @@ import uvicorn
 from fakes import FakeInference
 from fastapi import FastAPI
 
-import registry.database
+import registry.storage.database
 from registry.app import create_app
-from registry.audio import ReferenceClip
-from registry.clone import Cloner
-from registry.database import Database, migrate
-from registry.disk import write_once
-from registry.encode import IEEE_FLOAT, wave_file
-from registry.enrol import Enroller
-from registry.files import GRACE_S, DataDir, sha256_of
-from registry.inference_client import ExtractedPrompt
-from registry.rows import NewVoice
+from registry.audio.clips import ReferenceClip
+from registry.audio.encoders import IEEE_FLOAT, wave_file
 from registry.settings import Settings
-from registry.speech import Speaker
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
-from registry.uploads import Clip, Upload
+from registry.speech.local import ExtractedPrompt
+from registry.storage.blobs import write_once
+from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
+from registry.storage.database import Database, migrate
+from registry.storage.rows import NewVoice
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.uploads import Clip, Upload
+from registry.voices.clone import Cloner
+from registry.voices.enrolment import Enroller
+from registry.voices.speech import Speaker
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("registry.app", "registry.doctor", "alembic.command", "av", "httpx", "soundfile"),
+        *("registry.app", "registry.upkeep.doctor", "alembic.command", "av", "httpx", "soundfile"),
         *("uvicorn", "uvicorn.loops.auto", "uvicorn.protocols.http.auto", "uvicorn.lifespan.on"),
     ]
 )
@@ -187,7 +187,7 @@ def upgrade_by(scripts: Path, home: Path, steps: int) -> None:
 def upgrade_to(scripts: Path, home: Path, schema: str) -> None:
     """As a newer program would, whose last migration is `schema`."""
     sys.path.insert(0, str(scripts))
-    registry.database.SCHEMA = schema
+    registry.storage.database.SCHEMA = schema
     migrate(DataDir(home))
 
 

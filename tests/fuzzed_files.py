@@ -17,17 +17,17 @@ from cli import answers, events
 from cli.output import visible
 from cli.refusals import Refused
 from inference.errors import PromptCorrupt
-from inference.prompt import PromptFeatures, PromptShape
-from registry.audio import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
-from registry.backup import _canonical, read_manifest
-from registry.clip_report import Refusal, Report
-from registry.container import sound_of
+from inference.prompts.features import PromptFeatures, PromptShape
+from registry.api.events import event
+from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
+from registry.audio.container import sound_of
+from registry.audio.report import Refusal, Report
+from registry.audio.riff import read_wave
+from registry.audio.wrapping import breaks_off
 from registry.errors import BackupRefused
-from registry.events import event
-from registry.files import ModelRef, PromptRef, PromptSource, sha256_of
-from registry.restore import _header
-from registry.riff import read_wave
-from registry.wrapping import breaks_off
+from registry.storage.data_dir import ModelRef, PromptRef, PromptSource, sha256_of
+from registry.upkeep.backup import _canonical, read_manifest
+from registry.upkeep.restore import _header
 
 LIMITS = ClipLimits()
 

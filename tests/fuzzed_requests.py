@@ -10,7 +10,20 @@ from fastapi.exceptions import RequestValidationError
 from fuzzing import JSON_TOKENS, Parser
 from pydantic import TypeAdapter, ValidationError
 
-from registry.charset import NotText, decode
+from registry.api.charset import NotText, decode
+from registry.api.etags import Tags
+from registry.api.events import accepted
+from registry.api.fences import Fence, Hosts
+from registry.api.file_answers import spans_of
+from registry.api.forms import MEDIA_TYPE, read_form
+from registry.api.native.voices import EnrolmentForm, LabelQuery, VoicePatch, _labels
+from registry.api.requests import (
+    _patience,
+    _refuse_odd_query,
+    _refuse_unknown_fields,
+    parse_json,
+    refuse_other_type,
+)
 from registry.errors import (
     ContentTypeUnsupported,
     CursorInvalid,
@@ -24,27 +37,14 @@ from registry.errors import (
     TextInvalid,
     TextTooLong,
 )
-from registry.etags import Tags
-from registry.events import accepted
-from registry.fences import Fence, Hosts
-from registry.file_answers import spans_of
-from registry.forms import MEDIA_TYPE, read_form
-from registry.inference_client import patience
 from registry.invisible import JOINERS
-from registry.languages import ALSO, language_named
 from registry.names import check_name, name_key
-from registry.queries import _key_of
-from registry.requests import (
-    _patience,
-    _refuse_odd_query,
-    _refuse_unknown_fields,
-    parse_json,
-    refuse_other_type,
-)
-from registry.routes.voices import EnrolmentForm, LabelQuery, VoicePatch, _labels
-from registry.stored_voice import cursor
+from registry.speech.local import patience
+from registry.storage.queries import _key_of
+from registry.storage.stored_voice import cursor
+from registry.storage.uploads import Upload
 from registry.text import clean_text
-from registry.uploads import Upload
+from registry.voices.languages import ALSO, language_named
 
 # Bodies
 

@@ -22,10 +22,10 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.execution_context import _set_current_context_ids
 from modal_server import ModalServer
 
-from inference import deploy
-from inference.model_folder import MARKER, Marker
-from inference.weights import LocatedModel, parse
-from registry.modal_inference import Load
+from inference.modal import app as deploy
+from inference.models.catalog import LocatedModel, parse
+from inference.models.marker import MARKER, Marker
+from registry.speech.modal import Load
 
 Server = TypeVar("Server", bound=ModalServer)
 
@@ -168,7 +168,7 @@ class Container:
 
 
 class LocalRemote:
-    """A registry.modal_inference.Remote over a container, which may still have to come up.
+    """A registry.speech.modal.Remote over a container, which may still have to come up.
 
     As at Modal, a call is there as soon as it was sent, whether its caller stays or not; closing
     what brings its items stops nothing.
@@ -274,8 +274,8 @@ def container(state: Path, weights: Path, volume: Any) -> Iterator[Container]:
 
 @contextmanager
 def deployed(kind: type[Server] = ModalServer, **variables: str) -> Iterator[Server]:  # type: ignore[assignment]
-    """The fake control plane after `modal deploy -m inference.deploy`; this process finds it."""
-    line = [PYTHON, "-m", "modal", "deploy", "-m", "inference.deploy"]
+    """The fake control plane after `modal deploy -m inference.modal.app`; this process finds it."""
+    line = [PYTHON, "-m", "modal", "deploy", "-m", "inference.modal.app"]
     with kind() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in (server.environ | variables).items():
             patch.setenv(name, value)

@@ -25,7 +25,7 @@ POLL_S = 0.02
 
 ENTRYPOINT = """
 import json, runpy, sys
-from inference import deploy
+from inference.modal import app as deploy
 for name, value in json.loads(sys.argv[1]).items():
     setattr(deploy, name, value)
 deploy.place = lambda: ("cpu", "float32")

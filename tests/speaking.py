@@ -11,9 +11,9 @@ import torch
 from conftest import PYTHON, ROOT
 from numpy.typing import NDArray
 
-from inference.results import ExtractedPrompt, Speech
-from inference.service import InferenceService
-from registry.files import PromptRef, PromptSource
+from inference.serving.results import ExtractedPrompt, Speech
+from inference.serving.service import InferenceService
+from registry.storage.data_dir import PromptRef, PromptSource
 
 T = TypeVar("T")
 TEXT = "A short text to say."

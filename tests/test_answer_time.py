@@ -10,14 +10,16 @@ from api import add, problem
 from fakes import FakeInference, Pace
 from serving import serving
 
-from registry import deploy, modal_inference, snapshot_database
+from registry.api.native import speak
 from registry.app import create_app
 from registry.errors import TextTooLong
-from registry.files import DataDir
-from registry.inference_client import Patience, patience
-from registry.routes import speak
+from registry.modal import app as deploy
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech import modal as modal_inference
+from registry.speech.local import Patience, patience
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.storage.volume import database as snapshot_database
 from registry.text import spoken_s
 
 EDGE_S = 150.0  # Modal's

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from registry.audible import HELD_S, LEAST_S, AudibleChunks, Hearing, least_s
 from registry.errors import SpeechInaudible
+from registry.voices.audible import HELD_S, LEAST_S, AudibleChunks, Hearing, least_s
 
 RATE = 24_000
 Sound = NDArray[np.float32]

@@ -8,8 +8,8 @@ import soundfile
 from clips import FFMPEG, LIBSNDFILE, WAVES, made, tone
 from uploading import read_clip
 
-from registry.audio import SAMPLE_RATE, ClipLimits, ClipRefused, ReferenceClip
-from registry.files import sha256_of
+from registry.audio.clips import SAMPLE_RATE, ClipLimits, ClipRefused, ReferenceClip
+from registry.storage.data_dir import sha256_of
 
 LIMITS = ClipLimits()
 

@@ -45,17 +45,17 @@ from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
 from cli.main import cli
-from registry import backup, restore
-from registry.backup import save_backup, write_backup
-from registry.database import SCHEMA
-from registry.doctor import examine
 from registry.errors import BackupRefused, DatabaseLost, FolderInUse, RegistryError
-from registry.files import DataDir, ModelRef, sha256_of
-from registry.folder_lock import share_folder
-from registry.restore import leftovers, restore_backup
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
+from registry.storage.data_dir import DataDir, ModelRef, sha256_of
+from registry.storage.database import SCHEMA
+from registry.storage.folder_lock import share_folder
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.upkeep import backup, restore
+from registry.upkeep.backup import save_backup, write_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import leftovers, restore_backup
 
 STRANGER = "clips/" + "f" * 64
 OTHER = ModelRef("other", "r2")

@@ -15,8 +15,8 @@ from fakes import MODEL
 from sqlalchemy import Engine, event
 
 from registry.errors import VoiceNotFound
-from registry.files import DataDir
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 QUICK = {
     "cli_start": ("voices list", ["--repeat", "1"]),
@@ -87,7 +87,7 @@ def test_page_asks_the_same_few_questions_for_any_number_of_voices(
     store: VoiceStore, voice: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same for each block of them, of which a page of large voices needs but one."""
-    monkeypatch.setattr("registry.queries.BLOCK", 30)
+    monkeypatch.setattr("registry.storage.queries.BLOCK", 30)
     counts = []
     for limit in (1, 30, 60, 90):
         with recorded() as statements:

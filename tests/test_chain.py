@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from clips import tone
 
-from registry.chain import kinds_in_row
-from registry.clip_report import Bounds, Refusal
-from registry.decode import examine
+from registry.audio.chain import kinds_in_row
+from registry.audio.decoder import examine
+from registry.audio.report import Bounds, Refusal
 
 RATE = 24_000
 BOUNDS = Bounds(1.0, 60.0, RATE)

@@ -6,8 +6,8 @@ import pytest
 from clips import tone
 from numpy.typing import NDArray
 
-from registry.channels import Folded, fold
-from registry.clip_report import Refusal
+from registry.audio.channels import Folded, fold
+from registry.audio.report import Refusal
 
 RATE = 24_000
 VOICE = clips.spoken("alice")[0]

@@ -14,9 +14,9 @@ import torch
 from conftest import PYTHON, ROOT
 from numpy.typing import NDArray
 
-from inference import checkpoint_config as configs
-from inference.checkpoint import Recipe, build_random_model, main, make
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint.qwen import import_qwen_tts
+from inference.testing import config as configs
+from inference.testing.checkpoint import Recipe, build_random_model, main, make
 
 TRANSCRIPT = "the words of the clip"
 
@@ -49,7 +49,7 @@ def speak(model: Any, text: str, prompt: Any, **options: Any) -> NDArray[np.floa
 
 def test_another_process_makes_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [PYTHON, "-W", "error", "-m", "inference.checkpoint", str(tmp_path / "other")],
+        [PYTHON, "-W", "error", "-m", "inference.testing.checkpoint", str(tmp_path / "other")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,

@@ -35,18 +35,18 @@ from speaking import enrolled, run, say
 from volume_faults import FAILURES, Gpu
 
 from cli.pitch import median_pitch_hz
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import locate
+from inference.models.catalog import locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
 from registry.app import create_app
-from registry.audio import ReferenceClip
-from registry.doctor import Finding, examine
-from registry.files import DataDir, PromptSource
-from registry.inference_client import LocalInference
+from registry.audio.clips import ReferenceClip
 from registry.settings import Settings
-from registry.snapshots import Mount
-from registry.store import VoiceStore
-from registry.volume_store import SharedDict, SharedVolume, VolumeStore
+from registry.speech.local import LocalInference
+from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.store import VoiceStore
+from registry.storage.volume.snapshots import Mount
+from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
+from registry.upkeep.doctor import Finding, examine
 
 WORDS = "hello there"
 SENTENCE = "A voice is enrolled once, and from then on it speaks by name."

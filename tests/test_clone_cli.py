@@ -18,7 +18,7 @@ from reported_files import ALICE, WORDS
 
 from cli.main import cli
 from cli.pitch import median_pitch_hz
-from registry.store import VoiceStore
+from registry.storage.store import VoiceStore
 
 Speak = Callable[..., Result]
 

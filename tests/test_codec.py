@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference.checkpoint_config import speech_config
-from inference.engine.codec import CodecState, StreamingDecoder
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint.qwen import import_qwen_tts
+from inference.engine.codec.decoder import CodecState, StreamingDecoder
 from inference.engine.shapes import FRAME_SAMPLES
+from inference.testing.config import speech_config
 
 CPU = torch.device("cpu")
 CONFIG = speech_config("tiny")["decoder_config"] | {"num_hidden_layers": 2}

@@ -16,9 +16,9 @@ from fakes import FakeInference, Pace
 from cli import client as http_client
 from cli.main import cli
 from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken
-from registry.files import PromptRef, PromptSource
-from registry.inference_client import SpeakParams, Speech, patience
-from registry.store import VoiceStore
+from registry.speech.local import SpeakParams, Speech, patience
+from registry.storage.data_dir import PromptRef, PromptSource
+from registry.storage.store import VoiceStore
 
 
 @dataclass

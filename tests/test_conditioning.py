@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from clips import joined, silence, spoken, tone
 
-from registry.conditioning import CEILING, condition, speech_dbfs, speech_span, without_rumble
+from registry.audio.conditioning import CEILING, condition, speech_dbfs, speech_span, without_rumble
 
 RATE = 24_000
 RNG = np.random.default_rng(5)

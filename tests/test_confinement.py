@@ -14,20 +14,22 @@ import pytest
 from clips import made
 from uploading import converse, read_clip
 
-from cli.serve import tell_if_unfenced
-from registry import audio, confinement
-from registry.audio import Answer, ClipLimits, layers_lacking, program
+from cli.commands.serve import tell_if_unfenced
+from registry.audio import clips as audio
+from registry.audio import confinement
+from registry.audio.clips import Answer, ClipLimits, layers_lacking, program
 
 LIMITS = ClipLimits()
 X86 = platform.machine() == "x86_64"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
 
-# main() of decode.py, but what would read a clip tries all that an intruder would like.
+# main() of decoder.py, but what would read a clip tries all that an intruder would like.
 INTRUDER = """import sys
 from ast import literal_eval
 sys.path[:] = literal_eval(sys.argv.pop(1))
 import ctypes, errno, json, mmap, os, resource, signal, socket, threading
-from registry import confinement, decode
+from registry.audio import confinement
+from registry.audio import decoder
 without = {without!r}
 confinement.leave_network = lambda: True  # it may be refused, and none of this depends on it
 if "calls" in without:
@@ -72,17 +74,17 @@ def attempt(data, bounds):
             ends[name] = errno.errorcode[error.errno]
         except MemoryError:
             ends[name] = "MemoryError"
-    decode.say(decode.json.dumps(ends).encode())
+    decoder.say(decoder.json.dumps(ends).encode())
     os._exit(0)
 
-rehearse = decode.rehearse
+rehearse = decoder.rehearse
 
 def rehearse_then_intrude(bounds):
     rehearse(bounds)
-    decode.examine = attempt
+    decoder.examine = attempt
 
-decode.rehearse = rehearse_then_intrude
-decode.main(sys.argv[1:])"""
+decoder.rehearse = rehearse_then_intrude
+decoder.main(sys.argv[1:])"""
 
 FILES = {
     "read a file": 'open("/etc/hosts")',
@@ -219,7 +221,7 @@ def test_what_the_attempts_do_where_nothing_stops_them() -> None:
 
 
 FOREIGN = """import ctypes, mmap, os
-from registry import confinement
+from registry.audio import confinement
 page = mmap.mmap(-1, 4096, prot=7)
 page.write(b"\\xb8\\x14\\x00\\x00\\x00\\xcd\\x80\\xc3")  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
@@ -242,7 +244,7 @@ def test_a_call_by_the_numbers_of_another_machine_kills() -> None:
 
 
 THREADS = """import errno, os, threading
-from registry import confinement
+from registry.audio import confinement
 ready, go, ends = threading.Event(), threading.Event(), []
 def other():
     ready.set()
@@ -290,9 +292,8 @@ def test_where_a_layer_is_missing_the_child_says_so_and_decodes(
     elsewhere = (
         f"sys.platform = {system!r}\nimport platform\nplatform.machine = lambda: {machine!r}"
     )
-    monkeypatch.setattr(
-        audio, "START", audio.START.replace("from registry.dec", f"{elsewhere}\nfrom registry.dec")
-    )
+    begin = "from registry.audio"
+    monkeypatch.setattr(audio, "START", audio.START.replace(begin, f"{elsewhere}\n{begin}"))
     words = {confinement.LAYERS[name] for name in refused}
     assert words <= set(layers_lacking(LIMITS))
     assert all(word in audio.fence_of_decoder(LIMITS) for word in words)
@@ -314,15 +315,15 @@ STAYS = """import sys
 from ast import literal_eval
 sys.path[:] = literal_eval(sys.argv.pop(1))
 import os, time
-from registry import decode
+from registry.audio import decoder
 with open({pid!r}, "w") as file:
     file.write(f"{{os.getpid()}} ")
-decode.rehearse = lambda _: None
-decode.examine = lambda *_: time.sleep(600)
-decode.main(sys.argv[1:])"""
+decoder.rehearse = lambda _: None
+decoder.examine = lambda *_: time.sleep(600)
+decoder.main(sys.argv[1:])"""
 
 PARENT = """import sys
-from registry import audio
+from registry.audio import clips as audio
 audio.START = sys.argv[1]
 limits = audio.ClipLimits(wall_s=600.0)
 audio.converse(audio.program(limits), audio.subprocess.DEVNULL, limits, 1000)"""
@@ -371,7 +372,7 @@ def wait_until_asleep(pid: int) -> None:
 
 @linux
 def test_a_child_whose_parent_ended_before_it_asked_ends_at_once() -> None:
-    code = "import sys; from registry.confinement import die_with; die_with(int(sys.argv[1]))"
+    code = "import sys; from registry.audio.confinement import die_with; die_with(int(sys.argv[1]))"
     ended = run(f"{code}; print('alive')", str(os.getpid() + 1))
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert run(f"{code}; print('alive')", str(os.getpid())).stdout == b"alive\n"

@@ -9,12 +9,12 @@ from api import add
 from fakes import FakeInference
 from serving import serving
 
+from registry.api.cross_origin import READ
+from registry.api.native.speak import OF_SPEECH, OF_VOICE
 from registry.app import create_app
-from registry.cross_origin import READ
 from registry.errors import SettingInvalid
-from registry.routes.speak import OF_SPEECH, OF_VOICE
 from registry.settings import Settings, load_settings
-from registry.store import VoiceStore
+from registry.storage.store import VoiceStore
 
 PAGE = "https://app.example.org"
 

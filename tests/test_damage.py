@@ -12,12 +12,12 @@ from fakes import FakeInference
 from faults import add, noise, quick_app
 from serving import serving
 
-from registry import database
-from registry.doctor import examine
 from registry.errors import DatabaseDamaged, DatabaseLost, RegistryError
-from registry.files import DataDir
 from registry.settings import Settings
-from registry.store import VoiceEdit, VoiceStore
+from registry.storage import database
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceEdit, VoiceStore
+from registry.upkeep.doctor import examine
 
 PAGE = 4096
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from conftest import PYTHON, ROOT
 
-from registry.clip_report import Code
+from registry.audio.report import Code
 
 ENDS = {*get_args(Code), "decoded", "crashed"}
 LONGEST_S = 120.0  # where the decoder has 40 s

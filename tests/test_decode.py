@@ -14,14 +14,14 @@ import pytest
 from clips import made, tone
 from uploading import converse, read_clip
 
-from registry.audio import (
+from registry.audio.clips import (
     Answer,
     ClipLimits,
     ClipRefused,
     DecoderUnavailable,
     understood,
 )
-from registry.clip_report import Report
+from registry.audio.report import Report
 
 ROOT = Path(__file__).parents[1]
 LIMITS = ClipLimits()
@@ -87,7 +87,7 @@ LONG = {
 }
 MEASURED = """
 import resource, sys
-from registry.audio import ClipLimits, ClipRefused, read_clip
+from registry.audio.clips import ClipLimits, ClipRefused, read_clip
 try:
     read_clip(sys.stdin.buffer, "", ClipLimits())
 except ClipRefused as refused:
@@ -107,17 +107,17 @@ DAMAGE = """
 import json, os, sys
 from random import Random
 from damaged_clips import damaged
-from registry import decode
-data, bounds = sys.stdin.buffer.read(), decode.Bounds(0.5, 60.0, 24000)
-decode.rehearse(bounds)
-decode.limit_self(os.getppid())
+from registry.audio import decoder
+data, bounds = sys.stdin.buffer.read(), decoder.Bounds(0.5, 60.0, 24000)
+decoder.rehearse(bounds)
+decoder.limit_self(os.getppid())
 ends = []
 parts = [data[: len(data) * i // 40] for i in range(40)]
 for clip in [*parts, *(damaged([data], Random(i)) for i in range(60))]:
     try:
-        report, pcm = decode.examine(clip, bounds)
+        report, pcm = decoder.examine(clip, bounds)
         ends.append("ok" if len(pcm) == 4 * report.samples else "wrong length")
-    except decode.Refusal as refusal:
+    except decoder.Refusal as refusal:
         ends.append(refusal.code)
 print(json.dumps(ends))
 """
@@ -151,11 +151,12 @@ def test_a_recording_that_was_cut_off_is_taken_as_far_as_it_goes():
 
 CONFINED = """
 import math, os, resource, socket, sys, time
-from registry import confinement, decode
+from registry.audio import confinement
+from registry.audio import decoder
 confinement.filter_calls = lambda: True  # which would refuse to read the limits
-decode.rehearse(decode.Bounds(1.0, 60.0, 24000))
+decoder.rehearse(decoder.Bounds(1.0, 60.0, 24000))
 started_s = math.ceil(time.process_time())
-decode.limit_self(os.getppid())
+decoder.limit_self(os.getppid())
 attempts = {
     "read": lambda: open("/etc/hosts"),
     "write": lambda: open("left-behind", "w"),
@@ -187,7 +188,7 @@ def test_the_child_can_open_no_file_and_no_socket(tmp_path, monkeypatch):
 
 LEAVING = """
 import os
-from registry import confinement
+from registry.audio import confinement
 before = os.readlink("/proc/self/ns/net")
 print(confinement.leave_network(), os.readlink("/proc/self/ns/net") != before)
 """
@@ -204,7 +205,7 @@ def test_the_child_has_a_network_of_its_own_where_the_kernel_lets_it():
 
 
 def test_the_program_limits_itself_before_it_says_a_word(tmp_path):
-    command = [sys.executable, "-m", "registry.decode", "1", "60", "24000", str(os.getpid())]
+    command = [sys.executable, "-m", "registry.audio.decoder", "1", "60", "24000", str(os.getpid())]
     piped = subprocess.run(command, input=b"text", cwd=ROOT, stdout=subprocess.PIPE, check=True)
     assert piped.stdout.startswith(b'\n{"code": "audio-unsupported"')
     with open(tmp_path / "answer", "w+b") as file:
@@ -362,7 +363,7 @@ def test_a_child_that_cannot_start_is_not_the_clips_fault(command, why):
 
 READS = """
 import json, os, sys
-from registry.audio import ClipLimits, read_clip
+from registry.audio.clips import ClipLimits, read_clip
 clip = open(sys.argv[1], "rb")
 {before}
 duration_s = read_clip(clip, "", ClipLimits()).duration_s
@@ -438,7 +439,7 @@ LEFT = """
 import os, sys
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryFile
-from registry.audio import ClipLimits, read_clip
+from registry.audio.clips import ClipLimits, read_clip
 sound = sys.stdin.buffer.read()
 before = len(os.listdir("/dev/fd"))
 for data in (sound, b"text"):

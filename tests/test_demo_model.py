@@ -21,9 +21,9 @@ from safetensors import safe_open
 from cli.pitch import median_pitch_hz
 from inference import errors
 from inference.engine import Engine, Request, SamplingParams, Voice
+from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.extract import Extractor
-from inference.engine.qwen import import_qwen_tts
-from inference.weights import DEMO_FOLDER
+from inference.models.catalog import DEMO_FOLDER
 from training.demo_model.matching import distance, mfcc
 
 ROOT = Path(__file__).parent.parent

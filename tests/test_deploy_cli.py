@@ -15,12 +15,12 @@ from modal_apps import WORKSPACE
 from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 
-from cli.deploy import in_words
-from cli.deployed import sources
+from cli.commands.deploy import in_words
 from cli.main import cli
-from cli.modal_account import AppState
-from registry.deploy import BACKUPS
-from registry.deployment import deployment
+from cli.modal.account import AppState
+from cli.modal.deployed import sources
+from registry.modal.app import BACKUPS
+from registry.modal.plan import deployment
 
 ROOT = Path(__file__).parent.parent
 URL = f"https://{WORKSPACE}--voices-registry-api.modal.run"
@@ -373,7 +373,7 @@ def test_a_step_that_fails_says_what_is_there(voices: Voices, server: ModalServe
     assert "There are too many Apps." in refused.stderr
     assert refused.stderr.endswith(
         "Error: voices-registry was not deployed: `modal deploy --strategy recreate -m "
-        "registry.deploy` exited with 1 and says why above. The Volumes are there, and so is "
+        "registry.modal.app` exited with 1 and says why above. The Volumes are there, and so is "
         "voices-inference; run `voices deploy` again when that is mended.\n"
     )
     assert refused.stdout == ""
@@ -445,7 +445,7 @@ def test_what_changes_is_asked_about_first(voices: Voices, small: ModalServer) -
     variable = {"VOICES_DEPLOY_MODEL": MODEL["model_id"]}
     changed = voices("--yes", **small.environ, **variable).stderr
     assert f"  model: {SMALL}@{SMALL_REVISION} → {MODEL['model_id']}@{REVISION}\n" in changed
-    assert "registry.deploy::use_model" in changed and gpu(small) == "L4"
+    assert "registry.modal.app::use_model" in changed and gpu(small) == "L4"
 
 
 def test_a_setting_can_be_taken_back(voices: Voices, server: ModalServer) -> None:

@@ -24,16 +24,20 @@ from inference import engine
 from inference import errors as inference_errors
 from inference.engine import EngineConfig, params
 from inference.errors import InferenceError
-from inference.service import InferenceService
-from inference.weights import LocatedModel
-from registry import audio, confinement, models, names, problems, requests
+from inference.models.catalog import LocatedModel
+from inference.serving.service import InferenceService
 from registry import errors as registry_errors
+from registry import names
+from registry.api import problems, requests
+from registry.api.native.speak import SpeakRequest
+from registry.audio import clips as audio
+from registry.audio import confinement
 from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
-from registry.files import DataDir, PromptRef, sha256_of
-from registry.inference_client import registry_errors as registry_errors_of_inference
-from registry.models import VoiceShape
-from registry.routes.speak import SpeakRequest
 from registry.settings import Settings
+from registry.speech.local import registry_errors as registry_errors_of_inference
+from registry.storage import tables as models
+from registry.storage.data_dir import DataDir, PromptRef, sha256_of
+from registry.storage.tables import VoiceShape
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -160,7 +164,7 @@ def raised_codes() -> set[str]:
     }  # refused before anything is served
     model = {c.code for c in vars(inference_errors).values() if is_error(c)}
     model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals
-    sources = [path.read_text("utf-8") for path in (ROOT / "registry").glob("*.py")]
+    sources = [path.read_text("utf-8") for path in (ROOT / "registry").rglob("*.py")]
     clips = set(re.findall(r'"(audio-[a-z-]+)"', "".join(sources)))
     return own | model | clips | set(problems.HTTP_CODES.values())
 
@@ -271,7 +275,9 @@ def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
 
 
 def test_the_engine_page_has_a_line_for_every_module_and_no_other() -> None:
-    modules = {path.name for path in ENGINE_SOURCES.iterdir() if path.suffix in (".py", ".cu")}
+    sources = (path for kind in ("*.py", "*.cu") for path in ENGINE_SOURCES.rglob(kind))
+    modules = {path.relative_to(ENGINE_SOURCES).as_posix() for path in sources}
+    modules -= {f"{room}/__init__.py" for room in ("checkpoint", "codec", "kernels")}
     listed = re.findall(r"^\| `(.+?)` \| \S", section(ENGINE, "The modules"), re.MULTILINE)
     assert set(listed) == modules and len(listed) == len(modules)
 
@@ -282,7 +288,7 @@ def test_the_engine_page_has_the_public_face() -> None:
 
 
 def test_the_kernels_on_the_engine_page_are_those_of_the_source() -> None:
-    source = (ENGINE_SOURCES / "kernels.cu").read_text(encoding="utf-8")
+    source = (ENGINE_SOURCES / "kernels" / "kernels.cu").read_text(encoding="utf-8")
     made = re.findall(
         r"^extern .*void (\w+)\(|^ATTEND\((\w+)|^SKINNY\((\w+)_", source, re.MULTILINE
     )

@@ -23,16 +23,16 @@ from serving import serving
 from sqlmodel import Session
 from uploading import uploaded
 
-from registry.backup import save_backup
-from registry.disk import TMP_PREFIX
-from registry.doctor import Finding, NamedVoice, examine, summary
-from registry.edits import VoiceEdit
 from registry.errors import DatabaseLost
-from registry.files import GRACE_S, DataDir, PromptRef, PromptSource, sha256_of
-from registry.row_faults import RowFault, row_faults
 from registry.settings import Settings
-from registry.storage_errors import is_damage
-from registry.store import VoiceStore
+from registry.storage.blobs import TMP_PREFIX
+from registry.storage.data_dir import GRACE_S, DataDir, PromptRef, PromptSource, sha256_of
+from registry.storage.edits import VoiceEdit
+from registry.storage.errors import is_damage
+from registry.storage.row_faults import RowFault, row_faults
+from registry.storage.store import VoiceStore
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import Finding, NamedVoice, examine, summary
 
 CLIP = noise(random.Random(1))
 
@@ -447,13 +447,13 @@ def test_nobody_waits_for_the_doctor_to_look_at_rows(
     data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch, repair: bool
 ) -> None:
     """At 25,000 voices each change waited for 8 s, and beyond 45,000 it was refused."""
-    monkeypatch.setattr("registry.database.BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("registry.storage.database.BUSY_TIMEOUT_S", 0.0)
 
     def edited_meanwhile(session: Session) -> list[RowFault]:
         store.edit("alice", VoiceEdit(description="edited"), None)
         return row_faults(session)
 
-    monkeypatch.setattr("registry.doctor.row_faults", edited_meanwhile)
+    monkeypatch.setattr("registry.upkeep.doctor.row_faults", edited_meanwhile)
     assert whole(data, repair=repair) == []
     assert store.get("alice").row.description == "edited"
 
@@ -469,6 +469,6 @@ def test_a_voice_that_goes_meanwhile_is_no_fault(
             assert store.purge_surplus(0) == 1
         return row_faults(session)
 
-    monkeypatch.setattr("registry.doctor.row_faults", gone_meanwhile)
+    monkeypatch.setattr("registry.upkeep.doctor.row_faults", gone_meanwhile)
     assert whole(data, repair=repair) == []
     assert not store.page(1, None, "", ()).voices

@@ -17,8 +17,8 @@ from fakes import FakeInference
 from faults import FORKS, QuickEnroller, finish, noise, process
 from uploading import enrol_bytes
 
-from registry.files import DataDir
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 CALLS = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat"
 SYNCS = ("fsync", "fdatasync")

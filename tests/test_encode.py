@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from clips import pitch, tone
 
-from registry.encode import IEEE_FLOAT, MEDIA_TYPES, encode, encoder, media_type, wave_file
+from registry.audio.encoders import IEEE_FLOAT, MEDIA_TYPES, encode, encoder, media_type, wave_file
 
 RATE = 24_000
 EVERY_INT16 = np.arange(-32768, 32768, dtype=np.int16)

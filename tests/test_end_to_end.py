@@ -13,14 +13,14 @@ from clips import file, muxed, tone
 from opened import opened_files
 from serving import serving
 
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import LocatedModel
+from inference.models.catalog import LocatedModel
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
 from registry.app import create_app
-from registry.files import DataDir, ModelRef, PromptSource, fingerprint
-from registry.inference_client import LocalInference
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech.local import LocalInference
+from registry.storage.data_dir import DataDir, ModelRef, PromptSource, fingerprint
+from registry.storage.store import VoiceStore
 
 TRANSCRIPT = "the invention"
 CLIPS = {

@@ -17,7 +17,7 @@ from inference import errors
 from inference.engine import Engine, EngineConfig, SamplingParams
 from inference.engine.config import default_dtype
 from inference.engine.params import frame_budget
-from inference.weights import LocatedModel
+from inference.models.catalog import LocatedModel
 
 
 @pytest.fixture(scope="module")

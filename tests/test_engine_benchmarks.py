@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 from cli.main import cli
-from inference.bench import Arrival, Caller, Session, random_voice, text_of
-from inference.checkpoint_config import speech_config
+from inference.engine.checkpoint.loading import load_weights
+from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.config import EngineConfig
 from inference.engine.engine import Engine
-from inference.engine.loading import load_weights
-from inference.engine.qwen import import_qwen_tts
 from inference.engine.request import Request
 from inference.engine.shapes import read_shape
+from inference.serving.bench import Arrival, Caller, Session, random_voice, text_of
+from inference.testing.config import speech_config
 
 QUICK = (
     *("--size", "tiny", "--device", "cpu", "--commit", "none", "--reference", "6"),

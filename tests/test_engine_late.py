@@ -12,9 +12,9 @@ from engines import Heard, ask, hear, hear_one, load, make_voice, pad_as_on_cuda
 
 from inference import errors
 from inference.engine import Engine, Request, Voice
+from inference.engine.codec.vocoder import Sound
 from inference.engine.device import Lane, Mark
 from inference.engine.stream import Stream
-from inference.engine.vocoder import Sound
 
 LOOKS = 6  # a mark is done before so many have been taken at it
 STEPS = 10_000  # more than any of this takes

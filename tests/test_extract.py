@@ -71,7 +71,7 @@ LONGEST = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
 from inference.engine.extract import Extractor
-from inference.weights import DEMO_FOLDER, model_shape
+from inference.models.catalog import DEMO_FOLDER, model_shape
 torch.set_num_threads(1)
 extractor = Extractor.load(DEMO_FOLDER, model_shape(DEMO_FOLDER), "cpu")
 noise = np.random.default_rng(1).uniform(-0.1, 0.1, 59 * 24_000).astype(np.float32)

@@ -18,10 +18,10 @@ import httpx
 import pytest
 from faults import RowFirst, WriteBehind, add, age, client_of, noise, server
 
-from registry.doctor import examine
-from registry.files import DataDir
 from registry.names import name_key
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.upkeep.doctor import examine
 
 OWNERS = 4
 NAMES = [f"voice {letter}" for letter in "abcdefghijklmnopqrst"]

@@ -14,11 +14,11 @@ from fakes import FakeInference
 from serving import serving
 from test_serve import Server, served
 
+from registry.api.fences import add_fence
 from registry.app import create_app
 from registry.errors import SettingInvalid
-from registry.fences import add_fence
 from registry.settings import load_settings
-from registry.store import VoiceStore
+from registry.storage.store import VoiceStore
 
 PAGE = "https://app.example.org"
 LOOPBACK = (

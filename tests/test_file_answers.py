@@ -11,9 +11,9 @@ from dresses import DRESSES, client_of, dressed
 from fastapi import FastAPI, Request, Response
 from serving import serving
 
-from registry.disk import StoredContent
-from registry.file_answers import answer, clip_file
-from registry.store import VoiceStore
+from registry.api.file_answers import answer, clip_file
+from registry.storage.blobs import StoredContent
+from registry.storage.store import VoiceStore
 
 SIZE = len(CLIP)
 

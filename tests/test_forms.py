@@ -9,7 +9,7 @@ import httpx
 import pytest
 from api import CLIP, add, problem
 
-from registry.charset import NotText, decode
+from registry.api.charset import NotText, decode
 
 Part = tuple[str, bytes]  # what follows `form-data; `, headers included; the content
 AUDIO: Part = ('name="audio"; filename="ref.wav"', CLIP)

@@ -13,8 +13,8 @@ from fuzzed_requests import REQUESTS
 from fuzzing import Parser, fuzz
 
 from cli.output import visible
+from registry.api.problems import _invalid, from_error
 from registry.errors import RegistryError
-from registry.problems import _invalid, from_error
 
 PARSERS: dict[str, Parser[Any]] = REQUESTS | FILES
 

@@ -17,8 +17,8 @@ from images import hiding, not_in_image
 from local_remote import deployed
 from modal_server import ModalServer
 
-import inference.deploy
-import registry.deploy
+import inference.modal.app
+import registry.modal.app
 
 PROMPT = {"fingerprint": "f" * 64, "sha256": "5" * 64, "frames": 13, "modes": ["xvec"]}
 MODEL = {"id": "Qwen/Qwen3-TTS-12Hz-1.7B-Base", "revision": "r1"}
@@ -34,7 +34,7 @@ sys.path += [root, packages]
 ASK = """
 import asyncio, json, warnings
 from pathlib import Path
-from registry import deploy
+from registry.modal import app as deploy
 
 class Volume:
     object_id = "vo-1"
@@ -82,7 +82,7 @@ for module in pkgutil.walk_packages([f"{root}/%s"], "%s."):
 def server() -> Iterator[ModalServer]:
     """Both Apps, as `modal deploy` sends them."""
     with deployed() as server:
-        line = [PYTHON, "-m", "modal", "deploy", "-m", "registry.deploy"]
+        line = [PYTHON, "-m", "modal", "deploy", "-m", "registry.modal.app"]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         yield server
@@ -112,7 +112,7 @@ def form(**fields: str) -> bytes:
 def test_the_registry_starts_and_enrols_from_what_its_image_has(
     server: ModalServer, tmp_path: Path
 ) -> None:
-    hidden = not_in_image(registry.deploy.PACKAGES)
+    hidden = not_in_image(registry.modal.app.PACKAGES)
     assert {"torch", "httpx", "uvicorn", "platformdirs"} <= hidden
     server.answers["Voices.extract_prompt"] = lambda source, until_s: {
         "prompt": PROMPT | {"model": MODEL}
@@ -131,7 +131,7 @@ def test_the_registry_starts_and_enrols_from_what_its_image_has(
 def test_every_module_of_inference_is_imported_from_what_its_image_has(
     server: ModalServer, tmp_path: Path
 ) -> None:
-    hidden = not_in_image([*inference.deploy.PACKAGES, "torch"], "qwen-tts")
+    hidden = not_in_image([*inference.modal.app.PACKAGES, "torch"], "qwen-tts")
     started(IMPORT % ("inference", "inference"), server, "Voices.*", tmp_path, hidden)
 
 

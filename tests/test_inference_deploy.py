@@ -24,18 +24,19 @@ from modal_proto import api_pb2 as pb
 from modal_server import ModalServer
 from speaking import run, run_python
 
-from cli import modal_account
-from cli.deployed import sources
-from inference import deploy, errors
-from inference.model_folder import MARKER, bring, marked
-from inference.remote import Failure, Item, to_pcm
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.voice_files import VolumeFiles
-from inference.weights import DEMO_FILES, LocatedModel, locate
-from registry.deployment import SHARED_FILES
-from registry.encode import to_int16
-from registry.files import DataDir, PromptRef, PromptSource
+from cli.modal import account
+from cli.modal.deployed import sources
+from inference import errors
+from inference.modal import app as deploy
+from inference.modal.calls import Failure, Item, to_pcm
+from inference.models.catalog import DEMO_FILES, LocatedModel, locate
+from inference.models.marker import MARKER, bring, marked
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
+from inference.serving.voice_files import VolumeFiles
+from registry.audio.encoders import to_int16
+from registry.modal.plan import SHARED_FILES
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Voices:UserWarning")
 
@@ -391,7 +392,7 @@ def test_the_demo_is_copied_then_committed_then_marked(tmp_path: Path) -> None:
 def test_a_model_that_changed_since_the_snapshot_is_read_anew(
     enter: Enter, located: LocatedModel, data: DataDir, tmp_path: Path
 ) -> None:
-    from inference import snapshot
+    from inference.modal import memory_snapshot as snapshot
 
     weights = tmp_path / "weights"
     put_model(weights, located)
@@ -413,7 +414,8 @@ SNAPSHOT = """
 import socket, threading
 from pathlib import Path
 import torch
-from inference import deploy, snapshot
+from inference.modal import app as deploy
+from inference.modal import memory_snapshot as snapshot
 
 def refuse(*_, **__):
     raise AssertionError("this is not for a snapshot")
@@ -431,7 +433,8 @@ with __import__("pytest").MonkeyPatch.context() as patch:
 assert kept.parts.weights.talker.head.dtype == torch.float16
 assert torch.equal(torch.get_rng_state(), seeds)
 assert [t.name for t in threading.enumerate() if not t.daemon] == ["MainThread"]
-assert {"qwen_tts", "inference.at_work", "inference.engine.extract"} <= set(sys.modules)
+heavy = {"qwen_tts", "inference.serving.loaded_engine", "inference.engine.extract"}
+assert heavy <= set(sys.modules)
 
 from inference.engine.extract import Extractor
 from inference.engine.shapes import read_shape
@@ -512,7 +515,7 @@ def test_our_files_are_all_that_is_uploaded_and_come_last(sent: ModalServer) -> 
     demo = [folder / "demo" / name for name in DEMO_FILES]
     sources = [*folder.rglob("*.py"), *folder.rglob("*.cu"), *demo]
     ours |= {f"/root/{path.relative_to(ROOT).as_posix()}" for path in sources}
-    assert "/root/inference/engine/kernels.cu" in ours
+    assert "/root/inference/engine/kernels/kernels.cu" in ours
     for function in sent.functions.values():
         assert set(sent.uploaded(*function.mount_ids)) == ours
 
@@ -551,9 +554,9 @@ def test_the_demo_model_is_uploaded_whole_and_alone(
         path.write_text(name)
     for name in SHARED_FILES:
         path = tmp_path / "registry" / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    monkeypatch.setattr(modal_account, "SOURCES", tmp_path)
+    monkeypatch.setattr(account, "SOURCES", tmp_path)
     hashed = {name for name, _ in sources(inference=True) if name.startswith("inference/")}
     assert hashed == {f"inference/demo/{name}" for name in DEMO_FILES}
 

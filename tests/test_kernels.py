@@ -19,13 +19,13 @@ from conftest import ROOT
 from torch import Tensor
 
 from inference.engine.config import EngineConfig, _ops
-from inference.engine.cuda_ops import CudaOps, KernelsUnavailable, compile_ahead, image
-from inference.engine.cuda_program import Argument, Program, _passed, compiled, target
+from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable, compile_ahead, image
+from inference.engine.kernels.cuda_program import Argument, Program, _passed, compiled, target
 from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
 from inference.engine.sampler import Knobs
-from registry.deployment import GPUS, WITHOUT_BFLOAT16
+from registry.modal.plan import GPUS, WITHOUT_BFLOAT16
 
-SOURCE = ROOT / "inference" / "engine" / "kernels.cu"
+SOURCE = ROOT / "inference" / "engine" / "kernels" / "kernels.cu"
 TARGETS = [(75, 0), (80, 0), (80, 1), (90, 0), (90, 1)]  # sm, then whether weights are bfloat16
 SPILL_BYTES = 64  # of one kernel, each way
 NUMBERS = {"int": ctypes.c_int, "long long": ctypes.c_longlong, "float": ctypes.c_float}

@@ -6,7 +6,7 @@ from api import add, problem
 from fakes import FakeInference
 
 from registry.errors import LanguageUnsupported
-from registry.languages import language_named
+from registry.voices.languages import language_named
 
 TEN = (
     *("chinese", "english", "french", "german", "italian"),

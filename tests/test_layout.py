@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from inference.engine.checkpoint.loading import load_weights
+from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.layout import Composer, Layout, Script
-from inference.engine.loading import load_weights
 from inference.engine.shapes import read_shape
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 TRANSCRIPT = "What the clip says."

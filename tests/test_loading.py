@@ -13,11 +13,11 @@ from speaking import run_python
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.engine import transfer as transfer_module
-from inference.engine.loading import FOLD, load_weights, load_with_report, move
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint import transfer as transfer_module
+from inference.engine.checkpoint.loading import FOLD, load_weights, load_with_report, move
+from inference.engine.checkpoint.qwen import import_qwen_tts
+from inference.engine.checkpoint.transfer import Memory, Piece, transfer
 from inference.engine.shapes import read_shape
-from inference.engine.transfer import Memory, Piece, transfer
 from inference.engine.weights import GATE_ROWS, Weights
 from inference.errors import ModelUnavailable
 
@@ -220,7 +220,7 @@ def test_loading_and_moving_to_cuda_give_what_a_cpu_loads(either: Path, dtype: t
 
 
 def test_conversions_are_logged_once(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "inference.engine.loading"):
+    with caplog.at_level("INFO", "inference.engine.checkpoint.loading"):
         _, report = load_with_report(checkpoint, read_shape(checkpoint), torch.float16, CPU)
     text = [record.getMessage() for record in caplog.records]
     assert sum("from torch.bfloat16 to torch.float16" in line for line in text) == 1
@@ -354,7 +354,7 @@ PEAK = """
 import sys
 from pathlib import Path
 import torch
-from inference.engine.loading import load_weights
+from inference.engine.checkpoint.loading import load_weights
 from inference.engine.shapes import read_shape
 
 def peak_kib():
@@ -374,7 +374,7 @@ def test_loading_imports_neither_qwen_tts_nor_transformers(checkpoint: Path) -> 
 import sys
 from pathlib import Path
 import torch
-from inference.engine.loading import load_weights
+from inference.engine.checkpoint.loading import load_weights
 from inference.engine.shapes import read_shape
 folder = Path(sys.argv[1])
 load_weights(folder, read_shape(folder), torch.float16, torch.device("cpu"))

@@ -12,13 +12,13 @@ from fakes import FakeInference
 from pydantic import BaseModel, ValidationError
 from serving import serving
 
+from registry.api.native.clone import CloneForm
+from registry.api.native.speak import SpeechRequest
+from registry.api.native.voices import EnrolmentForm, VoicePatch
 from registry.app import create_app
-from registry.models import SpeakDefaults, VoiceShape
-from registry.routes.clone import CloneForm
-from registry.routes.speak import SpeechRequest
-from registry.routes.voices import EnrolmentForm, VoicePatch
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.storage.store import VoiceStore
+from registry.storage.tables import SpeakDefaults, VoiceShape
 
 SECRET = "xylophone"  # is no part of any code or message
 WORDS = f"hello {SECRET}"

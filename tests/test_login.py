@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cli.destination import Login, config_file
 from cli.main import cli
 from registry.app import create_app
-from registry.files import DataDir
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 ID, SECRET = "wk-1234abcd", "ws-5678efgh"
 PIPED = f"{ID}\n{SECRET}\n".encode()

@@ -12,11 +12,11 @@ from click.testing import CliRunner, Result
 from test_backup import CLIPS, Forged, forged, full, made, refusal, restored, tar
 
 from cli.main import cli
-from registry import restore
-from registry.backup import MOST_FILES, read_manifest, save_backup
 from registry.errors import BackupRefused
-from registry.files import sha256_of
-from registry.store import VoiceStore
+from registry.storage.data_dir import sha256_of
+from registry.storage.store import VoiceStore
+from registry.upkeep import restore
+from registry.upkeep.backup import MOST_FILES, read_manifest, save_backup
 
 __all__ = ["forged", "full", "made", "tar"]  # fixtures
 

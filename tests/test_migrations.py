@@ -29,15 +29,15 @@ from sqlmodel import SQLModel
 from uploading import enrol_bytes
 
 import migrations
-from registry.backup import save_backup
-from registry.database import SCHEMA, Database, migrate, schema_revision, sqlite_engine
-from registry.doctor import examine
-from registry.edits import VoiceEdit
 from registry.errors import BackupRefused, SchemaTooNew
-from registry.files import DataDir
-from registry.models import Label
-from registry.restore import restore_backup
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.database import SCHEMA, Database, migrate, schema_revision, sqlite_engine
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.tables import Label
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import restore_backup
 
 VERSIONS = Path(migrations.__file__).parent / "versions"
 FIRST = next(VERSIONS.glob("*0001*.py"))

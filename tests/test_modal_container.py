@@ -21,11 +21,11 @@ from modal_container import HostingServer, start
 from modal_proto import api_pb2 as pb
 from speaking import run
 
-from inference.weights import LocatedModel, locate
+from inference.models.catalog import LocatedModel, locate
 from registry.errors import GpuCold, StreamBroken
-from registry.files import DataDir, PromptRef, PromptSource
-from registry.inference_client import Patience, SpeakParams, patience
-from registry.modal_inference import ModalClass, ModalInference
+from registry.speech.local import Patience, SpeakParams, patience
+from registry.speech.modal import ModalClass, ModalInference
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
 
 LONG = "And so it goes on. " * 17
 FAILURES = (modal.exception.Error, OSError)
@@ -146,7 +146,7 @@ def test_a_container_that_is_taken_away_breaks_what_it_spoke(site: Site, enrol: 
 
 
 def trial(*options: str) -> "subprocess.CompletedProcess[str]":
-    line = [PYTHON, "-m", "modal", "run", "-m", "inference.deploy", *options]
+    line = [PYTHON, "-m", "modal", "run", "-m", "inference.modal.app", *options]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE_S)
 
 

@@ -19,11 +19,10 @@ from modal_server import ModalServer
 from serving import serving
 from speaking import run
 
-from inference import deploy
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import LocatedModel, locate
-from registry import modal_inference
+from inference.modal import app as deploy
+from inference.models.catalog import LocatedModel, locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
 from registry.app import create_app
 from registry.errors import (
     GpuCold,
@@ -38,8 +37,9 @@ from registry.errors import (
     StreamBroken,
     TextTooLong,
 )
-from registry.files import DataDir, PromptRef, PromptSource
-from registry.inference_client import (
+from registry.settings import Settings
+from registry.speech import modal as modal_inference
+from registry.speech.local import (
     Inference,
     LocalInference,
     Patience,
@@ -47,9 +47,9 @@ from registry.inference_client import (
     Speech,
     patience,
 )
-from registry.modal_inference import Load, ModalClass, ModalInference
-from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech.modal import Load, ModalClass, ModalInference
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.store import VoiceStore
 from registry.text import spoken_s
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Voices:UserWarning")

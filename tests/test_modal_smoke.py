@@ -11,8 +11,8 @@ from conftest import ROOT
 from dresses import client_of
 from test_cold_speak import Cold, starting
 
-from registry.deployment import Deployment
-from registry.store import VoiceStore
+from registry.modal.plan import Deployment
+from registry.storage.store import VoiceStore
 
 PAGE = ROOT / "docs" / "deploy.md"
 

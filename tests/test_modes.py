@@ -21,17 +21,17 @@ from unprivileged import set_modes, unprivileged
 from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
+from cli.commands.serve import tell_if_open
 from cli.main import cli
-from cli.serve import tell_if_open
-from registry import private
-from registry.backup import save_backup
-from registry.database import _back_up
-from registry.disk import write_atomically
-from registry.exposure import examine_modes
-from registry.files import DataDir, PromptSource
-from registry.restore import restore_backup, unpack_backup
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.storage import private
+from registry.storage.blobs import write_atomically
+from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.database import _back_up
+from registry.storage.store import VoiceStore
+from registry.upkeep.backup import save_backup
+from registry.upkeep.exposure import examine_modes
+from registry.upkeep.restore import restore_backup, unpack_backup
 
 UMASKS = (0o000, 0o002, 0o022, 0o027, 0o077)
 SPEAK = {"voice": "alice", "text": "Hello"}

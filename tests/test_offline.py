@@ -84,7 +84,7 @@ def test_a_server_loads_enrols_and_speaks_without_a_call(
 ASKS = """
 import sys
 {before}
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint.qwen import import_qwen_tts
 {act}
 import huggingface_hub, transformers
 try:

@@ -5,7 +5,7 @@ import json
 import click
 import pytest
 
-from cli.host import sentences
+from cli.compose import sentences
 from cli.output import print_fields, print_json, print_line, report, say, warn
 from registry.errors import BackupRefused
 

@@ -21,15 +21,15 @@ from test_queue import Gate
 from test_slow_clients import answer
 
 from inference.errors import Overloaded
-from registry import enrol
+from registry.api.services import LISTINGS
 from registry.app import create_app
-from registry.audio import ReferenceClip
-from registry.files import DataDir, PromptRef
-from registry.services import LISTINGS
+from registry.audio.clips import ReferenceClip
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import Page
-from registry.uploads import DECODERS, Clip
+from registry.storage.data_dir import DataDir, PromptRef
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import Page
+from registry.storage.uploads import DECODERS, Clip
+from registry.voices import enrolment as enrol
 
 SPEAK = {"voice": "alice", "text": "Hello"}
 FORM = "multipart/form-data; boundary=x"
@@ -221,8 +221,8 @@ def test_rebuilds_wait_in_a_line_that_has_an_end(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.database.BUSY_TIMEOUT_S", 1.0)
-    monkeypatch.setattr("registry.database.PLACE_S", 0.1)
+    monkeypatch.setattr("registry.storage.database.BUSY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("registry.storage.database.PLACE_S", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -28,15 +28,15 @@ from test_uploads import BEGUN, FORM, HEAD, LARGE, PATHS, until_gone
 
 from cli import http_server
 from cli.http_server import Limits, Server, config
-from registry import pace
+from registry.api import pace
+from registry.api.limits import RequestLimit
+from registry.api.pace import KEY, Exchange, Pace, end_slowest
+from registry.api.requests import while_connected
 from registry.app import create_app
 from registry.errors import BodyTooSlow, ServerBusy
-from registry.limits import RequestLimit
-from registry.pace import KEY, Exchange, Pace, end_slowest
-from registry.requests import while_connected
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
+from registry.storage.store import VoiceStore
+from registry.storage.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
 
 KIB = 1024
 MIB = 1024 * KIB

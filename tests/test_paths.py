@@ -16,12 +16,12 @@ from fakes import FakeInference
 from faults import QuickEnroller, noise
 from uploading import enrol_bytes
 
-from registry.backup import save_backup
-from registry.database import migrate
-from registry.doctor import examine
-from registry.files import DataDir
-from registry.restore import leftovers, restore_backup
-from registry.store import VoiceEdit, VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.database import migrate
+from registry.storage.store import VoiceEdit, VoiceStore
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import leftovers, restore_backup
 
 ROOT = Path(__file__).parent.parent
 CLIP = noise(random.Random(1))
@@ -96,8 +96,8 @@ def test_an_older_schema_is_saved_before_it_is_migrated_in_a_folder_of_any_name(
     with closing(sqlite3.connect(data.database)) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         database.execute("INSERT INTO alembic_version VALUES ('0000')")
-    monkeypatch.setattr("registry.database._known_revisions", lambda: {"0000"})
-    monkeypatch.setattr("registry.database._upgrade", lambda path: None)
+    monkeypatch.setattr("registry.storage.database._known_revisions", lambda: {"0000"})
+    monkeypatch.setattr("registry.storage.database._upgrade", lambda path: None)
     migrate(data)
     [saved] = data.backups.iterdir()
     assert saved.name == "registry-before-0001-from-0000.db"
@@ -109,7 +109,8 @@ def test_the_program_may_be_installed_in_a_folder_of_any_name(tmp_path: Path, na
     program = tmp_path / name
     for package in ("registry", "migrations"):
         shutil.copytree(ROOT / package, program / package)
-    code = "import sys, registry.database as d, registry.files as f; from pathlib import Path\n"
+    code = "import sys, registry.storage.database as d, registry.storage.data_dir as f\n"
+    code += "from pathlib import Path\n"
     code += "assert d.__file__.startswith(sys.argv[1]); d.migrate(f.DataDir(Path(sys.argv[2])))"
     run = subprocess.run(
         [sys.executable, "-c", code, str(program), str(tmp_path / "home")],

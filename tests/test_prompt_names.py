@@ -17,13 +17,13 @@ from uploading import enrol_bytes
 from volume_faults import Gpu, Site
 
 from inference.errors import ExtractionFailed, PromptMissing
-from inference.voice_files import VoiceFiles
-from registry.backup import save_backup
-from registry.disk import write_atomically
-from registry.doctor import examine
-from registry.files import DataDir, PromptRef, PromptSource, sha256_of
-from registry.restore import restore_backup
-from registry.store import VoiceStore
+from inference.serving.voice_files import VoiceFiles
+from registry.storage.blobs import write_atomically
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+from registry.storage.store import VoiceStore
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import restore_backup
 
 CLIP = noise(random.Random(1))
 ROUNDS = 30

@@ -24,16 +24,16 @@ from serving import serving
 from sqlmodel import Session
 from uploading import clip_of, enrol_bytes, uploaded
 
-from registry import store as stores
-from registry.backup import save_backup, write_backup
-from registry.doctor import examine
 from registry.errors import StorageUnavailable, VoiceNotFound
-from registry.files import DataDir
-from registry.purge import CLOCK_S, Forgotten, forget
-from registry.restore import restore_backup
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.volume_store import VolumeStore
+from registry.storage import store as stores
+from registry.storage.data_dir import DataDir
+from registry.storage.purge import CLOCK_S, Forgotten, forget
+from registry.storage.store import VoiceStore
+from registry.storage.volume.store import VolumeStore
+from registry.upkeep.backup import save_backup, write_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import restore_backup
 
 NAMES = ("ann", "ben", "cat", "dan", "eve")
 
@@ -114,7 +114,7 @@ def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
 def test_more_than_one_transaction_takes_are_forgotten_too(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.purge.MOST", 2)
+    monkeypatch.setattr("registry.storage.purge.MOST", 2)
     for name in NAMES:
         enrol(name)
         store.delete(name, None)
@@ -221,7 +221,7 @@ def test_of_the_voices_of_a_young_clip_the_last_stays(store: VoiceStore, enrol: 
 def test_what_stays_keeps_nothing_else(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.purge.MOST", 1)
+    monkeypatch.setattr("registry.storage.purge.MOST", 1)
     for name in NAMES[:3]:
         enrol(name)
     oldest = store.data.clip(store.get(NAMES[0]).enrolment.clip_sha256)
@@ -419,7 +419,7 @@ def test_a_server_answers_while_it_removes_deleted_voices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """15,000 of them kept it from answering for 12 minutes after its start."""
-    monkeypatch.setattr("registry.purge.MOST", 1)
+    monkeypatch.setattr("registry.storage.purge.MOST", 1)
     with served(tmp_path, keep=1000) as (client, _):
         for name in NAMES:
             add(client, name)
@@ -462,7 +462,7 @@ def test_no_reference_is_looked_up_for_what_is_forgotten(
         looked_up.append(asked.scalar_one())
         forget(session, forgotten)
 
-    monkeypatch.setattr("registry.store.forget", told)
+    monkeypatch.setattr("registry.storage.store.forget", told)
     enrol("ann")
     with store._db.write() as session:
         assert session.connection().exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1

@@ -13,11 +13,11 @@ from conftest import Enrol, ServiceFactory
 from speaking import run
 
 from inference import errors
-from inference.device_thread import DeviceThread
-from inference.results import ExtractedPrompt
-from inference.service import InferenceService
-from inference.weights import LocatedModel
-from registry.files import DataDir, PromptRef, PromptSource
+from inference.models.catalog import LocatedModel
+from inference.serving.results import ExtractedPrompt
+from inference.serving.service import InferenceService
+from inference.serving.worker import DeviceThread
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
 
 NOBODY = PromptRef("voice_nobody", "0" * 64, "0" * 64)
 

@@ -6,7 +6,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from inference.read_ahead import PIECE_BYTES, reading_ahead
+from inference.models.read_ahead import PIECE_BYTES, reading_ahead
 
 PATIENCE_S = 60
 

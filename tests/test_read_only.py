@@ -16,12 +16,12 @@ from serving import serving
 from unprivileged import open_folder, set_modes, unprivileged
 
 from cli.main import cli
-from registry.backup import save_backup
-from registry.doctor import Finding, examine
 from registry.errors import RegistryError, StorageReadOnly, StorageUnreadable
-from registry.files import DataDir, sha256_of
 from registry.settings import Settings
-from registry.store import VoiceEdit, VoiceStore
+from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.store import VoiceEdit, VoiceStore
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import Finding, examine
 
 CLIP = noise(random.Random(1))
 SPEAK = {"voice": "alice", "text": "Hello"}

@@ -14,16 +14,16 @@ from conftest import PYTHON
 from fakes import FakeInference
 from serving import serving
 
-from inference.device_thread import DeviceThread
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import WEIGHTS, locate
+from inference.models.catalog import WEIGHTS, locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
+from inference.serving.worker import DeviceThread
 from registry.app import create_app
 from registry.errors import ModelUnavailable
-from registry.files import DataDir, ModelRef
-from registry.inference_client import Inference, LocalInference, NoInference
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech.local import Inference, LocalInference, NoInference
+from registry.storage.data_dir import DataDir, ModelRef
+from registry.storage.store import VoiceStore
 
 
 def readiness(store: VoiceStore, model: Inference, **settings: str) -> httpx.Response:
@@ -110,7 +110,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None
 
 
 def test_a_voice_of_a_server_without_its_gpu_gets_a_sentence() -> None:
-    from inference.gpu import refuse_missing_gpu
+    from inference.models.gpu import refuse_missing_gpu
 
     refuse_missing_gpu("cpu")
     refuse_missing_gpu("auto")

@@ -10,7 +10,7 @@ import pytest
 from api import add, problem
 from dresses import DRESSES, client_of, dressed
 
-from registry.files import DataDir
+from registry.storage.data_dir import DataDir
 
 
 @pytest.fixture(scope="module", params=DRESSES)

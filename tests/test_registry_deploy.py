@@ -10,9 +10,9 @@ from local_remote import FakeVolume
 from modal_volume import Cloud, Dict
 from volume_faults import Site
 
-from registry import deploy
-from registry.files import ModelRef
-from registry.volume_store import VolumeStore
+from registry.modal import app as deploy
+from registry.storage.data_dir import ModelRef
+from registry.storage.volume.store import VolumeStore
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The \\w+ function:UserWarning"),

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from sqlmodel import Session, col, create_engine, select
 
 from registry.errors import NameInvalid
-from registry.models import SQLModel, Voice, utc_now
 from registry.names import MAX_LENGTH, check_name, name_key
-from registry.renames import rename, renames
+from registry.storage.renames import rename, renames
+from registry.storage.tables import SQLModel, Voice, utc_now
 
 LIGATURE = "\ufdfa"  # of 18 characters in a key
 UNSEEN = ("\u1680 ", "\ufe0f", "\u2800", "\u3164")  # what a former version took

@@ -8,12 +8,12 @@ import pytest
 from conftest import ROOT
 from engines import ask, load, make_voice
 
-from cli.speak import speak
+from cli.commands.speak import speak
 from inference import errors
 from inference.engine import Engine, Request, Voice
 from inference.engine.params import MAX_TOKENS
 from inference.engine.room import room_beside
-from registry.routes.speak import SpeakRequest
+from registry.api.native.speak import SpeakRequest
 
 PAGES = ("api", "integrate", "configuration", "engine")
 

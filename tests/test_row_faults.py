@@ -17,17 +17,17 @@ from uploading import enrol_bytes
 
 from cli.answers import CLIP_ENDINGS
 from cli.main import cli
-from registry.backup import save_backup
-from registry.container import CONTAINERS, FRAMES
-from registry.doctor import examine
+from registry.api.file_answers import ENDINGS
+from registry.audio.container import CONTAINERS, FRAMES
 from registry.errors import BackupRefused, DatabaseDamaged
-from registry.file_answers import ENDINGS
-from registry.files import DataDir
-from registry.models import AUDIO_TYPES
 from registry.names import variants
-from registry.restore import restore_backup
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.storage.tables import AUDIO_TYPES
+from registry.upkeep.backup import save_backup
+from registry.upkeep.doctor import examine
+from registry.upkeep.restore import restore_backup
 
 VOICE, VERSION, FEATURES, LABEL = "voice", "voice_version", "features", "label"
 SHOWN = {  # what is damaged: the field that is named, and how

@@ -38,7 +38,7 @@ def test_a_line_is_no_longer_than_what_it_tells(tmp_path: Path) -> None:
 def test_what_is_logged_is_one_line_without_commands(line: type[logging.Formatter]) -> None:
     """A message, its values, an error among them, and the error that it is logged with."""
     told = io.StringIO()
-    logger = logging.Logger("registry.enrol")
+    logger = logging.Logger("registry.voices.enrolment")
     handler = logging.StreamHandler(told)
     handler.setFormatter(line("%(asctime)s %(levelname)s: %(message)s"))
     logger.addHandler(handler)

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from speaking import LEFTOVER, TEXT, collect, enrolled, ref_of, run, run_python, say, speak_directly
 
 from inference import errors
-from inference.results import ExtractedPrompt, Speech
-from inference.service import InferenceService
-from inference.voice_files import VoiceFiles
-from inference.weights import LocatedModel, locate
-from registry.files import DataDir, PromptRef, PromptSource, fingerprint, sha256_of
+from inference.models.catalog import LocatedModel, locate
+from inference.serving.results import ExtractedPrompt, Speech
+from inference.serving.service import InferenceService
+from inference.serving.voice_files import VoiceFiles
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource, fingerprint, sha256_of
 
 
 def test_service_weights_and_errors_import_no_torch() -> None:
     script = """
 import sys
-import inference.service, inference.weights, inference.errors, inference.prompt, inference.voices
+import inference.errors, inference.models.catalog, inference.prompts.features
+import inference.serving.prompt_cache, inference.serving.service
 unwanted = {"torch", "qwen_tts", "transformers", "fastapi", "sqlmodel", "click"}
 print(sorted(unwanted & set(sys.modules)))
 """

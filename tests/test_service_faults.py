@@ -16,11 +16,11 @@ from speaking import collect, enrolled, run, say
 
 from inference import errors
 from inference.engine import Engine, Request
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.voice_files import VoiceFiles
-from inference.weights import LocatedModel
-from registry.files import DataDir, PromptRef
+from inference.models.catalog import LocatedModel
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
+from inference.serving.voice_files import VoiceFiles
+from registry.storage.data_dir import DataDir, PromptRef
 
 CALLERS = 16
 

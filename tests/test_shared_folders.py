@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from inference import errors
-from inference.weights import not_imported
+from inference.models.catalog import not_imported
 
 LOADS = """
 import os, stat
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint.qwen import import_qwen_tts
 import_qwen_tts(), import_qwen_tts()
 for name in ("TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
     folder = os.environ.get(name)
@@ -107,7 +107,7 @@ def test_no_clip_waits_for_a_pipe_where_a_library_looks_for_settings() -> None:
 mkdir -p /tmp/vendor/etc/gnutls
 mkfifo /tmp/vendor/etc/gnutls/config
 exec "$@" """
-    starts = "import subprocess, sys; from registry.audio import environment; "
+    starts = "import subprocess, sys; from registry.audio.clips import environment; "
     starts += "line = [sys.executable, '-c', 'import av']; "
     starts += "subprocess.run(line, env=environment(), timeout=60, check=True)"
     subprocess.run([*own_tmp, act, "sh", sys.executable, "-c", starts], check=True, timeout=120)

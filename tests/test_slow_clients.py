@@ -29,8 +29,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from cli.http_server import PART_BYTES, Connection, Limits, config, raise_descriptors
-from registry.files import DataDir
-from registry.store import VoiceStore
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 
 FEW = 256
 NEVER_S = 3600

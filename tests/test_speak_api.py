@@ -11,8 +11,8 @@ from api import add, problem
 from dresses import DRESSES
 from fakes import FakeInference, Pace, tone_hz
 
-from registry.files import ModelRef
-from registry.store import VoiceStore
+from registry.storage.data_dir import ModelRef
+from registry.storage.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("dress", DRESSES)
 

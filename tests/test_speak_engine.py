@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from serving import serving
 
 from cli.main import cli
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import LocatedModel, locate
+from inference.models.catalog import LocatedModel, locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
 from registry.app import create_app
-from registry.doctor import examine
-from registry.files import DataDir
-from registry.inference_client import LocalInference
 from registry.settings import Settings
-from registry.store import VoiceStore
+from registry.speech.local import LocalInference
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.upkeep.doctor import examine
 
 PATIENCE_S = 30.0
 LOOK_S = 0.01

@@ -19,12 +19,12 @@ import soundfile
 from api import add, problem
 from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 
-from registry.encode import FLAC_HEADER_BYTES
+from registry.api.native import speak
+from registry.api.native.speak import AudioStream
+from registry.audio.encoders import FLAC_HEADER_BYTES
 from registry.errors import SpeechFailed
-from registry.files import PromptRef
-from registry.inference_client import LocalInference, SpeakParams
-from registry.routes import speak
-from registry.routes.speak import AudioStream
+from registry.speech.local import LocalInference, SpeakParams
+from registry.storage.data_dir import PromptRef
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3}
 STREAM = REQUEST | {"stream": True}

@@ -33,16 +33,16 @@ from serving import serving
 from sqlmodel import Session
 from uploading import enrol_bytes
 
-from registry import queries, stored_voice
-from registry.disk import write_atomically, write_once
-from registry.doctor import examine
-from registry.edits import VoiceEdit
 from registry.errors import EditConflict
-from registry.files import DataDir, PromptSource, sha256_of
-from registry.models import Voice
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
+from registry.storage import queries, stored_voice
+from registry.storage.blobs import write_atomically, write_once
+from registry.storage.data_dir import DataDir, PromptSource, sha256_of
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.tables import Voice
+from registry.upkeep.doctor import examine
 
 EDITS = 250
 SIZE = 1_000_000

@@ -12,10 +12,10 @@ from speaking import run_python
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from inference.checkpoint_text import ADDED_TOKENS, _tokenizer_config
+from inference.engine.checkpoint.tokenizer import load_tokenizer, read_tokenizer
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer, read_tokenizer
 from inference.errors import ModelUnavailable
+from inference.testing.text import ADDED_TOKENS, _tokenizer_config
 
 CORPUS = [
     "It's what they've said: we'll see, I'd guess, you're right, he isn't, WE'VE, I'M.",
@@ -166,7 +166,7 @@ def test_loading_imports_no_transformers(checkpoint: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from inference.engine.tokenizer import load_tokenizer
+from inference.engine.checkpoint.tokenizer import load_tokenizer
 assert load_tokenizer(Path(sys.argv[1])).ids("Hi")
 assert not {"transformers", "qwen_tts", "torch"} & set(sys.modules)
 """

@@ -17,10 +17,6 @@ from serving import serving
 from uploading import enrol_bytes
 
 from registry.app import create_app
-from registry.disk import write_atomically
-from registry.doctor import examine
-from registry.edits import VoiceEdit
-from registry.enrol import Change, Words
 from registry.errors import (
     EditConflict,
     ModeUnavailable,
@@ -28,13 +24,17 @@ from registry.errors import (
     TranscriptMismatch,
     VoiceNotFound,
 )
-from registry.files import PromptRef, PromptSource, sha256_of
-from registry.inference_client import NoInference
-from registry.models import SpeakDefaults
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
-from registry.transcript import refuse_absurd, transcript_warnings
+from registry.speech.local import NoInference
+from registry.storage.blobs import write_atomically
+from registry.storage.data_dir import PromptRef, PromptSource, sha256_of
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.tables import SpeakDefaults
+from registry.upkeep.doctor import examine
+from registry.voices.enrolment import Change, Words
+from registry.voices.transcript import refuse_absurd, transcript_warnings
 
 SIXTEEN = "Good morning, my name is Alice, and I live in a small house by the sea."
 CHINESE = "大家早上好，我的名字叫小明，我住在海边的一座小房子里。"  # noqa: RUF001

@@ -15,19 +15,19 @@ from faults import QuickEnroller
 from serving import serving
 from uploading import enrol_bytes, read_clip
 
-from inference.results import ServiceConfig
-from inference.service import InferenceService
-from inference.weights import locate
+from inference.models.catalog import locate
+from inference.serving.results import ServiceConfig
+from inference.serving.service import InferenceService
 from registry.app import create_app
-from registry.audio import ClipLimits
+from registry.audio.clips import ClipLimits
 from registry.errors import Overloaded, SpeechFailed
-from registry.files import DataDir, PromptRef, PromptSource
-from registry.inference_client import LocalInference
-from registry.languages import ALSO
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
-from registry.trial import LIMIT_S, OPENING, SENTENCES, Trial
+from registry.speech.local import LocalInference
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.voices.languages import ALSO
+from registry.voices.trial import LIMIT_S, OPENING, SENTENCES, Trial
 
 
 def sound(seconds: float, level: float = 0.3) -> np.ndarray:

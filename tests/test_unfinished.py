@@ -15,15 +15,15 @@ from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
 from uploading import clip_of, enrol_bytes
 
-from registry import unfinished
-from registry.edits import VoiceEdit
-from registry.enrol import Change, Words
 from registry.errors import NameTaken, Overloaded, RegistryError, StorageUnavailable, VoiceNotFound
-from registry.files import DataDir, PromptSource, sha256_of
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
-from registry.volume_store import VolumeStore
+from registry.storage.data_dir import DataDir, PromptSource, sha256_of
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.volume.store import VolumeStore
+from registry.voices import unfinished
+from registry.voices.enrolment import Change, Words
 
 ALICE, BOB = noise(Random("alice")), noise(Random("bob"))
 NEW = Change(words=Words("hello there"))

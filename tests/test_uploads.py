@@ -23,12 +23,12 @@ from test_slow_clients import answer
 from uploading import coming, uploaded
 
 from registry.errors import ServerBusy
-from registry.files import DataDir
 from registry.settings import Settings
-from registry.store import VoiceStore
-from registry.turns import FairTurns
-from registry.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
-from registry.uploads import client_of as address_of
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
+from registry.storage.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
+from registry.storage.uploads import client_of as address_of
+from registry.voices.turns import FairTurns
 
 FORM = "multipart/form-data; boundary=x"
 HEAD = "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + FORM + "\r\n"

@@ -8,8 +8,8 @@ from api import CLIP, add, problem
 from dresses import DRESSES
 from fakes import FakeInference
 
-from registry import audio
-from registry.store import VoiceStore
+from registry.audio import clips as audio
+from registry.storage.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("dress", DRESSES)
 
@@ -50,7 +50,7 @@ def test_a_server_that_cannot_open_clips_says_why_and_stores_nothing(
 TAKEN_OVER = """import sys
 from ast import literal_eval
 sys.path[:] = literal_eval(sys.argv.pop(1))
-from registry import decode
+from registry.audio import decoder as decode
 report_of = decode.asdict
 decode.asdict = lambda report: report_of(report) | {forged}
 decode.main(sys.argv[1:])"""

@@ -17,10 +17,11 @@ from volume_faults import Site, World
 from volume_mutants import AT_RANDOM, OneName
 from volume_weeks import RightForAWeek, Weeks
 
-from registry import files, snapshot_database
-from registry.edits import VoiceEdit
 from registry.errors import RegistryError, StorageUnavailable
-from registry.volume_store import VolumeStore
+from registry.storage import data_dir as files
+from registry.storage.edits import VoiceEdit
+from registry.storage.volume import database as snapshot_database
+from registry.storage.volume.store import VolumeStore
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="the stand-in sees open files through /proc"

@@ -12,14 +12,15 @@ from modal_volume import Cloud, Container, Dict, Killed
 from uploading import clip_of
 from volume_faults import FAILURES, Site
 
-from registry import files, snapshot_database
-from registry.backup import write_backup
-from registry.edits import VoiceEdit
 from registry.errors import DatabaseLost, StorageUnavailable, VoiceNotFound
-from registry.files import DataDir
-from registry.restore import unpack_backup
-from registry.snapshots import ABANDONED, KEPT, NAME
-from registry.volume_store import SharedDict, VolumeStore
+from registry.storage import data_dir as files
+from registry.storage.data_dir import DataDir
+from registry.storage.edits import VoiceEdit
+from registry.storage.volume import database as snapshot_database
+from registry.storage.volume.snapshots import ABANDONED, KEPT, NAME
+from registry.storage.volume.store import SharedDict, VolumeStore
+from registry.upkeep.backup import write_backup
+from registry.upkeep.restore import unpack_backup
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="the stand-in sees open files through /proc"

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import PYTHON, ROOT
 
-from inference import weights
 from inference.errors import ModelCannotClone, ModelUnavailable
-from inference.hashes import HashCache, sha256_of_file
-from inference.model_check import examine
-from inference.weights import LocatedModel, ModelSpec
-from registry.files import DataDir
+from inference.models import catalog as weights
+from inference.models.catalog import LocatedModel, ModelSpec
+from inference.models.check import examine
+from inference.models.hashes import HashCache, sha256_of_file
+from registry.storage.data_dir import DataDir
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HUB_MODEL = "acme/tiny-voice"
@@ -88,8 +88,9 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(
 
 def test_a_model_that_is_not_downloaded_names_both_ways_out(data: DataDir, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from inference import weights, errors\n"
-        "from registry.files import DataDir\n"
+        "import sys; from pathlib import Path; from inference import errors\n"
+        "from inference.models import catalog as weights\n"
+        "from registry.storage.data_dir import DataDir\n"
         "try: weights.locate(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
         "except errors.ModelUnavailable as error: print(error)\n"
         "assert not weights.is_downloaded(weights.DEFAULT)\n"
@@ -229,8 +230,8 @@ def test_the_demo_came_with_the_package_and_needs_no_torch(data: DataDir) -> Non
 
 
 LOCATE_DEMO = """
-from pathlib import Path; from inference import weights
-from registry.files import DataDir
+from pathlib import Path; from inference.models import catalog as weights
+from registry.storage.data_dir import DataDir
 print(weights.locate("demo", DataDir(Path(sys.argv[1]))).ref.revision)
 """
 
@@ -335,8 +336,9 @@ def hub(checkpoint: Path) -> Iterator[Hub]:
 
 
 DOWNLOAD = """
-import json, sys; from pathlib import Path; from inference import errors, weights
-from registry.files import DataDir
+import json, sys; from pathlib import Path; from inference import errors
+from inference.models import catalog as weights
+from registry.storage.data_dir import DataDir
 spec, data = sys.argv[1], DataDir(Path(sys.argv[2]))
 pins = json.loads(sys.argv[3])
 models = {spec: weights.KnownModel(sys.argv[4], pins, 0)} if pins else weights.MODELS
@@ -422,7 +424,8 @@ def test_a_hub_that_is_gone_leaves_one_sentence(hub: Hub, data: DataDir) -> None
 
 
 BRING = """
-import sys; from pathlib import Path; from inference import errors, model_folder
+import sys; from pathlib import Path; from inference import errors
+from inference.models import marker as model_folder
 root, spec, commits = Path(sys.argv[1]), sys.argv[2], []
 try:
     model_folder.bring(root, spec, lambda: commits.append((root / "model.json").exists()))

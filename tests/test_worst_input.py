@@ -11,24 +11,24 @@ from types import SimpleNamespace
 import pytest
 from fastapi import Request
 
-from registry.errors import RangeUnsatisfiable, RegistryError
-from registry.etags import Tags
-from registry.events import accepted
-from registry.fences import Hosts, _parse_origin
-from registry.file_answers import spans_of
-from registry.forms import Part, _name
-from registry.languages import language_named
-from registry.names import check_name, name_key
-from registry.renames import _renamed
-from registry.requests import (
+from registry.api.etags import Tags
+from registry.api.events import accepted
+from registry.api.fences import Hosts, _parse_origin
+from registry.api.file_answers import spans_of
+from registry.api.forms import Part, _name
+from registry.api.requests import (
     _patience,
     _refuse_odd_query,
     parse_json,
     refuse_other_type,
     refuse_repeated_parameters,
 )
+from registry.errors import RangeUnsatisfiable, RegistryError
+from registry.names import check_name, name_key
+from registry.storage.renames import _renamed
 from registry.text import clean_text
-from registry.transcript import checked_transcript
+from registry.voices.languages import language_named
+from registry.voices.transcript import checked_transcript
 
 pytestmark = pytest.mark.timeout(60)  # seconds, where each takes less than three
 N = 500_000

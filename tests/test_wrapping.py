@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from clips import made, silence, spoken, tone
 
-from registry.clip_report import Bounds, Refusal, Report
-from registry.decode import examine
-from registry.track import told
+from registry.audio.decoder import examine
+from registry.audio.report import Bounds, Refusal, Report
+from registry.audio.track import told
 
 BOUNDS = Bounds(1.0, 60.0, 24_000)
 RATE = 24_000

@@ -8,14 +8,14 @@ from typing import BinaryIO
 
 from starlette.types import Message
 
-from registry import audio
-from registry.audio import Answer, ClipLimits, ReferenceClip
-from registry.enrol import Enroller, Enrolment
-from registry.files import DataDir, sha256_of
-from registry.pace import Exchange
-from registry.store import VoiceStore
-from registry.stored_voice import StoredVoice
-from registry.uploads import Upload, Uploads
+from registry.api.pace import Exchange
+from registry.audio import clips as audio
+from registry.audio.clips import Answer, ClipLimits, ReferenceClip
+from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.uploads import Upload, Uploads
+from registry.voices.enrolment import Enroller, Enrolment
 
 
 def coming() -> Exchange:

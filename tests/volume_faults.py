@@ -19,13 +19,13 @@ from faults import QuickEnroller, noise
 from modal_volume import Cloud, Container, Dict, Killed
 from uploading import clip_of, enrol_bytes
 
-from inference.device_thread import FailureGoesTo
-from registry.edits import VoiceEdit
+from inference.serving.worker import FailureGoesTo
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
-from registry.files import DataDir, PromptSource
-from registry.snapshots import Mount
-from registry.store import VoiceStore
-from registry.volume_store import SharedDict, SharedVolume, VolumeStore
+from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.edits import VoiceEdit
+from registry.storage.store import VoiceStore
+from registry.storage.volume.snapshots import Mount
+from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
 
 FAILURES = (RuntimeError, OSError)
 LOST_ANSWERS = 0.01

@@ -8,11 +8,19 @@ from typing import Any
 from sqlalchemy.pool import NullPool
 from sqlmodel import Session
 
-from registry.database import Database, migrate
-from registry.files import DataDir
-from registry.snapshot_database import SnapshotDatabase
-from registry.snapshots import ABANDONED, Ledger, Mount, Shelf, Snapshot, _copy, digest_of
-from registry.volume_store import VolumeDir, VolumeStore
+from registry.storage.data_dir import DataDir
+from registry.storage.database import Database, migrate
+from registry.storage.volume.database import SnapshotDatabase
+from registry.storage.volume.snapshots import (
+    ABANDONED,
+    Ledger,
+    Mount,
+    Shelf,
+    Snapshot,
+    _copy,
+    digest_of,
+)
+from registry.storage.volume.store import VolumeDir, VolumeStore
 
 
 class Uncommitted(Shelf):

@@ -10,10 +10,10 @@ from contextlib import suppress
 from modal_volume import Container, Killed
 from volume_faults import Site, World
 
-from registry import snapshot_database
 from registry.errors import VoiceNotFound
-from registry.snapshot_database import SnapshotDatabase
-from registry.volume_store import VolumeStore
+from registry.storage.volume import database as snapshot_database
+from registry.storage.volume.database import SnapshotDatabase
+from registry.storage.volume.store import VolumeStore
 
 MOST_LIVING = 2
 COMMIT_KILLS = 0.2  # at the moment after which nobody knows whether a write counts

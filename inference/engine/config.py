@@ -106,7 +106,7 @@ def _ops(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Torc
     """Our kernels where they run, else plain torch."""
     if not config.kernels or device.type != "cuda" or dtype == torch.float32:
         return TorchOps()
-    from inference.engine.cuda_ops import CudaOps, KernelsUnavailable
+    from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable
 
     try:
         return CudaOps(device, dtype, architecture=TURING if config.as_on_t4 else None)

@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 
 from inference.engine.admission import Queue, Waiting
 from inference.engine.cache_rows import CacheRows, whole
-from inference.engine.codec import StreamingDecoder
+from inference.engine.checkpoint.loading import load_weights, move
+from inference.engine.checkpoint.parts import Parts, loading
+from inference.engine.checkpoint.tokenizer import load_tokenizer
+from inference.engine.codec.decoder import StreamingDecoder
+from inference.engine.codec.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.config import EngineConfig, Setup, place
 from inference.engine.device import Lane, Mark, on_device
 from inference.engine.forecast import Forecast, Line
@@ -24,16 +28,12 @@ from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
 from inference.engine.layout import Composer, Layout
-from inference.engine.loading import load_weights, move
-from inference.engine.parts import Parts, loading
 from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
 from inference.engine.shapes import ModelShape, read_shape
 from inference.engine.state import State
 from inference.engine.stream import Stream
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer
-from inference.engine.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.weights import Weights
 from inference.errors import Overloaded
 

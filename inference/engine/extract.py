@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inference.engine.qwen import import_qwen_tts
+from inference.engine.checkpoint.qwen import import_qwen_tts
+from inference.engine.checkpoint.tensor_file import TensorFile
+from inference.engine.checkpoint.tokenizer import load_tokenizer
+from inference.engine.checkpoint.transfer import Piece, transfer
 from inference.engine.room import room_beside
 from inference.engine.shapes import FRAME_SAMPLES, SAMPLE_RATE, ModelShape
-from inference.engine.tensor_file import TensorFile
 from inference.engine.text import PlainText
-from inference.engine.tokenizer import load_tokenizer
-from inference.engine.transfer import Piece, transfer
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 MEL = {  # as in qwen_tts' extract_speaker_embedding

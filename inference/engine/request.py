@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inference.engine.codec import CodecState
+from inference.engine.codec.decoder import CodecState
 from inference.engine.layout import Reference
 from inference.engine.params import Mode, SamplingParams
 from inference.errors import InferenceError, ModeUnavailable

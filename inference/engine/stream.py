@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.engine.codec.vocoder import CHUNKS, Sound
 from inference.engine.request import Request, Timings
 from inference.engine.shapes import FRAME_SAMPLES
-from inference.engine.vocoder import CHUNKS, Sound
 from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inference import checkpoint_text as released
+from inference.testing import text as released
 from training.demo_model.sentences import TEXT, Lexicon, sentence
 
 FILE = TEXT / "bpe.json"

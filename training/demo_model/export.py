@@ -12,8 +12,8 @@ import click
 import torch
 from safetensors.torch import load_file, save_file
 
-from inference import checkpoint_config as released
-from inference.checkpoint_text import TEXT_FEATURES, write_json
+from inference.testing import config as released
+from inference.testing.text import TEXT_FEATURES, write_json
 from training.demo_model.bpe import TextTokens
 from training.demo_model.shape import (
     CodecShape,
@@ -69,7 +69,7 @@ def _write_codec(weights: Path, out: Path, last: str, gain: float) -> None:
 
 def write_tokenizer(out: Path) -> None:
     """vocab.json, merges.txt, tokenizer_config.json and preprocessor_config.json."""
-    from inference.checkpoint_text import _tokenizer_config
+    from inference.testing.text import _tokenizer_config
 
     tokens = TextTokens.read()
     vocabulary = json.dumps(tokens.vocabulary, ensure_ascii=False)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from inference import checkpoint_config as released
+from inference.testing import config as released
 
 Config = dict[str, Any]
 

@@ -42,7 +42,7 @@ class QwenSpeaker:
     """qwen-tts as it comes."""
 
     def __init__(self, folder: Path, dtype: str, device: str) -> None:
-        from inference.engine.qwen import import_qwen_tts
+        from inference.engine.checkpoint.qwen import import_qwen_tts
 
         package = import_qwen_tts()
         kind = getattr(torch, dtype)

@@ -116,7 +116,7 @@ def test_a_run_leaves_weights_their_shape_and_curves(codec_folder: Path) -> None
 def test_an_exported_checkpoint_is_loaded_by_the_package(
     codec_folder: Path, talker_folder: Path, tmp_path: Path
 ) -> None:
-    from inference.engine.qwen import import_qwen_tts
+    from inference.engine.checkpoint.qwen import import_qwen_tts
 
     codec, talker = codec_folder / "codec.safetensors", talker_folder / "model.safetensors"
     assert export(codec, talker, tmp_path) < 16 * 2**20

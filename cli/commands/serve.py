@@ -1,0 +1,159 @@
+"""voices serve: the registry over HTTP, until it is told to stop."""
+
+import socket
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.compose import load_settings, make_inference, open_store, sentences
+from cli.destination import is_loopback
+from cli.input import WORDS
+from cli.output import say
+
+if TYPE_CHECKING:
+    from registry.settings import Settings
+    from registry.speech.local import Inference, LocalInference
+    from registry.storage.store import VoiceStore
+
+GRACEFUL_STOP_S = 25
+
+
+@click.command()
+@click.option(
+    "--host",
+    type=WORDS,
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on.",
+)
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes a free one.",
+)
+@click.option("--model", help="demo, a directory, or a hub id with @revision.")
+@click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
+@click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
+@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine, to anyone.")
+def serve(
+    host: str,
+    port: int,
+    model: str | None,
+    device: str | None,
+    no_inference: bool,
+    insecure_no_auth: bool,
+) -> None:
+    """Serve the registry over HTTP.
+
+    \b
+    Example:
+      voices serve --model demo --port 8000
+    """
+    from registry.speech.local import LocalInference
+
+    refuse_strangers(host, insecure_no_auth)
+    off = "off" if no_inference else None
+    settings = load_settings(model=model, device=device, inference=off)
+    store = open_store(settings)
+    tell_if_open(store)
+    tell_if_unfenced()
+    inference = make_inference(settings, store)
+    with listen(host, port) as listener:
+        if isinstance(inference, LocalInference):
+            start_model(store, inference)
+        say(f"Voices of {store.data.root}, on {url_of(host, listener.getsockname()[1])}")
+        run_server(settings, store, inference, listener, host)
+
+
+def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
+    if not is_loopback(host) and not insecure_no_auth:
+        raise click.UsageError(
+            f"{host} is reachable from other machines, and this server asks nobody for a key: "
+            "whoever reaches it can enrol and delete voices. If that is what you want, "
+            "give --insecure-no-auth."
+        )
+
+
+def tell_if_open(store: "VoiceStore") -> None:
+    """Nothing that is there is closed unasked: someone may have opened it on purpose."""
+    from registry.storage import private
+
+    if all(map(private.is_open, (store.data.root, store.data.database))):
+        say(
+            f"Note: others on this machine can read the voices in {store.data.root}. "
+            "`voices doctor --repair` closes them."
+        )
+
+
+def tell_if_unfenced() -> None:
+    """Clips are opened with what there is; who serves strangers may want to know."""
+    from registry.audio.clips import ClipLimits, DecoderUnavailable, layers_lacking
+
+    try:
+        lacking = layers_lacking(ClipLimits())
+    except DecoderUnavailable as error:
+        return say(f"Note: {error}")
+    if lacking:
+        say(
+            f"Note: this system refuses the program that opens clips {', '.join(lacking)}; "
+            "its other limits hold."
+        )
+
+
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise click.ClickException(f"Can't listen on {host}:{port}: {reason}.") from error
+    # Every connection inherits it; asyncio does not set it on a socket that was handed to it, and
+    # each small answer would wait 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
+    """Refuse to start without the model or with another one than the voices were made for."""
+    with sentences():
+        description = inference.describe()
+        if store.model_in_use() is not None:
+            store.adopt_model(description.source, description.model)
+        inference.warm()
+    model = description.model
+    say(f"Model {model.id} at {model.revision[:12]}, loading in the background")
+
+
+def run_server(
+    settings: "Settings",
+    store: "VoiceStore",
+    inference: "Inference",
+    listener: socket.socket,
+    host: str,
+) -> None:
+    from cli.http_server import Limits, Server, config, raise_descriptors
+    from cli.server_log import log_config
+    from registry.api.fences import add_fence
+    from registry.app import create_app
+
+    connections = min(settings.max_connections, raise_descriptors() // 2)
+    limits = Limits(connections, settings.header_timeout_s, settings.body_timeout_s)
+    requests = min(settings.max_requests, connections * 3 // 4)
+    settings = settings.model_copy(update={"max_requests": requests})
+    app = create_app(store, inference, settings, is_server=True)
+    add_fence(app, settings, (host, listener.getsockname()[0]))
+    served = config(
+        app,
+        limits,
+        settings.proxies,
+        log_config=log_config(),
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=GRACEFUL_STOP_S,
+    )
+    Server(served).run(sockets=[listener])

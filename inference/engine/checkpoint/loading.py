@@ -1,0 +1,263 @@
+"""A checkpoint's two weight files → Weights, without qwen_tts or transformers.
+
+The layout of the names is that of qwen_tts' Qwen3TTSForConditionalGeneration. A fault is a
+ModelUnavailable that names the tensor and the file. Reads no configs: the shape is given.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inference.engine.checkpoint.tensor_file import TensorFile
+from inference.engine.checkpoint.transfer import Memory, Piece, Transferred, transfer
+from inference.engine.shapes import ModelShape, StackShape
+from inference.engine.weights import (
+    GATE_ROWS,
+    LayerWeights,
+    PredictorWeights,
+    StackWeights,
+    TalkerWeights,
+    TextWeights,
+    Weights,
+)
+from inference.errors import ModelUnavailable
+
+FOLD = 3  # in fp16: up by 2**-FOLD, down by 2**FOLD, both exact
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading took."""
+
+    transferred: Transferred
+    seconds: float  # all of it; what the transfer did not take went into projections
+
+
+def load_weights(
+    folder: Path, shape: ModelShape, dtype: torch.dtype, device: torch.device
+) -> Weights:
+    """The weights of the checkpoint in `folder`, in `dtype` on `device`; ModelUnavailable."""
+    return load_with_report(folder, shape, dtype, device)[0]
+
+
+def load_with_report(
+    folder: Path, shape: ModelShape, dtype: torch.dtype, device: torch.device
+) -> tuple[Weights, LoadReport]:
+    """`load_weights`, and what it took; both are logged too."""
+    begun = time.perf_counter()
+    main = _Plan(TensorFile(folder / "model.safetensors"), dtype, device)
+    speech = _Plan(
+        TensorFile(folder / "speech_tokenizer" / "model.safetensors"), torch.float32, device
+    )
+    text, talker = _text(main, shape), _talker(main, shape)
+    predictor, decoder = _predictor(main, shape, talker), _decoder(speech)
+    moved = transfer([*main.pieces, *speech.pieces], device)
+    _project(talker, predictor)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the caller may go on in any stream
+    report = LoadReport(moved, time.perf_counter() - begun)
+    _log(report, [main, speech])
+    return Weights(text, talker, predictor, decoder), report
+
+
+def move(weights: Weights, device: torch.device) -> Weights:
+    """The same weights on `device`: from the host to CUDA in pieces through pinned memory."""
+    pieces: list[Piece] = []
+
+    def place(tensor: Tensor) -> Tensor:
+        if device.type != "cuda" or tensor.device.type != "cpu":
+            return tensor.to(device)
+        target = torch.empty_like(tensor, device=device)
+        pieces.append(Piece(Memory(tensor), 0, tensor.dtype, target))
+        return target
+
+    moved: Weights = _changed(weights, place)
+    if pieces:
+        transfer(pieces, device)
+    return moved
+
+
+class _Plan:
+    """Allocates what is to be filled from one file, and notes which tensor goes where."""
+
+    def __init__(self, file: TensorFile, dtype: torch.dtype, device: torch.device) -> None:
+        self.file, self.dtype, self.device = file, dtype, device
+        self.pieces: list[Piece] = []
+
+    @property
+    def fold(self) -> float:
+        return 2.0**FOLD if self.dtype == torch.float16 else 1.0
+
+    def empty(self, *size: int) -> Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)
+
+    def fill(
+        self, target: Tensor, name: str, size: Sequence[int] | None = None, scale: float = 1.0
+    ) -> None:
+        """Fill `target` from a tensor stored with `size`, the target's own if not given."""
+        stored = self.file.find(name, target.shape if size is None else size)
+        self.pieces.append(Piece(self.file, stored.offset, stored.dtype, target, scale))
+
+    def tensor(self, name: str, *size: int, scale: float = 1.0) -> Tensor:
+        made = self.empty(*size)
+        self.fill(made, name, scale=scale)
+        return made
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """(size,) float32 in every dtype."""
+        made = torch.empty(size, device=self.device)
+        self.fill(made, name)
+        return made
+
+    def joined(self, rows: dict[str, int], width: int) -> Tensor:
+        """(sum of rows, width): the named tensors under each other."""
+        made = self.empty(sum(rows.values()), width)
+        for name, part in zip(rows, made.split_with_sizes(list(rows.values())), strict=True):
+            self.fill(part, name)
+        return made
+
+    def tables(self, pattern: str, count: int, rows: int, width: int) -> Tensor:
+        """(count, rows, width): the tensors that `pattern` names with a number."""
+        made = self.empty(count, rows, width)
+        for i, part in enumerate(made):
+            self.fill(part, pattern.format(i))
+        return made
+
+    def interleaved(self, gate: str, up: str, rows: int, width: int) -> Tensor:
+        """(2 rows, width): GATE_ROWS rows of gate, GATE_ROWS of up, and so on."""
+        if rows % GATE_ROWS:
+            raise ModelUnavailable(f"{gate} has {rows} rows, not a multiple of {GATE_ROWS}.")
+        made = self.empty(2 * rows, width)
+        parts = made.view(-1, 2, GATE_ROWS, width).unbind(1)
+        self.fill(parts[0], gate, (rows, width))
+        self.fill(parts[1], up, (rows, width), 1 / self.fold)
+        return made
+
+
+def _text(plan: _Plan, shape: ModelShape) -> TextWeights:
+    width, out, name = shape.text_width, shape.talker.width, "talker.text_projection.linear_"
+    return TextWeights(
+        embedding=plan.tensor("talker.model.text_embedding.weight", shape.text_vocabulary, width),
+        fc1=plan.tensor(f"{name}fc1.weight", width, width),
+        fc1_bias=plan.tensor(f"{name}fc1.bias", width),
+        fc2=plan.tensor(f"{name}fc2.weight", out, width),
+        fc2_bias=plan.tensor(f"{name}fc2.bias", out),
+    )
+
+
+def _talker(plan: _Plan, shape: ModelShape) -> TalkerWeights:
+    width, table = shape.talker.width, "talker.code_predictor.model.codec_embedding.{}.weight"
+    head, bias = _head(plan, shape)
+    return TalkerWeights(
+        stack=_stack(plan, "talker.model", shape.talker),
+        head=head,
+        head_bias=bias,
+        first=plan.tensor("talker.model.codec_embedding.weight", shape.vocabulary, width),
+        rest=plan.tables(table, shape.groups - 1, shape.codes, width),
+    )
+
+
+def _head(plan: _Plan, shape: ModelShape) -> tuple[Tensor, Tensor]:
+    """The head and its bias. Between equal widths qwen_tts has no projection but an identity."""
+    codec, small = "talker.codec_head.weight", "talker.code_predictor.small_to_mtp_projection"
+    width, out = shape.talker.width, shape.predictor.width
+    if width != out:
+        head = plan.joined({codec: shape.vocabulary, f"{small}.weight": out}, width)
+        return head, plan.vector(f"{small}.bias", out)
+    head = plan.empty(shape.vocabulary + out, width)
+    plan.fill(head[: shape.vocabulary], codec)
+    torch.nn.init.eye_(head[shape.vocabulary :])
+    return head, torch.zeros(out, device=plan.device)
+
+
+def _predictor(plan: _Plan, shape: ModelShape, talker: TalkerWeights) -> PredictorWeights:
+    """Its inputs are filled by `_project`, once the talker's are there."""
+    name, width = "talker.code_predictor", shape.predictor.width
+    same = width == shape.talker.width
+    rest = shape.groups - 2
+    return PredictorWeights(
+        stack=_stack(plan, f"{name}.model", shape.predictor),
+        heads=plan.tables(f"{name}.lm_head.{{}}.weight", shape.groups - 1, shape.codes, width),
+        first=talker.first if same else plan.empty(shape.vocabulary, width),
+        rest=talker.rest[:rest] if same else plan.empty(rest, shape.codes, width),
+    )
+
+
+def _project(talker: TalkerWeights, predictor: PredictorWeights) -> None:
+    """predictor.first and .rest: the talker's embeddings through small_to_mtp, in float32."""
+    if predictor.first is talker.first:
+        return
+    weight = talker.head[-predictor.first.shape[1] :].float()
+    pairs = [(talker.first, predictor.first), *zip(talker.rest, predictor.rest, strict=False)]
+    for table, target in pairs:
+        target.copy_(F.linear(table.float(), weight, talker.head_bias))
+
+
+def _stack(plan: _Plan, name: str, shape: StackShape) -> StackWeights:
+    layers = [_layer(plan, f"{name}.layers.{i}", shape) for i in range(shape.layers)]
+    return StackWeights(tuple(layers), plan.vector(f"{name}.norm.weight", shape.width))
+
+
+def _layer(plan: _Plan, name: str, shape: StackShape) -> LayerWeights:
+    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    width, hidden, query, kv = shape.width, shape.hidden, shape.query_width, shape.kv_width
+    rows = {
+        f"{attention}.{part}_proj.weight": n for part, n in (("q", query), ("k", kv), ("v", kv))
+    }
+    gate, up = f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"
+    return LayerWeights(
+        input_norm=plan.vector(f"{name}.input_layernorm.weight", width),
+        qkv=plan.joined(rows, width),
+        q_norm=plan.vector(f"{attention}.q_norm.weight", shape.head_width),
+        k_norm=plan.vector(f"{attention}.k_norm.weight", shape.head_width),
+        o=plan.tensor(f"{attention}.o_proj.weight", width, query),
+        post_norm=plan.vector(f"{name}.post_attention_layernorm.weight", width),
+        gate_up=plan.interleaved(gate, up, hidden, width),
+        down=plan.tensor(f"{mlp}.down_proj.weight", width, hidden, scale=plan.fold),
+    )
+
+
+def _decoder(plan: _Plan) -> dict[str, Tensor]:
+    prefix = "decoder."
+    found = {
+        name.removeprefix(prefix): plan.tensor(name, *plan.file.find(name).shape)
+        for name in plan.file.names(prefix)
+    }
+    if not found:
+        raise ModelUnavailable(f"{plan.file.path} has no tensors named {prefix}*.")
+    return found
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in its dataclasses, tuples and dicts changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_changed(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    assert is_dataclass(value) and not isinstance(value, type)
+    parts = {f.name: _changed(getattr(value, f.name), change) for f in fields(value)}
+    return replace(value, **parts)
+
+
+def _log(report: LoadReport, plans: Sequence[_Plan]) -> None:
+    took = report.transferred
+    logger.info(
+        "Loaded %.2f GB in %.2f s: %.2f s of transfer, %.2f s of it reading.",
+        *(took.nbytes / 1e9, report.seconds, took.seconds, took.reading_s),
+    )
+    pairs = Counter((p.dtype, p.target.dtype) for plan in plans for p in plan.pieces)
+    for (stored, used), count in pairs.items():
+        if stored != used:
+            logger.info("Converted %d tensors from %s to %s.", count, stored, used)

@@ -1,0 +1,48 @@
+"""A checkpoint in host memory: all that an engine is made of, before there is a device.
+
+Reading it asks nothing of any GPU, so that it can happen where there is none yet.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference.engine.checkpoint.loading import load_weights
+from inference.engine.checkpoint.tokenizer import load_tokenizer
+from inference.engine.config import DTYPES
+from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.text import PlainText
+from inference.engine.weights import Weights
+from inference.errors import ModelUnavailable
+
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    shape: ModelShape
+    weights: Weights  # on the CPU, in the dtype that is served
+    text: PlainText
+
+    @classmethod
+    def read(cls, folder: Path, dtype: str) -> "Parts":
+        """The checkpoint in `folder`, in float32, float16 or bfloat16; ModelUnavailable."""
+        with loading(f"The model in {folder}"):
+            shape = read_shape(folder)
+            weights = load_weights(folder, shape, DTYPES[dtype], torch.device("cpu"))
+            return cls(shape, weights, load_tokenizer(folder))
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Whatever goes wrong is a ModelUnavailable that says why `what` did not load."""
+    try:
+        yield
+    except ModelUnavailable:
+        raise
+    except LOAD_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(f"{what} did not load. {reason}") from error

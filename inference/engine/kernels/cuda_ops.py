@@ -1,0 +1,225 @@
+"""The operations of `ops` as the CUDA kernels of kernels.cu; what those don't fit, torch does.
+
+A few rows multiply with weights that are read once, by tensor cores; many go to cuBLAS.
+"""
+
+from collections.abc import Iterable
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inference.engine.kernels.cuda_program import (
+    Argument,
+    KernelsUnavailable,
+    Long,
+    Program,
+    compiled,
+    target,
+)
+from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where
+from inference.engine.sampler import Knobs
+
+__all__ = ["CudaOps", "KernelsUnavailable"]
+
+FEW = 32  # rows up to which our matrix product is faster than cuBLAS
+FEW_NORMED = 8  # the same with the norm in it
+TERMS = 256  # its K is a multiple of this: 8 warps take turns of 32
+CHOICES = 4096  # the largest codebook that `choose` holds in registers
+OLDEST = (7, 5)
+
+
+class CudaOps(TorchOps):
+    """On the current CUDA device, for weights in float16 or bfloat16."""
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, architecture: tuple[int, int] | None = None
+    ) -> None:
+        """`architecture` compiles for an older GPU than the device. KernelsUnavailable."""
+        wanted = architecture or torch.cuda.get_device_capability(device)
+        if wanted < OLDEST or (dtype == torch.bfloat16 and wanted < (8, 0)):
+            raise KernelsUnavailable(f"Compute capability {wanted} can't run them in {dtype}.")
+        torch.cuda.current_stream(device).synchronize()  # the device's context exists from here on
+        self._program = Program(
+            image(dtype, target(wanted, torch.cuda.get_device_capability(device)))
+        )
+        self._dtype = dtype
+
+    def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        if not _fits(x, weight, FEW_NORMED):
+            return F.linear(self._normed(x, norm, epsilon), weight)
+        out = x.new_empty(len(x), len(weight), dtype=self._dtype)
+        self._skinny("norm_linear", weight, x, norm, None, out, epsilon)
+        return out
+
+    def linear_add(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        if _fits(y, weight, FEW):
+            self._skinny("linear_add", weight, y, None, x, out, 0.0)
+        else:
+            count = x.numel() // 4
+            self._program.launch(
+                "add", (-(-count // 256), 1), 256, [x, F.linear(y, weight), out, count]
+            )
+        return out
+
+    def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        out = x.new_empty(len(x), len(weight) // 2, dtype=self._dtype)
+        if _fits(x, weight, FEW_NORMED):
+            self._skinny("norm_gated", weight, x, norm, None, out, epsilon)
+        else:
+            both, count = F.linear(self._normed(x, norm, epsilon), weight), out.numel() // 8
+            self._program.launch("gate", (-(-count // 256), 1), 256, [both, out, count])
+        return out
+
+    def attend(
+        self,
+        qkv: Tensor,
+        norms: tuple[Tensor, Tensor],
+        rope: Tensor,
+        cache: tuple[Tensor, Tensor],
+        where: Where,
+        heads: Heads,
+    ) -> Tensor:
+        if (heads.query, heads.width) != (2 * heads.kv, 128):
+            return super().attend(qkv, norms, rope, cache, where, heads)
+        rows, queries = len(where.sequence), len(qkv) // len(where.sequence)
+        out = qkv.new_empty(len(qkv), heads.query * heads.width)
+        placed: list[Argument] = [where.sequence, where.position, where.table, where.table.shape[1]]
+        sizes: list[Argument] = [heads.query, heads.kv, heads.epsilon]
+        inputs: list[Argument] = [qkv, *norms, rope, *cache, *placed]
+        if queries <= 2:
+            threads = 512 if where.span > 32 else 128  # long pasts take more hands
+            self._program.launch(
+                f"attend_{queries}", (heads.kv, rows), threads, [*inputs, 1, out, *sizes]
+            )
+        else:
+            kept: list[Argument] = [qkv, norms[1], rope, *cache, *placed, queries, *sizes]
+            self._program.launch("keep", (len(qkv), 1), 256, kept)
+            self._program.launch(
+                "attend_kept", (heads.kv, len(qkv)), 128, [*inputs, queries, out, *sizes]
+            )
+        return out
+
+    def choose(
+        self, logits: Tensor, rules: Rules, knobs: Knobs, slots: Tensor, group: int, bad: Tensor
+    ) -> Tensor:
+        rows, count = logits.shape
+        if count > CHOICES:
+            return super().choose(logits, rules, knobs, slots, group, bad)
+        codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        self._program.launch(
+            "choose",
+            (rows, 1),
+            512,
+            [
+                *(logits, logits.stride(0), count, rules.seen, rules.allowed, rules.eos),
+                *(knobs.temperature, knobs.top_k, knobs.top_p, knobs.penalty, knobs.key),
+                *(knobs.step, slots, group, bad, codes),
+            ],
+        )
+        return codes
+
+    def embed(self, table: Tensor, codes: Tensor) -> Tensor:
+        out = torch.empty(len(codes), table.shape[1], device=table.device)
+        self._program.launch(
+            "embed", (len(codes), 1), 256, [table, codes.contiguous(), out, table.shape[1]]
+        )
+        return out
+
+    def frame_embed(
+        self,
+        codes: Tensor,
+        tables: tuple[Tensor, Tensor],
+        text: TextAhead,
+        knobs: Knobs,
+        slots: Tensor,
+    ) -> Tensor:
+        first, rest = tables
+        (rows, groups), width = codes.shape, first.shape[1]
+        out = torch.empty(rows, width, device=first.device)
+        self._program.launch(
+            "frame_embed",
+            (-(-width // 256), rows),
+            256,
+            [
+                *(
+                    codes.contiguous(),
+                    groups,
+                    first,
+                    rest,
+                    rest.shape[1],
+                    text.tokens,
+                    text.tokens.shape[1],
+                ),
+                *(text.length, text.pad, knobs.step, slots, out, width),
+            ],
+        )
+        return out
+
+    def snake(
+        self,
+        x: Tensor,
+        alpha: Tensor,
+        inverse_beta: Tensor,
+        bias: Tensor,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        rows, length, channels = x.shape
+        if x.dtype != torch.float16 or self._dtype != torch.float16 or channels % 8:
+            return super().snake(x, alpha, inverse_beta, bias, out)
+        made = x.new_empty(x.shape) if out is None else out
+        count = rows * length * channels // 8
+        self._program.launch(
+            "snake",
+            (-(-count // 256), 1),
+            256,
+            [
+                *(x, Long(x.stride(0)), alpha, inverse_beta, bias),
+                *(made, Long(made.stride(0)), length, channels, count),
+            ],
+        )
+        return made
+
+    def _normed(self, x: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+        out = torch.empty_like(x, dtype=self._dtype)
+        self._program.launch("rms_norm", (len(x), 1), 256, [x, norm, out, x.shape[1], epsilon])
+        return out
+
+    def _skinny(
+        self,
+        name: str,
+        weight: Tensor,
+        x: Tensor,
+        norm: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+        epsilon: float,
+    ) -> None:
+        outputs, terms = weight.shape
+        tiles = next(tiles for tiles in (1, 2, 4) if len(x) <= 8 * tiles)
+        self._program.launch(
+            f"{name}_{tiles}",
+            (outputs // 16, 1),
+            256,
+            [weight, x, norm, residual, out, outputs, terms, len(x), epsilon],
+        )
+
+
+def image(dtype: torch.dtype, target: str) -> bytes:
+    """The kernels for weights in `dtype`, compiled; no GPU is needed for it."""
+    source = (files("inference.engine.kernels") / "kernels.cu").read_text("utf-8")
+    return compiled(source, (f"-DBF16={int(dtype == torch.bfloat16)}",), target)
+
+
+def compile_ahead(dtype: torch.dtype, architectures: Iterable[tuple[int, int]]) -> None:
+    """For engines that this process loads later on any of these GPUs. KernelsUnavailable."""
+    for architecture in architectures:
+        for kind in {dtype, torch.float16}:  # which the codec has
+            image(kind, target(architecture, architecture))
+
+
+def _fits(x: Tensor, weight: Tensor, most: int) -> bool:
+    """Whether our own matrix product takes these, and is worth it."""
+    return len(x) <= most and weight.shape[1] % TERMS == 0 and len(weight) % 16 == 0

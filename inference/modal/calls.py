@@ -1,0 +1,179 @@
+"""The service for calls of plain built-ins, as they cross to Modal.
+
+A speech is items: {"call": …} as soon as it is taken, {"speech": …}, then {"pcm": …} as it is
+spoken, then {"end": …}; what ends it early is {"error": …}. Each item but an error names its `run`:
+whoever meets two has been served by a container that took over from another. PCM crosses as 16
+bits, little-endian: every format that the registry sends has 16, so nothing is lost, and half of
+float32 travels.
+
+Nothing is remembered from one call to the next. A call is stopped by cancelling its task; one that
+comes when nobody waits for it any more is refused by the clock. Knows no Modal.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import ExtractionFailed, InferenceError, Overloaded, SpeechUnfinished
+from inference.serving.service import InferenceService
+from registry.storage.data_dir import PromptRef, PromptSource
+
+Item = dict[str, Any]
+
+RETRY_S = 5
+
+log = logging.getLogger(__name__)
+
+
+class Remote:
+    """Any number of tasks may call. Close it when done."""
+
+    def __init__(self, service: InferenceService, limit_s: float) -> None:
+        """`limit_s` is the longest that one call may take, from its beginning to its end."""
+        self._service, self._limit_s = service, limit_s
+
+    async def ready(self) -> None:
+        """Returns when the model is loaded. If it can't be, the calls will say why."""
+        with Failure() as failure:
+            await self._service.ready()
+        if failure.item:
+            log.error("The model is not loaded: %s", failure.item["error"]["detail"])
+
+    async def extract_prompt(self, source: Mapping[str, Any], until_s: float) -> Item:
+        """{"prompt": …} of a PromptSource's fields, or {"error": …}.
+
+        `until_s` is when its caller stops waiting for it, in seconds since the epoch.
+        """
+        with Failure() as failure:
+            refuse_late(until_s)
+            async with self._limit(ExtractionFailed, "The prompt features are").step():
+                found = asdict(await self._service.extract_prompt(PromptSource(**source)))
+            return {"prompt": found | {"modes": list(found["modes"])}}
+        return failure.item
+
+    async def speak(
+        self,
+        call: str,
+        ref: Mapping[str, Any],
+        text: str,
+        params: Mapping[str, Any],
+        until_s: float,
+    ) -> AsyncGenerator[Item, None]:
+        """The items of a speech; `call` is what cancels it. Closing it frees its slot.
+
+        `until_s` is when its caller stops waiting for its beginning, in seconds since the epoch.
+        """
+        run, samples = secrets.token_hex(8), 0
+        limit = self._limit(SpeechUnfinished, "The speech is")
+        with Failure() as failure:
+            refuse_late(until_s)
+            yield {"call": call, "run": run}
+            async with limit.step():
+                speech = await self._service.speak(PromptRef(**ref), text, params)
+            async with aclosing(speech.chunks) as chunks:
+                told = {k: v for k, v in vars(speech).items() if k != "chunks"}
+                yield {"speech": told | {"timings": dict(speech.timings)}, "run": run}
+                async for chunk in limit.each(chunks):
+                    yield {"pcm": to_pcm(chunk), "run": run}
+                    samples += len(chunk)
+            yield {"end": {"samples": samples}, "run": run}
+        if failure.item:
+            yield failure.item
+
+    async def describe(self) -> Item:
+        with Failure() as failure:
+            found = asdict(await asyncio.to_thread(self._service.describe))
+            return {"model": found | {"languages": list(found["languages"])}}
+        return failure.item
+
+    def status(self) -> Item:
+        return asdict(self._service.status())
+
+    def close(self, timeout_s: float) -> bool:
+        """What runs may end in time, and is told else; True if all did."""
+        return self._service.close(timeout_s)
+
+    def _limit(self, late: type[InferenceError], what: str) -> "Limit":
+        return Limit(self._limit_s, late, what)
+
+
+class Limit:
+    """How long one call may take in all.
+
+    It is watched in each step for itself: what is cancelled between two items is whoever takes
+    them, who would not know why.
+    """
+
+    def __init__(self, limit_s: float, late: type[InferenceError], what: str) -> None:
+        self._end_s = asyncio.get_running_loop().time() + limit_s
+        self._reason = f"{what} not done after {limit_s:g} s, the limit of one request."
+        self._late = late
+
+    @asynccontextmanager
+    async def step(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(self._end_s):
+                yield
+        except TimeoutError as error:
+            raise self._late(self._reason) from error
+
+    async def each(
+        self, chunks: AsyncIterator[NDArray[np.float32]]
+    ) -> AsyncIterator[NDArray[np.float32]]:
+        while True:
+            async with self.step():
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+
+class Failure(AbstractContextManager["Failure"]):
+    """What a call fails with is an item too; who cancels it knows why."""
+
+    def __init__(self) -> None:
+        self.item: Item = {}
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.item = failed(error)
+        return True
+
+
+def failed(error: Exception) -> Item:
+    if isinstance(error, InferenceError):
+        return _error(error.code, str(error), getattr(error, "retry_after_s", None))
+    log.error("A call failed.", exc_info=error)
+    reason = f"Inference broke: {type(error).__name__}: {str(error).rstrip('.')}."
+    return _error(InferenceError.code, reason, None)
+
+
+def refuse_late(until_s: float) -> None:
+    """Nobody would hear what is made now."""
+    if time.time() > until_s:
+        raise Overloaded("The call came when nobody waited for it any more. Ask again.", RETRY_S)
+
+
+def _error(code: str, detail: str, retry_after_s: float | None) -> Item:
+    return {"error": {"code": code, "detail": detail, "retry_after_s": retry_after_s}}
+
+
+def to_pcm(samples: NDArray[np.float32]) -> bytes:
+    """Mono int16, little-endian, of finite samples: rounded, and clipped to what there is."""
+    scaled = np.rint(samples.astype(np.float64) * 32768.0)
+    return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()

@@ -1,0 +1,150 @@
+"""A loaded engine at work: its voices in memory, and who listens to which request.
+
+Belongs to the device thread, but for `voices`, which any thread may ask.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from inference.engine import Engine, EngineConfig, Output, Request, Voice
+from inference.engine.checkpoint.parts import Parts, loading
+from inference.errors import Overloaded, SpeechFailed
+from inference.prompts.features import PromptFeatures
+from inference.serving.prompt_cache import PromptCache
+from inference.serving.stream import Listener, Wish
+from inference.serving.worker import too_many
+from registry.storage.data_dir import PromptRef, is_transient
+
+RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
+
+log = logging.getLogger(__name__)
+
+
+def load(folder: Path, parts: Parts | None, config: EngineConfig, streams: int) -> Engine:
+    """An engine that is ready for so many streams; ModelUnavailable says why it is not."""
+    with loading(f"The model in {folder}"):
+        torch.cuda.empty_cache()  # of an engine before; nothing where CUDA was not used
+        engine = Engine.of(parts, config) if parts else Engine.load(folder, config)
+        engine.capture(streams)  # the rest follows when nobody waits
+        return engine
+
+
+class AtWork:
+    """Works until `fail`; then it holds nothing, and refuses with the reason."""
+
+    def __init__(self, engine: Engine, cache_bytes: int, queue_limit: int) -> None:
+        """`queue_limit` bounds who waits for a slot; whoever can have one is not counted."""
+        self.engine: Engine | None = engine
+        self._queue_limit = queue_limit
+        self._reason = ""
+        self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
+        self._listeners: dict[Request, Listener] = {}
+        self._captures: Iterator[object] = engine.captures()
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        engine = self.engine
+        return engine.setup.limits.slots - engine.running if engine else 0
+
+    @property
+    def waiting(self) -> int:
+        """Who is in the queue beyond those that a free slot is for; below 0 if some are spare."""
+        engine = self.engine
+        return engine.queued - self.free if engine else 0
+
+    @property
+    def retry_after_s(self) -> float:
+        engine = self.engine
+        return engine.retry_after_s if engine else RETRY_S
+
+    def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
+        """The voice on the device, and in memory for the next request, which may be waiting.
+
+        One that no next request can name is not kept, and puts out nobody.
+        """
+        if (kept := self.voices.find(ref)) is not None:
+            return kept
+        try:
+            voice = self._working().prepare(
+                features.ref_spk_embedding, features.ref_code, features.source.transcript
+            )
+        except torch.OutOfMemoryError as error:
+            self.voices.clear()
+            reason = "The device has too little memory left for another voice. Try again later."
+            raise Overloaded(reason, RETRY_S) from error
+        if not is_transient(ref.voice_id):
+            self.voices.keep(ref, voice)
+        return voice
+
+    def begin(
+        self, voice: Voice, wish: Wish, patience_s: float, listener: Listener
+    ) -> Literal["icl", "xvec"]:
+        """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
+        engine = self._working()
+        if self.waiting >= self._queue_limit:
+            raise too_many(self.waiting, engine.retry_after_s)
+        request = Request(
+            voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
+        )
+        engine.submit(request)
+        self._listeners[request] = listener
+        return voice.mode(wish.mode)
+
+    def cancel(self, listener: Listener) -> None:
+        """Nobody listens any more. Harmless if the speech is over, or never began."""
+        for request, other in self._listeners.items():
+            if other is listener:
+                self._working().cancel(request)
+                del self._listeners[request]
+                return
+
+    def step(self) -> bool:
+        """One step of the engine, or a CUDA graph for later ones; False if nothing is left."""
+        engine = self._working()
+        if not engine.busy:
+            return self._capture()
+        for output in engine.step():
+            self._tell(output)
+        return True
+
+    def close(self, refusal: Overloaded) -> None:
+        """Only what has a slot goes on; whoever waits for one is refused."""
+        engine, self._captures = self._working(), iter(())
+        waiting = [r for r in self._listeners if engine.position(r) is not None]
+        for request in waiting:
+            engine.cancel(request)
+            self._tell(Output.of_error(request, refusal))
+
+    def fail(self, error: BaseException) -> SpeechFailed:
+        """The engine broke: everyone who listens is told, and whoever still comes."""
+        self._reason = f"The engine failed: {type(error).__name__}: {error}"
+        listeners, self._listeners = self._listeners, {}
+        for request, listener in listeners.items():
+            listener.put(Output.of_error(request, SpeechFailed(self._reason)))
+        self.engine, self._captures, self.voices = None, iter(()), PromptCache(0)
+        return SpeechFailed(self._reason)
+
+    def _working(self) -> Engine:
+        if self.engine is None:
+            raise SpeechFailed(self._reason)
+        return self.engine
+
+    def _capture(self) -> bool:
+        """Without a graph the engine is only slower."""
+        try:
+            return next(self._captures, None) is not None
+        except RuntimeError as error:
+            log.warning("No more CUDA graphs are captured.", exc_info=error)
+            self._captures = iter(())
+            return False
+
+    def _tell(self, output: Output) -> None:
+        if output.finished or output.error is not None:
+            self._listeners.pop(output.request).put(output)
+        else:
+            self._listeners[output.request].put(output)

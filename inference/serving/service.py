@@ -1,0 +1,348 @@
+"""Inference as the registry and the CLI see it: ids and text in, prompt files and PCM out.
+
+One daemon thread owns the engine and steps it for any number of callers, on any event loop; another
+extracts prompts, so that enrolling stops nobody's speech. torch is first imported on those threads.
+Knows nothing of names, SQL or HTTP.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFailed
+from inference.models.catalog import LocatedModel, model_shape, not_imported
+from inference.models.read_ahead import reading_ahead
+from inference.prompts.features import PromptFeatures, PromptShape
+from inference.serving.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
+from inference.serving.stream import Chunks, Clock, Listener, Wish
+from inference.serving.voice_files import VoiceFiles
+from inference.serving.worker import (
+    Arriving,
+    DeviceThread,
+    FailureGoesTo,
+    closing,
+    retrieve,
+    to_its_end,
+    too_many,
+    too_slow,
+)
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+
+if TYPE_CHECKING:
+    from inference.engine import Counters, Engine, Voice
+    from inference.engine.checkpoint.parts import Parts
+    from inference.engine.extract import Extractor
+    from inference.serving.loaded_engine import AtWork
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class InferenceService:
+    """Extracts prompts and speaks. Close it when done: `close` lets what runs finish."""
+
+    def __init__(
+        self,
+        data: DataDir | VoiceFiles,
+        model: LocatedModel | Callable[[], LocatedModel],
+        config: ServiceConfig | None = None,
+        parts: "Parts | None" = None,
+    ) -> None:
+        """`model` may be a function that finds it: called at first use, until it succeeds.
+
+        With `parts` of it in host memory, only the way to the device is left for the first load.
+        """
+        self._files = data if isinstance(data, VoiceFiles) else VoiceFiles(data)
+        self._find: Callable[[], LocatedModel] = (
+            (lambda: model) if isinstance(model, LocatedModel) else model
+        )
+        self._config = config or ServiceConfig()
+        self._thread = DeviceThread("engine", self._config.queue_limit, self._step, self._judged)
+        self._extracting = DeviceThread("extract", self._config.queue_limit)
+        self._finding = threading.Lock()
+        self._model: LocatedModel | None = None
+        self._parts = parts
+        self._at_work: AtWork | None = None
+        self._extractor: Extractor | None = None
+        self._prompt_shape: PromptShape | None = None
+        self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
+        self._error: str | None = None
+        self._arriving = Arriving(self._thread)
+
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+        """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
+        job = self._extracting.submit(lambda: self._extract(source))
+        async with to_its_end(job):
+            return await self._wait_for(job)
+
+    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech:
+        """Speak `text` with the prompt `ref`; `params`: language, mode, and SamplingParams' fields.
+
+        Returns once the first chunk exists. An unknown parameter is a TypeError, a value out of
+        range a ValueError; see errors.py for the rest. Leaving, at any time, frees what was taken.
+        """
+        wish, clock = Wish.of(text, **params), Clock()
+        with self._arriving.one() as arrived:
+            at_work = await self._ready()
+            clock.lap("load")
+            voice, prompt_cache = await self._voice(at_work, ref)
+            clock.lap("prompt")
+            listener = Listener()
+            with self._cancelled_if_left(listener):
+                waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
+                patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
+                job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
+                mode = await self._wait_for(job)
+                arrived()  # the engine counts it now
+                clock.lap("queue")
+                first = await listener.get()
+        if first.timings is not None:
+            clock.add("queue", first.timings.admitted_s)
+        return Speech(
+            sample_rate=self.located().sample_rate,
+            seed=wish.sampling.seed,
+            prompt_cache=prompt_cache,
+            mode=mode,
+            timings=clock.laps | {"ttfa": clock.total_s},
+            chunks=Chunks(first, listener, lambda: self._forget(listener)),
+        )
+
+    def located(self) -> LocatedModel:
+        """The model's files. The first call may take long: it may hash them, or make the demo."""
+        with self._finding:
+            if self._model is None:
+                self._model = self._find()
+            return self._model
+
+    def describe(self) -> Description:
+        """What the model is, without loading it; see `located`."""
+        model, engine = self.located(), self._engine
+        setup = None if engine is None else engine.setup
+        return Description(
+            model=model.ref,
+            source=model.source,
+            languages=model.languages,
+            sample_rate=model.sample_rate,
+            weights_bytes=model.weights_bytes,
+            dtype=str(setup.dtype).removeprefix("torch.") if setup else None,
+            device=str(setup.device) if setup else None,
+        )
+
+    def status(self) -> Status:
+        engine = self._engine
+        ended = self._thread.has_died or self._extracting.has_died
+        return Status(
+            state="failed" if ended else self._state,
+            queued=self._arriving.waiting
+            + self._extracting.queued
+            + (engine.queued if engine else 0),
+            running=max(self._thread.running, engine.running if engine else 0)
+            + self._extracting.running,
+            slots=engine.setup.limits.slots if engine else None,
+            queue_limit=self._config.queue_limit,
+            error="A thread of the model has died" if ended else self._error,
+        )
+
+    def refuse_full(self, ahead: int = 0) -> None:
+        """Overloaded if a speech after `ahead` others would be; by counts alone, at once."""
+        at_work = self._at_work
+        waiting = ahead + self._arriving.waiting + (at_work.waiting if at_work else 0)
+        if waiting >= self._config.queue_limit:
+            raise too_many(waiting, (at_work or self._thread).retry_after_s)
+
+    def counters(self) -> "Counters | None":
+        """What the engine has done; None until it is loaded."""
+        engine = self._engine
+        return None if engine is None else engine.counters
+
+    def warm(self) -> None:
+        """Start loading the model, if nothing else does, then the encoders; returns at once."""
+        if self._at_work is None:
+            with contextlib.suppress(Overloaded):  # then the requests before this one will load it
+                self._thread.submit(self._loaded).add_done_callback(self._warm_extractor)
+
+    def _warm_extractor(self, loaded: "Future[AtWork]") -> None:
+        """Their imports take seconds, which the first enrolment need not wait for."""
+        if not loaded.cancelled() and loaded.exception() is None:
+            with contextlib.suppress(Overloaded):
+                self._extracting.submit(self._ready_extractor)
+
+    async def ready(self) -> None:
+        """Returns when the model is loaded; raises why it is not."""
+        await self._ready()
+
+    def close(self, timeout_s: float) -> bool:
+        """Refuse new requests and all that wait; True if what runs ended in `timeout_s`."""
+        deadline_s, threads = time.monotonic() + timeout_s, (self._thread, self._extracting)
+        for thread in threads:
+            thread.close(0.0)
+        ended = [thread.close(max(0.0, deadline_s - time.monotonic())) for thread in threads]
+        return all(ended)
+
+    @property
+    def _engine(self) -> "Engine | None":
+        at_work = self._at_work
+        return None if at_work is None else at_work.engine
+
+    async def _ready(self) -> "AtWork":
+        """The engine at work, loaded if it must be."""
+        if self._at_work is not None:
+            return self._at_work
+        return await self._wait_for(self._thread.submit(self._loaded))
+
+    async def _voice(
+        self, at_work: "AtWork", ref: PromptRef
+    ) -> tuple["Voice", Literal["memory", "file"]]:
+        """From memory, else from its file, which is read beside the device thread."""
+        if (kept := at_work.voices.find(ref)) is not None:
+            return kept, "memory"
+        features = await asyncio.to_thread(self._read, ref)
+        job = self._thread.submit(lambda: at_work.prepare(ref, features), at_work.free)
+        return await self._wait_for(job), "file"
+
+    async def _wait_for(self, job: "Future[T]") -> T:
+        """The job's result; Overloaded if it has not begun in time. Leaving cancels it."""
+        waiting = asyncio.wrap_future(job)
+        waiting.add_done_callback(retrieve)
+        try:
+            await asyncio.wait({waiting}, timeout=self._config.queue_timeout_s)
+            if not job.done() and job.cancel():
+                reason = "model is still loading" if self._state == "warming" else "queue is slow"
+                raise too_slow(reason, self._config.queue_timeout_s, self._thread.retry_after_s)
+            return await waiting
+        finally:
+            job.cancel()
+            waiting.cancel()
+
+    def _forget(self, listener: Listener) -> None:
+        self._thread.tell(lambda: self._cancel(listener))
+
+    def _cancel(self, listener: Listener) -> None:
+        if self._at_work is not None:
+            self._at_work.cancel(listener)
+
+    @contextlib.contextmanager
+    def _cancelled_if_left(self, listener: Listener) -> Iterator[None]:
+        """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
+        left = True
+        try:
+            yield
+            left = False
+        finally:
+            if left:
+                self._forget(listener)
+
+    def _step(self) -> bool:
+        """The device thread's work between jobs. An engine that breaks is loaded again."""
+        at_work = self._at_work
+        if at_work is None:
+            return False
+        more = False
+        with FailureGoesTo(self._broken):
+            if self._thread.closed:
+                at_work.close(closing())
+            more = at_work.step()
+        return more
+
+    def _judged(self, error: BaseException) -> BaseException:
+        """What a caller is told of what a job raised: what is no refusal has broken the engine."""
+        refusal = isinstance(error, InferenceError | ValueError | TypeError)
+        return error if refusal else self._broken(error)
+
+    def _broken(self, error: BaseException) -> SpeechFailed:
+        """Nothing may hold the engine any more: the next one needs its memory."""
+        log.error("The engine failed while speaking.", exc_info=error)
+        at_work, self._at_work = self._at_work, None
+        self._state, self._error = "failed", f"{type(error).__name__}: {error}"
+        traceback.clear_frames(error.__traceback__)
+        return SpeechFailed(self._error) if at_work is None else at_work.fail(error)
+
+    def _loaded(self) -> "AtWork":
+        """The engine at work. A load that failed is tried again by the next request."""
+        if self._at_work is None:
+            if self._state == "failed":
+                gc.collect()  # what is left of another engine: two may not fit on the device
+            self._state, self._error = "warming", None
+            try:
+                self._at_work = self._load()
+            except (InferenceError, ValueError, TypeError) as error:
+                self._error = str(error)
+                log.error("The model can't be loaded: %s", error)
+                raise
+            finally:
+                self._state = "failed" if self._at_work is None else "warm"
+        return self._at_work
+
+    def _load(self) -> "AtWork":
+        model, config = self.located(), self._config
+        try:
+            with reading_ahead(model.path):
+                from inference.engine import EngineConfig
+                from inference.serving.loaded_engine import AtWork, load
+        except (ImportError, OSError) as error:
+            raise not_imported(error) from error
+        options = EngineConfig(
+            device=config.device,
+            dtype=config.dtype,
+            threads=config.threads,
+            slots=config.slots,
+            queue_limit=sys.maxsize,  # AtWork bounds it
+        )
+        parts, self._parts = self._parts, None
+        engine = load(model.path, parts, options, streams=1 + self._thread.queued)
+        return AtWork(engine, config.prompt_cache_bytes, config.queue_limit)
+
+    def _extract(self, source: PromptSource) -> ExtractedPrompt:
+        extractor, model = self._ready_extractor(), self.located()
+        samples = self._files.clip(source)
+        found = extractor.extract(samples, source.transcript or None)
+        codes, embedding = found.ref_code, found.ref_spk_embedding
+        features = PromptFeatures(source, model.ref, codes, embedding)
+        data = features.save(self._shape())
+        ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
+        self._files.keep(ref, data)
+        return ExtractedPrompt(
+            ref.fingerprint, ref.sha256, features.frames, features.modes, features.model, found.room
+        )
+
+    def _ready_extractor(self) -> "Extractor":
+        if self._extractor is None:
+            model = self.located()
+            try:
+                from inference.engine.checkpoint.qwen import import_qwen_tts
+                from inference.engine.extract import Extractor
+
+                import_qwen_tts()
+            except (ImportError, OSError) as error:
+                raise not_imported(error) from error
+            self._extractor = Extractor.load(
+                model.path, model_shape(model.path), self._config.device
+            )
+        return self._extractor
+
+    def _shape(self) -> PromptShape:
+        """What features must look like; the configs are read once."""
+        if self._prompt_shape is None:
+            shape = model_shape(self.located().path)
+            self._prompt_shape = PromptShape(shape.groups, shape.codes, shape.talker.width)
+        return self._prompt_shape
+
+    def _read(self, ref: PromptRef) -> PromptFeatures:
+        """The prompt file, read once; PromptMissing or PromptCorrupt."""
+        model = self.located()
+        features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape())
+        if features.model != model.ref:
+            raise PromptMissing(
+                f"The prompt features of {ref.voice_id} are for {features.model.id},"
+                f" not {model.ref.id}."
+            )
+        return features

@@ -1,0 +1,90 @@
+"""The files of voices: conditioned clips to read, prompt files to read and to keep. No torch."""
+
+import os
+import threading
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import PromptCorrupt, PromptMissing, StorageFailed
+from inference.prompts.clips import read_conditioned
+from inference.prompts.features import FILE_LIMIT_BYTES
+from registry.storage.blobs import read_stored, write_atomically
+from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+
+
+class VoiceFiles:
+    """In a data directory of this machine."""
+
+    def __init__(self, data: DataDir) -> None:
+        self.data = data
+
+    def clip(self, source: PromptSource) -> NDArray[np.float32]:
+        """(N,) at 24 kHz; ExtractionFailed."""
+        return read_conditioned(self.data.conditioned(source))
+
+    def prompt(self, ref: PromptRef) -> bytes:
+        """The file as it is, nothing of what is no file; PromptMissing, or PromptCorrupt."""
+        path = self.data.stored_prompt(ref)
+        if not os.path.lexists(path):
+            raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
+        try:
+            return read_stored(path, FILE_LIMIT_BYTES)
+        except OSError as error:
+            raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
+
+    def keep(self, ref: PromptRef, data: bytes) -> None:
+        write_atomically(self.data.prompt(ref), data)
+
+
+class Volume(Protocol):
+    def commit(self) -> None: ...
+    def reload(self) -> None: ...
+
+
+class VolumeFiles(VoiceFiles):
+    """On a Volume that others write too: what is not there is looked for once more, reloaded.
+
+    Commit and reload fail over an open file, and may show an empty folder meanwhile, so that all
+    who use the Volume here take turns. What is kept is committed before anyone hears of it.
+    """
+
+    def __init__(
+        self, data: DataDir, volume: Volume, failures: tuple[type[Exception], ...]
+    ) -> None:
+        """`failures` are what commit and reload may raise; each becomes a StorageFailed."""
+        super().__init__(data)
+        self._volume, self._failures = volume, failures
+        self._turn = threading.Lock()
+
+    def clip(self, source: PromptSource) -> NDArray[np.float32]:
+        with self._turn:
+            if not self.data.conditioned(source).exists():
+                self._reload()
+            return super().clip(source)
+
+    def prompt(self, ref: PromptRef) -> bytes:
+        with self._turn:
+            try:
+                data = super().prompt(ref)
+            except (PromptMissing, PromptCorrupt):
+                data = b""
+            if sha256_of(data) == ref.sha256:
+                return data
+            self._reload()
+            return super().prompt(ref)
+
+    def keep(self, ref: PromptRef, data: bytes) -> None:
+        with self._turn:
+            super().keep(ref, data)
+            try:
+                self._volume.commit()
+            except self._failures as error:
+                raise StorageFailed(f"The prompt file was not stored ({error!r}).") from error
+
+    def _reload(self) -> None:
+        try:
+            self._volume.reload()
+        except self._failures as error:
+            raise StorageFailed(f"The voices' Volume can't be read now ({error!r}).") from error

@@ -1,0 +1,126 @@
+"""What OpenAPI says of the answers: the codes of the problems by route, headers, bytes."""
+
+from collections.abc import Iterable, Mapping
+
+from registry.api.file_answers import ENDINGS
+from registry.api.problems import MEDIA_TYPE, Problem
+
+Codes = Mapping[int, tuple[str, ...]]
+Responses = dict[int | str, dict[str, object]]
+
+ALWAYS: Codes = {
+    403: ("origin-refused",),
+    404: ("not-found",),
+    421: ("host-unknown",),
+    422: ("request-invalid",),
+    500: ("internal-error",),
+    503: ("server-busy", "storage-unavailable", "storage-unreadable", "database-damaged"),
+}
+NAMED: Codes = {404: ("voice-not-found",), 500: ("voice-damaged",)}
+EDITS: Codes = {412: ("edit-conflict",)}
+WRITES: Codes = {507: ("storage-full", "storage-read-only")}
+BODY: Codes = {
+    400: ("request-malformed",),
+    408: ("body-too-slow",),
+    413: ("body-too-large",),
+    415: ("content-type-unsupported",),
+}
+NAMES: Codes = {409: ("name-taken",), 422: ("name-invalid",)}
+PAGES: Codes = {422: ("cursor-invalid",)}
+WORDS: Codes = {422: ("text-invalid", "text-too-long", "language-unsupported")}
+MODES: Codes = {422: ("mode-unavailable",)}
+TRANSCRIPTS: Codes = {422: ("transcript-mismatch",)}
+CLIPS: Codes = {
+    415: ("audio-unsupported",),
+    422: (
+        "audio-empty",
+        "audio-undecodable",
+        "audio-too-short",
+        "audio-too-long",
+        "audio-channels-differ",
+        "audio-cut-off",
+        "audio-silent",
+        "audio-dc-only",
+        "audio-not-finite",
+        "audio-too-loud",
+    ),
+    503: ("decoder-unavailable",),
+}
+KEPT_CLIPS: Codes = {500: ("reference-corrupt",)}
+KEPT_PROMPTS: Codes = {409: ("prompt-not-ready",)}
+RANGES: Codes = {412: ("edit-conflict",), 416: ("range-unsatisfiable",)}
+MODEL: Codes = {
+    503: ("inference-off", "model-unavailable", "model-cannot-clone", "model-mismatch"),
+}
+GPU: Codes = {503: ("overloaded", "gpu-cold", "inference-unreachable")}
+FEATURES: Codes = {500: ("extraction-failed",)}
+SPEECH: Codes = {
+    500: (
+        "speech-failed",
+        "speech-unfinished",
+        "speech-inaudible",
+        "stream-broken",
+        "prompt-broken",
+    ),
+}
+
+RETRY_AFTER = {"Retry-After": "Seconds after which it may work."}
+ETAG = {"ETag": "The `row_version` in quotation marks, for `If-Match`."}
+LOCATION = {"Location": "The path of the voice, by its id."}
+FILE_HEADERS = {
+    "ETag": "The SHA-256 of the file, in quotation marks.",
+    "Accept-Ranges": "`bytes`",
+    "Content-Disposition": "The voice's name as a file name (RFC 6266).",
+}
+CONTENT_RANGE = {"Content-Range": "Which bytes, of how many."}
+
+
+def problems(*groups: Codes) -> Responses:
+    """The responses of these codes and of those that any route may have, by status."""
+    codes: dict[int, list[str]] = {}
+    for group in (ALWAYS, *groups):
+        for status, some in group.items():
+            known = codes.setdefault(status, [])
+            known += [code for code in some if code not in known]
+    return {status: _problem(status, codes[status]) for status in sorted(codes)}
+
+
+def _problem(status: int, codes: list[str]) -> dict[str, object]:
+    schema = Problem.model_json_schema()
+    schema["properties"]["code"] |= {"enum": codes}
+    about: dict[str, object] = {
+        "description": " · ".join(f"`{code}`" for code in codes),
+        "content": {MEDIA_TYPE: {"schema": schema}},
+    }
+    return about | ({"headers": headers(RETRY_AFTER)} if status == 503 else {})
+
+
+def headers(named: Mapping[str, str]) -> dict[str, object]:
+    """Of names and what they say."""
+    return {
+        name: {"description": description, "schema": {"type": "string"}}
+        for name, description in named.items()
+    }
+
+
+def binary(kinds: Iterable[str]) -> dict[str, object]:
+    return {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+
+
+def file(kinds: Iterable[str]) -> Responses:
+    """A whole file, a part of one, or nothing new."""
+    content = binary([*kinds, "application/octet-stream"])
+    part = FILE_HEADERS | CONTENT_RANGE
+    return {
+        200: {"description": "The file.", "content": content, "headers": headers(FILE_HEADERS)},
+        206: {
+            "description": "The ranges that were asked for.",
+            "content": content | binary(["multipart/byteranges"]),
+            "headers": headers(part),
+        },
+        304: {"description": "It is the one that `If-None-Match` names."},
+    }
+
+
+CLIP_FILE = file(ENDINGS)
+PROMPT_FILE = file(())

@@ -1,0 +1,65 @@
+"""What the routes work with, made once by `create_app`."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import Depends, Request
+
+from registry.errors import RegistryError
+from registry.settings import Settings
+from registry.speech.local import Inference
+from registry.storage.store import VoiceStore
+from registry.storage.uploads import Uploads
+from registry.threads import to_its_end
+from registry.voices.clone import Cloner
+from registry.voices.enrolment import Enroller
+from registry.voices.speech import Speaker
+from registry.voices.turns import FairTurns
+
+log = logging.getLogger("registry")
+
+PAUSE_S = 0.05  # between two parts of the deleted voices that are removed
+LISTINGS = 2  # pages that are made at once: each is work for Python, which others wait for
+LINE = 64  # who wait to have one made; the largest page takes 0.3 s
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    store: VoiceStore
+    inference: Inference
+    enroller: Enroller
+    speaker: Speaker
+    cloner: Cloner
+    uploads: Uploads
+    listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
+
+    async def purge_surplus(self) -> None:
+        """All of it, with pauses for others."""
+        await self._purge(None)
+
+    async def purge_some(self) -> None:
+        """As much as a deletion may wait for: two, so that it never grows, and shrinks."""
+        await self._purge(2)
+
+    async def _purge(self, most: int | None) -> None:
+        """What can't be removed now is later."""
+        try:
+            parts = await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)
+            for part in parts if most is None else [part[:most] for part in parts[:1]]:
+                await to_its_end(self.store.purge, part)
+                await asyncio.sleep(PAUSE_S)
+        except (RegistryError, OSError) as error:
+            log.warning("Deleted voices are kept for now: %s", error)
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

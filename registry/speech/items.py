@@ -1,0 +1,123 @@
+"""One speech that comes from elsewhere in items; `inference.modal.calls` says which there are.
+
+Whatever breaks it is an error of the registry. Knows nothing of how the items are brought.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any
+
+import numpy as np
+
+from registry.errors import InferenceUnreachable, Overloaded, RegistryError, StreamBroken
+from registry.speech.local import Samples, error_of
+
+Item = dict[str, Any]
+LAST = ("end", "error")
+RETRY_S = 20
+
+
+class RemoteChunks(AsyncIterator[Samples]):
+    """The items of one speech as PCM. Left before its end, its call is cancelled."""
+
+    def __init__(
+        self,
+        items: AsyncGenerator[Item, None],
+        failures: tuple[type[Exception], ...],
+        cancel: Callable[[str], Awaitable[None]],
+        beside: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        """`beside` runs what goes on when nobody listens any more."""
+        self._items, self._failures = items, failures
+        self._cancel, self._beside = cancel, beside
+        self._first: asyncio.Future[Item] | None = None
+        self._call: str | None = None
+        self._run: str | None = None
+        self._samples = 0
+        self._over = False
+
+    async def begin(self) -> Item:
+        """What is said of the speech before it begins, the arguments of Speech.
+
+        Whoever leaves meanwhile does not cut off the sending: it starts a GPU that is off, and a
+        call that has not said yet what cancels it could not be stopped.
+        """
+        self._first = asyncio.ensure_future(self._next())
+        self._call = (await asyncio.shield(self._first))["call"]
+        told: Item = (await self._next())["speech"]
+        return told
+
+    async def __anext__(self) -> Samples:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            item = await self._next()
+        except self._failures as error:
+            raise StreamBroken(f"The speech broke off: {describe(error)}.") from error
+        if "end" in item:
+            self._finish(item["end"]["samples"])
+            raise StopAsyncIteration
+        samples = np.frombuffer(item["pcm"], "<i2").astype(np.float32) / 32768.0
+        self._samples += len(samples)
+        return samples
+
+    async def aclose(self) -> None:
+        if self._over:
+            await self._items.aclose()
+        else:
+            self._over = True
+            self._beside(self._give_up())
+
+    async def _give_up(self) -> None:
+        async with aclosing(self._items):
+            if self._call is None and self._first is not None:
+                with suppress(RegistryError, *self._failures):
+                    self._call = (await self._first)["call"]
+            if self._call is not None:
+                await self._cancel(self._call)
+
+    async def _next(self) -> Item:
+        try:
+            item = await anext(self._items, None)
+        except self._failures:
+            self._over = True
+            raise
+        self._over |= item is None or not item.keys().isdisjoint(LAST)
+        if item is None:
+            raise StreamBroken("The speech stopped before its end.")
+        run = checked(item)["run"]
+        if self._run not in (None, run):
+            raise StreamBroken("The GPU's container was lost, and another one began anew.")
+        self._run = run
+        return item
+
+    def _finish(self, samples: int) -> None:
+        if samples != self._samples:
+            raise StreamBroken(f"The speech lacks {samples - self._samples} samples.")
+
+
+def checked(item: Item) -> Item:
+    """The item, unless it is an error, which is raised."""
+    if "error" in item:
+        error = item["error"]
+        raise error_of(error["code"], error["detail"], error["retry_after_s"] or RETRY_S)
+    return item
+
+
+def unreachable(error: Exception) -> RegistryError:
+    """Why a call that brought nothing failed: by the names of Modal's exceptions."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "NotFoundError" in kinds:
+        return InferenceUnreachable("The model's app is not deployed: `voices deploy` does that.")
+    if kinds & {"AuthError", "PermissionDeniedError"}:
+        return InferenceUnreachable(f"Modal refuses to call the model's app: {describe(error)}.")
+    if "ResourceExhaustedError" in kinds:
+        return Overloaded(f"Modal takes no more calls now: {describe(error)}.", RETRY_S)
+    if "FunctionTimeoutError" in kinds:
+        return InferenceUnreachable("The GPU's container did not start, or not answer, in time.")
+    return InferenceUnreachable(f"The model's app can't be called: {describe(error)}.")
+
+
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(". ")

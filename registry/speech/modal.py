@@ -1,0 +1,254 @@
+"""Inference on Modal: the class with the GPU, which may be off, behind the same protocol.
+
+A request is sent once: what was heard in part is never spoken again. Knows how a call fails and
+how long a GPU takes to start, and of Modal itself no more than `Remote`.
+"""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from registry.errors import GpuCold, ModelUnavailable
+from registry.speech.items import Item, RemoteChunks, checked, unreachable
+from registry.speech.local import Patience, SpeakParams, Speech, patience
+from registry.storage.data_dir import ModelRef, PromptRef, PromptSource
+from registry.text import refuse_long
+
+Plain = Mapping[str, Any]  # built-ins only
+T = TypeVar("T")
+
+WAIT_S = 100.0  # of one request, for a GPU that starts
+RETRY_S = 20  # after which a GPU that starts is likely there
+LEFT = 256  # calls that nobody waits for any more, and that may still start a GPU
+LOOK_S = 5.0  # between two looks at how busy it is
+MODEL_FILE = "model.json"
+
+log = logging.getLogger("registry")
+
+
+class Load(NamedTuple):
+    """What Modal counts."""
+
+    containers: int
+    running: int  # calls
+    waiting: int
+
+
+class Remote(Protocol):
+    """The class with the GPU, however it is called; `inference.modal.calls` has what it answers.
+
+    A call that is sent starts a GPU that is off. `until_s`, in seconds since the epoch, is when
+    nobody waits for its beginning any more: later it is refused there.
+    """
+
+    def speak(
+        self, ref: Plain, text: str, params: Plain, until_s: float
+    ) -> AsyncGenerator[Item, None]: ...
+
+    async def extract_prompt(self, source: Plain, until_s: float) -> Item: ...
+
+    async def cancel(self, call: str) -> None:
+        """Stops this call and no other, wherever it runs."""
+
+    def load(self) -> Load:
+        """Starts nothing; may block."""
+
+
+@dataclass(frozen=True)
+class ModalClass:
+    """The deployed class: `modal.Cls.from_name(plan.inference_app, "Voices")()`."""
+
+    instance: Any
+    call_of: Callable[[str], Any]  # `modal.FunctionCall.from_id`
+
+    def speak(
+        self, ref: Plain, text: str, params: Plain, until_s: float
+    ) -> AsyncGenerator[Item, None]:
+        items: AsyncGenerator[Item, None] = self.instance.speak.remote_gen.aio(
+            ref, text, params, until_s
+        )
+        return items
+
+    async def extract_prompt(self, source: Plain, until_s: float) -> Item:
+        answer: Item = await self.instance.extract_prompt.remote.aio(source, until_s)
+        return answer
+
+    async def cancel(self, call: str) -> None:
+        await self.call_of(call).cancel.aio()
+
+    def load(self) -> Load:
+        found = self.instance.speak.get_current_stats()
+        return Load(found.num_total_runners, found.num_running_inputs, found.backlog)
+
+
+@dataclass(frozen=True)
+class RemoteDescription:
+    model: ModelRef
+    source: str
+    languages: tuple[str, ...]
+    sample_rate: int
+    dtype: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class RemotePrompt:
+    fingerprint: str
+    sha256: str
+    frames: int
+    modes: tuple[str, ...]
+    model: ModelRef
+    room: int | None  # a deployment of before does not say
+
+
+@dataclass(frozen=True)
+class RemoteStatus:
+    state: str
+    queued: int = 0
+    running: int = 0
+    slots: int | None = None
+    queue_limit: int | None = None
+    error: str | None = None
+
+
+class ModalInference:
+    def __init__(
+        self,
+        remote: Remote,
+        weights: Path,
+        *,
+        failures: tuple[type[Exception], ...],
+        limit_s: float,
+        slots: int,
+        wait_s: float = WAIT_S,
+        refresh: Callable[[], None] | None = None,
+    ) -> None:
+        """`failures` are what calls may raise; `limit_s` is how long one speech may be made.
+
+        The folder `weights` holds model.json; `refresh` looks whether a missing one is there now.
+        """
+        self._remote, self._weights, self._failures = remote, weights, failures
+        self._limit_s, self._slots, self._wait_s = limit_s, slots, wait_s
+        self._refresh = refresh
+        self._left: dict[asyncio.Task[None], None] = {}  # the oldest first
+        self._status: RemoteStatus | None = None
+        self._looked_s = -LOOK_S
+        self._looking = threading.Lock()
+
+    def describe(self) -> RemoteDescription:
+        """From the file beside the weights: no GPU is asked."""
+        path = self._weights / MODEL_FILE
+        if self._refresh is not None and not path.exists():
+            with suppress(*self._failures):
+                self._refresh()
+        try:
+            found = json.loads(path.read_bytes())
+            model = ModelRef(found["model_id"], found["revision"])
+            languages = tuple(found["languages"])
+            return RemoteDescription(model, found["source"], languages, found["sample_rate"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ModelUnavailable(
+                "There is no model here yet: `voices deploy model` brings it."
+            ) from error
+
+    def status(self) -> RemoteStatus | None:
+        """As of the last look, and looks again beside; None before the first."""
+        now_s = time.monotonic()
+        with self._looking:
+            due = now_s - self._looked_s >= LOOK_S
+            self._looked_s = now_s if due else self._looked_s
+        if due:
+            threading.Thread(target=self._look, name="status", daemon=True).start()
+        return self._status
+
+    def is_spare(self) -> bool:
+        """As of the last look, which a call of a moment ago may be newer than."""
+        return self._status is None or not self._status.queued
+
+    def refuse_full(self, ahead: int) -> None:
+        """Its queue is Modal's, and what is known of it here is too old to refuse anyone for."""
+
+    async def extract_prompt(self, source: PromptSource) -> RemotePrompt:
+        call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))
+        try:
+            answer = await self._in_time(asyncio.shield(call))
+        finally:
+            if not call.done():
+                self._beside(call)
+        found = checked(answer)["prompt"]
+        return RemotePrompt(
+            fingerprint=found["fingerprint"],
+            sha256=found["sha256"],
+            frames=found["frames"],
+            modes=tuple(found["modes"]),
+            model=ModelRef(**found["model"]),
+            room=found.get("room"),
+        )
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        refuse_long(text, self._limit_s)
+        items = self._remote.speak(asdict(ref), text, params.given(), self._until_s())
+        chunks = RemoteChunks(items, self._failures, self._remote.cancel, self._beside)
+        async with AsyncExitStack() as if_left:
+            if_left.push_async_callback(chunks.aclose)
+            told = await self._in_time(chunks.begin())
+            if_left.pop_all()
+        return Speech(**told, chunks=chunks)
+
+    def close(self) -> None:
+        for task in self._left:
+            task.cancel()
+
+    def _patient(self) -> Patience:
+        return patience.get(Patience()).at_most(self._wait_s)
+
+    def _until_s(self) -> float:
+        return time.time() + self._patient().left_s()
+
+    async def _in_time(self, answer: Awaitable[T]) -> T:
+        """The first that is heard of the GPU. GpuCold if whoever asks would not wait longer."""
+        patient = self._patient()
+        try:
+            async with asyncio.timeout(patient.left_s()):
+                return await answer
+        except TimeoutError as error:
+            raise GpuCold(
+                f"The GPU did not answer within {patient.most_s:.3g} s. It is starting: ask again"
+                " in a moment.",
+                RETRY_S,
+            ) from error
+        except self._failures as error:
+            raise unreachable(error) from error
+
+    def _beside(self, work: Awaitable[object]) -> None:
+        """Goes on without whoever asked. Of too many the oldest ends: what is late is refused."""
+        if len(self._left) >= LEFT:
+            oldest = next(iter(self._left))
+            del self._left[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._to_its_end(work))
+        self._left[task] = None
+        task.add_done_callback(lambda task: self._left.pop(task, None))
+
+    async def _to_its_end(self, work: Awaitable[object]) -> None:
+        try:
+            await work
+        except self._failures as error:
+            log.warning("A call that nobody waits for any more failed: %s", error)
+
+    def _look(self) -> None:
+        try:
+            load = self._remote.load()
+        except self._failures as error:
+            self._status = RemoteStatus("failed", error=unreachable(error).detail)
+        else:
+            starting = load.waiting and not load.running
+            state = "cold" if not load.containers else "warming" if starting else "warm"
+            self._status = RemoteStatus(state, load.waiting, load.running, self._slots)

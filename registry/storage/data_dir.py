@@ -1,0 +1,227 @@
+"""The data directory: where each file lives, and how it is named by its content.
+
+Standard library only, so that inference may share it. It knows nothing of the database or HTTP.
+docs/storage.md is the specification of everything written here.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+from registry.storage.blobs import TMP_PREFIX, make_folder, write_atomically
+
+PROMPT_FORMAT = "1"
+PREPROCESSING = "2"
+TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
+GRACE_S = 3600.0
+BALLAST_BYTES = 4 * 1024 * 1024
+SHA256 = re.compile(r"[0-9a-f]{64}")
+VOICE_ID = re.compile(r"voice_[0-9a-f]{32}")
+TRANSIENT_ID = re.compile(TRANSIENT_PREFIX + r"[0-9a-f]{32}")
+FILE_NAMES = {
+    "clips": SHA256,
+    "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
+    "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
+}
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as prompt features know it; `revision` is a hub commit, or a hash of a directory."""
+
+    id: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """What prompt features are computed from; all of it but `voice_id` is in the fingerprint."""
+
+    voice_id: str
+    clip_sha256: str
+    transcript: str | None  # None: the speaker embedding only, mode xvec
+    preprocessing: str = PREPROCESSING
+
+
+@dataclass(frozen=True)
+class PromptRef:
+    """The address of one prompt file, and the sha256 its bytes must have."""
+
+    voice_id: str
+    fingerprint: str
+    sha256: str
+
+
+def fingerprint(source: PromptSource, model: ModelRef) -> str:
+    """The key of prompt features: sha256 over the canonical JSON of all that they depend on."""
+    parts = {k: v for k, v in asdict(source).items() if k != "voice_id"}
+    parts |= {"model_id": model.id, "model_revision": model.revision, "format": PROMPT_FORMAT}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_transient(voice_id: str) -> bool:
+    return voice_id.startswith(TRANSIENT_PREFIX)
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def is_sha256(value: object) -> bool:
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """The layout under one root. Paths are made of ids and hashes, never of what a user typed."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "registry.db"
+
+    @property
+    def backups(self) -> Path:
+        return self.root / "backups"
+
+    def clip(self, sha256: str) -> Path:
+        return self.root / "clips" / sha256
+
+    def conditioned(self, source: PromptSource) -> Path:
+        if is_transient(source.voice_id):
+            return self.prompts(source.voice_id) / f"conditioned-{source.preprocessing}.wav"
+        return self.root / "conditioned" / f"{source.clip_sha256}-{source.preprocessing}.wav"
+
+    def prompts(self, voice_id: str) -> Path:
+        """The folder of a voice's own files; those of a transient one are all in it."""
+        return self.root / ("transient" if is_transient(voice_id) else "prompts") / voice_id
+
+    def prompt(self, ref: PromptRef) -> Path:
+        """Where the file is written: two that rebuild at once write two files."""
+        return self.prompts(ref.voice_id) / f"{ref.fingerprint}-{ref.sha256[:16]}.safetensors"
+
+    def former_prompt(self, ref: PromptRef) -> Path:
+        """Where it lies if it was written before its own hash was in its name."""
+        return self.prompts(ref.voice_id) / f"{ref.fingerprint}.safetensors"
+
+    def stored_prompt(self, ref: PromptRef) -> Path:
+        """Where it is read."""
+        path, former = self.prompt(ref), self.former_prompt(ref)
+        return former if not path.exists() and former.exists() else path
+
+    @property
+    def uploads(self) -> Path:
+        """Of clips on their way in, on the disk that they stay on."""
+        return self.root / "uploads"
+
+    @property
+    def ballast(self) -> Path:
+        return self.root / "ballast"
+
+    def create(self) -> None:
+        """What can't be made is left out: a full or read-only disk may still be read."""
+        with suppress(OSError):
+            for name in ("clips", "conditioned", "prompts"):
+                make_folder(self.root / name)
+            if not self.ballast.exists():
+                write_atomically(self.ballast, bytes(BALLAST_BYTES))
+            for dead in filter(is_settled, self.transients()):
+                shutil.rmtree(dead)
+
+    def drop_ballast(self) -> bool:
+        """Give a full disk the room that a deletion needs; True if there was any to give."""
+        if not self.ballast.exists():
+            return False
+        self.ballast.unlink()
+        return True
+
+    def content_files(self) -> Iterator[Path]:
+        """Every file that some row should refer to."""
+        yield from (path for path, is_ours in self._contents() if is_ours)
+
+    def strangers(self) -> Iterator[Path]:
+        """What lies among them, and no program of ours has put there: it is left alone."""
+        yield from (path for path, is_ours in self._contents() if not is_ours)
+
+    def _contents(self) -> Iterator[tuple[Path, bool]]:
+        """What is in the folders, but for what is being written, and whether it looks like ours."""
+        for name, pattern in FILE_NAMES.items():
+            for entry in _settled_entries(self.root / name):
+                if name == "prompts" and is_voice_folder(entry):
+                    inner = _settled_entries(entry)
+                    yield from ((Path(file), _is_ours(file, pattern)) for file in inner)
+                else:
+                    yield Path(entry), name != "prompts" and _is_ours(entry, pattern)
+
+    def empty_folders(self) -> Iterator[Path]:
+        """Prompt folders of enrolments that were killed before their first file."""
+        folders = filter(is_voice_folder, _entries(self.root / "prompts"))
+        yield from (Path(folder) for folder in folders if not _entries(folder))
+
+    def files_of(self, clips: Collection[str]) -> Iterator[Path]:
+        """These clips, and what any version has made of them: one look, however many they are."""
+        yield from filter(is_plain, map(self.clip, clips))
+        for entry in _entries(self.root / "conditioned") if clips else ():
+            if _is_ours(entry, FILE_NAMES["conditioned"]) and entry.name.partition("-")[0] in clips:
+                yield Path(entry)
+
+    def transients(self) -> Iterator[Path]:
+        """Folders of voices that are spoken with at this moment, or were when a server died."""
+        for entry in _entries(self.root / "transient"):
+            if TRANSIENT_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield Path(entry)
+
+    def leftovers(self) -> Iterator[Path]:
+        """Temporary files that a killed writer left behind."""
+        folders = [self.root / name for name in (".", "uploads", *FILE_NAMES)]
+        folders += map(Path, filter(is_voice_folder, _entries(self.root / "prompts")))
+        for entry in chain.from_iterable(map(_entries, folders)):
+            if entry.name.startswith(TMP_PREFIX) and entry.is_file(follow_symlinks=False):
+                yield Path(entry)
+
+
+def _entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
+    """Nothing of a folder that is not there; OSError of one that can't be read."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _settled_entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
+    return [entry for entry in _entries(folder) if not entry.name.startswith(TMP_PREFIX)]
+
+
+def is_voice_folder(entry: "os.DirEntry[str]") -> bool:
+    return VOICE_ID.fullmatch(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _is_ours(entry: "os.DirEntry[str]", pattern: re.Pattern[str]) -> bool:
+    return pattern.fullmatch(entry.name) is not None and entry.is_file(follow_symlinks=False)
+
+
+def is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def is_settled(path: Path, now: float | None = None) -> bool:
+    """True if `path` is older than any write that could still be under way.
+
+    So is one from a future that is further away: the clock was wrong when it was written.
+    """
+    try:
+        age_s = (time.time() if now is None else now) - path.lstat().st_mtime
+    except FileNotFoundError:
+        return False
+    return abs(age_s) > GRACE_S

@@ -1,0 +1,163 @@
+"""Deleted voices that are forgotten: rows in one transaction, then the files that no row names.
+And files whose row did not come.
+
+A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import delete
+from sqlmodel import Session, col, select
+
+from registry.names import is_voice_id, variants
+from registry.storage.data_dir import (
+    FILE_NAMES,
+    DataDir,
+    ModelRef,
+    PromptSource,
+    fingerprint,
+    is_plain,
+    is_settled,
+    is_sha256,
+)
+from registry.storage.tables import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
+
+MOST = 100  # voices of one transaction
+CLOCK_S = 0.001  # what times in rows are rounded by
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """A voice whose rows go, and what they named."""
+
+    voice_id: str
+    deleted_at: str
+    clips: tuple[str, ...]
+
+
+def surplus(session: Session, keep: int) -> list[Sequence[str]]:
+    """The ids of deleted voices, but for the `keep` that were deleted last: the oldest first, in
+    parts of one transaction each."""
+    deleted = select(Voice.id).where(col(Voice.deleted_at).is_not(None))
+    newest_first = deleted.order_by(col(Voice.deleted_at).desc(), col(Voice.id))
+    found = session.exec(newest_first.offset(keep)).all()[::-1]
+    return [found[start : start + MOST] for start in range(0, len(found), MOST)]
+
+
+def forgettable(data: DataDir, session: Session, voices: Sequence[str]) -> list[Forgotten]:
+    """Those of the voices that are deleted, but for the last to name a clip that must stay now.
+
+    A clip that was touched lately, since the deletion, may be being enrolled again, or was
+    restored: without a row nobody would know of it later.
+    """
+    found = dict[str, Forgotten]()
+    for voice in _deleted(session, voices):
+        found[voice.voice_id] = voice
+        alone = (sha256 for sha256 in voice.clips if not _is_named(session, sha256, but=found))
+        if any(_is_young(data.clip(sha256), voice.deleted_at) for sha256 in alone):
+            del found[voice.voice_id]
+    return [*found.values()]
+
+
+def _deleted(session: Session, voices: Sequence[str]) -> Iterator[Forgotten]:
+    asked = (col(Voice.id).in_(voices), col(Voice.deleted_at).is_not(None))
+    deleted = dict(session.exec(select(Voice.id, Voice.deleted_at).where(*asked)).all())
+    clips: dict[str, set[str]] = {voice_id: set() for voice_id in deleted}
+    enrolled = select(VoiceVersion.voice_id, VoiceVersion.clip_sha256)
+    for voice_id, sha256 in session.exec(enrolled.where(col(VoiceVersion.voice_id).in_(deleted))):
+        clips[voice_id].update(filter(is_sha256, [sha256]))
+    for voice_id, deleted_at in deleted.items():
+        yield Forgotten(voice_id, str(deleted_at), tuple(clips[voice_id]))
+
+
+def _is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
+    """By a voice that lives or is deleted, and is none of these."""
+    of_clip = select(VoiceVersion.voice_id).where(VoiceVersion.clip_sha256 == sha256)
+    others = of_clip.where(col(VoiceVersion.voice_id).not_in([*but]))
+    return session.exec(others.limit(1)).first() is not None
+
+
+def _is_young(path: Path, deleted_at: str) -> bool:
+    try:
+        touched_since = path.lstat().st_mtime > _seconds(deleted_at)
+    except FileNotFoundError:
+        return False
+    return touched_since and not is_settled(path)
+
+
+def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
+    """Remove all of their rows, in a session that looks up no references."""
+    voices = [voice.voice_id for voice in forgotten]
+    keys = select(Voice.id, Voice.name_key).where(col(Voice.id).in_(voices))
+    for voice_id, key in session.exec(keys).all():
+        near = sorted(variants(str(key)))  # found by the names: the index of them has no other way
+        of_voice = (col(NameVariant.variant).in_(near), col(NameVariant.voice_id) == voice_id)
+        session.exec(delete(NameVariant).where(*of_voice))
+    for table in (Features, Label, VoiceVersion):
+        session.exec(delete(table).where(col(table.voice_id).in_(voices)))
+    session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
+
+
+def remove_files(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) -> None:
+    """Under the write lock, so that no row can appear for a file that goes."""
+    clips = set[str]()
+    for voice in forgotten:
+        if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
+            remove(_prompts(data, voice.voice_id))
+        clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
+    remove(data.files_of({sha256 for sha256 in clips if not _is_named(session, sha256)}))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            with suppress(OSError):  # it holds what is not ours
+                path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _prompts(data: DataDir, voice_id: str) -> list[Path]:
+    """What is ours in the folder of a voice, and last the folder."""
+    folder = data.prompts(voice_id)
+    if folder.is_symlink() or not folder.is_dir():
+        return []  # no program of ours made it
+    files = [path for path in folder.iterdir() if FILE_NAMES["prompts"].fullmatch(path.name)]
+    return [*files, folder]
+
+
+def unfinished(data: DataDir, session: Session, source: PromptSource, *, clip: bool) -> list[Path]:
+    """What was written for a row that did not come, and no row names."""
+    found = list[Path]()
+    if clip and not _is_named(session, source.clip_sha256):
+        found += filter(is_plain, (data.clip(source.clip_sha256), data.conditioned(source)))
+    prompts = _prompts(data, source.voice_id)
+    if session.get(Voice, source.voice_id) is None:
+        return [*found, *prompts]
+    return [*found, *_unnamed(session, source, prompts[:-1])]
+
+
+def _unnamed(session: Session, source: PromptSource, prompts: Iterable[Path]) -> Iterator[Path]:
+    """Of a voice that has rows, what was made from this source for the model in use."""
+    model = session.get(ModelInUse, 1)
+    if model is None:
+        return
+    made = fingerprint(source, ModelRef(model.model_id, model.revision))
+    of_voice = select(Features.sha256).where(Features.voice_id == source.voice_id)
+    kept = {sha256[:16] for sha256 in session.exec(of_voice.where(Features.fingerprint == made))}
+    for path in prompts:
+        key, _, digits = path.stem.partition("-")
+        if key == made and digits and digits not in kept:
+            yield path
+
+
+def _seconds(deleted_at: str) -> float:
+    """The beginning of time for what is no time, in a row that is damaged."""
+    try:
+        return datetime.fromisoformat(deleted_at).timestamp() + CLOCK_S
+    except ValueError:
+        return 0.0

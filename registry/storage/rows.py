@@ -1,0 +1,125 @@
+"""The rows that writes leave behind: of a voice, an enrolment, its features, labels, near names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete
+from sqlalchemy.dialects.sqlite import insert
+from sqlmodel import Session, col, select
+
+from registry.audio.clips import ReferenceClip
+from registry.names import name_key
+from registry.speech.local import ExtractedPrompt
+from registry.storage.data_dir import ModelRef, PromptSource
+from registry.storage.tables import (
+    ClipShape,
+    Features,
+    Label,
+    ModelInUse,
+    NameVariant,
+    SpeakDefaults,
+    Voice,
+    VoiceVersion,
+    utc_now,
+)
+
+MOST_EDITS = 2**53  # what JSON can count to
+CLIP_FIELDS = [name for name in ClipShape.model_fields if name not in ("sha256", "bytes")]
+
+
+@dataclass(frozen=True)
+class NewVoice:
+    """A checked enrolment; its id exists before its row, because its files come first."""
+
+    source: PromptSource
+    name: str
+    description: str
+    labels: dict[str, str]
+    defaults: SpeakDefaults
+    warnings: Sequence[str]
+
+
+def next_edit(row_version: object) -> int:
+    """Of a damaged counter, the first: an edit or a deletion leaves a sound one."""
+    sound = isinstance(row_version, int) and 0 < row_version < MOST_EDITS
+    return int(row_version) + 1 if sound else 1  # type: ignore[call-overload]
+
+
+def voice_row(new: NewVoice, now: str) -> Voice:
+    return Voice(
+        id=new.source.voice_id,
+        name=new.name,
+        name_key=name_key(new.name),
+        description=new.description,
+        defaults=new.defaults.model_dump(exclude_none=True),
+        version=1,
+        row_version=1,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def version_row(
+    source: PromptSource,
+    number: int,
+    clip: ReferenceClip,
+    warnings: Sequence[str],
+    now: str,
+) -> VoiceVersion:
+    return VoiceVersion(
+        voice_id=source.voice_id,
+        number=number,
+        clip_sha256=clip.sha256,
+        transcript=source.transcript,
+        clip={"bytes": clip.size} | {field: getattr(clip, field) for field in CLIP_FIELDS},
+        warnings=list(warnings),
+        created_at=now,
+    )
+
+
+def keep_features(
+    session: Session, voice_id: str, number: int, prompt: ExtractedPrompt, now: str
+) -> None:
+    """Of one enrolment; another of the same words may name another file."""
+    session.merge(features_row(voice_id, number, prompt, now))
+
+
+def features_row(voice_id: str, number: int, prompt: ExtractedPrompt, now: str) -> Features:
+    return Features(
+        voice_id=voice_id,
+        version=number,
+        fingerprint=prompt.fingerprint,
+        sha256=prompt.sha256,
+        frames=prompt.frames,
+        modes=list(prompt.modes),
+        model_id=prompt.model.id,
+        model_revision=prompt.model.revision,
+        created_at=now,
+    )
+
+
+def model_row(source: str, model: ModelRef) -> ModelInUse:
+    return ModelInUse(
+        source=source, model_id=model.id, revision=model.revision, chosen_at=utc_now()
+    )
+
+
+def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) -> None:
+    """Replace a voice's `old` variants in the index of near names by `new` ones."""
+    if gone := old - new:
+        variant = col(NameVariant.variant)
+        of_voice = col(NameVariant.voice_id) == voice_id
+        session.exec(delete(NameVariant).where(variant.in_(gone), of_voice))
+    if added := sorted(new - old):
+        rows = [{"variant": variant, "voice_id": voice_id} for variant in added]
+        session.connection().execute(insert(NameVariant).on_conflict_do_nothing(), rows)
+
+
+def add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:
+    session.add_all(Label(voice_id=voice_id, key=k, value=v) for k, v in labels.items())
+
+
+def drop_labels(session: Session, voice_id: str) -> None:
+    for row in session.exec(select(Label).where(Label.voice_id == voice_id)):
+        session.delete(row)
+    session.flush()

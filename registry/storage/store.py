@@ -1,0 +1,348 @@
+"""VoiceStore: a row and its files as one unit. Synchronous; it knows nothing about HTTP or models.
+
+Files are written first, then the row: a crash leaves an orphan file, never a voice without files.
+"""
+
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlmodel import Session
+
+from registry.audio.clips import ReferenceClip
+from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
+from registry.names import name_key, variants
+from registry.speech.local import ExtractedPrompt
+from registry.storage import private
+from registry.storage.blobs import (
+    StoredContent,
+    hash_stored,
+    make_folder,
+    opened,
+    read_part,
+    read_stored,
+    write_atomically,
+    write_once,
+)
+from registry.storage.data_dir import DataDir, ModelRef, PromptSource
+from registry.storage.database import Database, copy_to, migrate, refuse_damage
+from registry.storage.edits import VoiceEdit, apply, refuse_stale
+from registry.storage.errors import storage_errors
+from registry.storage.folder_lock import hold_files, may_remove, share_folder
+from registry.storage.purge import (
+    Forgotten,
+    forget,
+    forgettable,
+    remove,
+    remove_files,
+    surplus,
+    unfinished,
+)
+from registry.storage.queries import find, find_row, page, refuse_taken
+from registry.storage.rows import (
+    NewVoice,
+    add_labels,
+    index_name,
+    keep_features,
+    model_row,
+    next_edit,
+    version_row,
+    voice_row,
+)
+from registry.storage.stored_voice import Page, StoredVoice
+from registry.storage.tables import ModelInUse, VoiceVersion, utc_now
+from registry.storage.uploads import Upload, drop_abandoned
+
+
+class VoiceStore:
+    _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
+    _moves_uploads = True  # to where they stay, open as they are
+
+    def __init__(self, data: DataDir) -> None:
+        """Keeps restores away until it is closed. FolderInUse while one is under way.
+
+        A directory that can't be written is opened too, if its schema is this program's.
+        """
+        self.data = data
+        with storage_errors(data.root, writing=True), ExitStack() as opening:
+            opening.enter_context(self._share())
+            data.create()
+            drop_abandoned(data.uploads)
+            self._db = self._open()
+            opening.callback(self._db.close)
+            self._opened = opening.pop_all()
+
+    def _share(self) -> AbstractContextManager[object]:
+        make_folder(self.data.root)
+        return share_folder(self.data.root)
+
+    def _open(self) -> Database:
+        migrate(self.data)
+        refuse_damage(self.data.database)
+        return Database(self.data.database)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    # Reading
+
+    def get(self, reference: str) -> StoredVoice:
+        """By id or name, through an index. Raises VoiceNotFound with the names that look alike."""
+        with self._db.read() as session:
+            return find(session, reference)
+
+    def page(self, limit: int, after: str | None, search: str, labels: Sequence[str]) -> Page:
+        with self._db.read() as session:
+            return page(session, limit, after, search, labels)
+
+    def refuse_taken(self, name: str) -> None:
+        """The cheap look before the work; `insert` looks again under the write lock."""
+        with self._db.read() as session:
+            refuse_taken(session, name)
+
+    def clip_content(self, voice: StoredVoice) -> StoredContent:
+        """The reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
+        sha256 = voice.enrolment.clip_sha256
+        content = self._content(self.data.clip(sha256), sha256)
+        if content is None:
+            raise _damaged_clip(voice)
+        return content
+
+    @contextmanager
+    def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
+        """The same, at its first byte, for a decoder."""
+        sha256 = voice.enrolment.clip_sha256
+        with storage_errors(self.data.root, writing=False), opened(self.data.clip(sha256)) as file:
+            if file is None or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise _damaged_clip(voice)
+            file.seek(0)
+            yield file
+
+    def prompt_content(self, voice: StoredVoice) -> StoredContent:
+        """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
+        ref = voice.ready_prompt()
+        content = self._content(self.data.stored_prompt(ref), ref.sha256)
+        if content is None:
+            raise PromptNotReady(
+                f"The prompt file of {voice.row.name!r} is missing or damaged; "
+                "speak with it or rebuild it, and it is made anew from the clip."
+            )
+        return content
+
+    def _content(self, path: Path, sha256: str) -> StoredContent | None:
+        """None if there is no such file, or another under its name."""
+        with self._files, storage_errors(self.data.root, writing=False):
+            found, size = hash_stored(path)
+        return StoredContent(size, partial(self._read_part, path)) if found == sha256 else None
+
+    def _read_part(self, path: Path, start: int, end: int) -> bytes:
+        with self._files, storage_errors(self.data.root, writing=False):
+            return read_part(path, start, end)
+
+    def read_file(self, path: Path) -> bytes:
+        """Nothing if there is no such file."""
+        with self._files, storage_errors(self.data.root, writing=False):
+            return read_stored(path)
+
+    def database_bytes(self) -> int:
+        with self._db.read() as session:
+            asked = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            return int(session.connection().exec_driver_sql(asked).scalar_one())
+
+    def copy_database(self, target: Path) -> None:
+        """All rows as of one moment, in a new file."""
+        private.touch(target)
+        with self._db.read() as session, closing(sqlite3.connect(target)) as copy:
+            copy_to(session, copy)
+            copy.execute("VACUUM")  # nothing of what was deleted
+
+    # Writing
+
+    def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
+        """Store the clip, and what inference reads of it. False if both were there.
+
+        Without an `upload` the clip is that of a voice, and stays as it is.
+        """
+        with self._files, storage_errors(self.data.root, writing=True):
+            moved = upload is not None and upload.keep(
+                self.data.clip(source.clip_sha256), move=self._moves_uploads
+            )
+            return write_once(self.data.conditioned(source), clip.conditioned_wav) or moved
+
+    def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
+        """What inference reads of a clip that is not enrolled, until `drop_transient`."""
+        with self._files:
+            write_atomically(self.data.conditioned(source), clip.conditioned_wav)
+
+    def drop_transient(self, voice_id: str) -> None:
+        with self._files, suppress(FileNotFoundError):
+            shutil.rmtree(self.data.prompts(voice_id))
+
+    def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
+        """Remove prompt files, and the clip if it is to go, of work that got no row.
+
+        What another row names stays. `insert` writes anew what goes meanwhile.
+        """
+        with self._db.read() as session, self._files:  # a write may be work for nothing
+            if not unfinished(self.data, session, source, clip=clip):
+                return
+        with self._db.write() as session, self._removing():
+            remove(unfinished(self.data, session, source, clip=clip))
+
+    def insert(
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+    ) -> StoredVoice:
+        """The voice appears whole or not at all. Raises NameTaken if another came first."""
+        now = utc_now()
+        with self._db.write() as session:
+            refuse_taken(session, new.name)
+            # Once more: now that the write lock is held, no clean-up can take these files.
+            self.keep_clip(new.source, upload, clip)
+            session.add(voice_row(new, now))
+            session.flush()
+            session.add(version_row(new.source, 1, clip, new.warnings, now))
+            add_labels(session, new.source.voice_id, new.labels)
+            index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
+            session.flush()
+            keep_features(session, new.source.voice_id, 1, prompt, now)
+            session.flush()
+            return find(session, new.source.voice_id)
+
+    def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
+        """Raises EditConflict if `expected` is given and is not the current row_version."""
+        with self._db.write() as session:
+            voice = find(session, reference)
+            refuse_stale(voice.row, expected)
+            if edit.version is not None:  # as in `insert`: no clean-up can take these files now
+                self.keep_clip(edit.version.source, None, edit.version.clip)
+            apply(session, voice, edit)
+            session.flush()
+            edited = find(session, voice.row.id)
+            edited.shape()  # what stays damaged is said, and nothing is changed
+            return edited
+
+    def delete(self, reference: str, expected: int | None) -> None:
+        """Mark as deleted: the name is free at once, files and enrolments stay until `purge`.
+
+        Works on a full disk too: the journal finds its room where the ballast was.
+        """
+        try:
+            self._delete(reference, expected)
+        except StorageFull:
+            if not self.data.drop_ballast():
+                raise
+            self._delete(reference, expected)
+
+    def _delete(self, reference: str, expected: int | None) -> None:
+        with self._db.write() as session:
+            row = find_row(session, reference)
+            refuse_stale(row, expected)
+            row.deleted_at = row.updated_at = utc_now()
+            row.row_version = next_edit(row.row_version)
+            session.add(row)
+            index_name(session, row.id, variants(row.name_key), set())
+
+    def purge_surplus(self, keep: int) -> int:
+        """Forget deleted voices but for the `keep` that were deleted last; how many were."""
+        return sum(map(self.purge, self.surplus(keep)))
+
+    def surplus(self, keep: int) -> list[Sequence[str]]:
+        """The ids of those, the oldest first, in parts of one transaction each."""
+        with self._db.read() as session:
+            return surplus(session, keep)
+
+    def purge(self, voices: Sequence[str]) -> int:
+        """Remove the deleted ones of these for good, by their ids: rows first, then their files.
+
+        None while a backup is being made, which must find the files of the rows that it has.
+        """
+        with may_remove(self._held()) as free:
+            with self._db.read() as session:  # a write is work for nothing where all must stay
+                if not free or not self._forgettable(session, voices):
+                    return 0
+            with self._db.write(references=False) as session:
+                forgotten = self._forgettable(session, voices)
+                forget(session, forgotten)
+            with self._db.write() as session, self._removing():
+                remove_files(self.data, session, forgotten)
+        return len(forgotten)
+
+    def _forgettable(self, session: Session, voices: Sequence[str]) -> list[Forgotten]:
+        with self._files, storage_errors(self.data.root, writing=False):
+            return forgettable(self.data, session, voices)
+
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
+        """Around what removes files, within the transaction that keeps rows for them away."""
+        with self._files, storage_errors(self.data.root, writing=True):
+            yield
+
+    def holding_files(self) -> AbstractContextManager[None]:
+        """Within, the files of all rows that were there at its beginning stay."""
+        return hold_files(self._held())
+
+    def _held(self) -> Path:
+        return self.data.root / "clips"
+
+    def record_features(
+        self, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
+    ) -> StoredVoice:
+        """Features made anew, and what is noticed about clip and transcript by now.
+
+        Raises VoiceNotFound if the voice was deleted meanwhile.
+        """
+        with self._db.write() as session:
+            find_row(session, voice.row.id)
+            keep_features(session, voice.row.id, voice.enrolment.number, prompt, utc_now())
+            row = session.get_one(VoiceVersion, (voice.row.id, voice.enrolment.number))
+            row.warnings = list(warnings)
+            session.add(row)
+        return self.get(voice.row.id)
+
+    # The model in use
+
+    def model_in_use(self) -> ModelInUse | None:
+        with self._db.read() as session:
+            return session.get(ModelInUse, 1)
+
+    def adopt_model(self, source: str, model: ModelRef) -> None:
+        """Record the model at first use. Raises ModelMismatch if the directory has another."""
+        known = self.model_in_use()
+        if known is not None and ModelRef(known.model_id, known.revision) == model:
+            return
+        with self._db.write() as session:
+            current = session.get(ModelInUse, 1)
+            if current is None:
+                session.add(model_row(source, model))
+            elif ModelRef(current.model_id, current.revision) != model:
+                raise ModelMismatch(
+                    f"The voices here are enrolled for {current.model_id} at {current.revision}, "
+                    f"but the model given is {model.id} at {model.revision}. To change on purpose, "
+                    f"run `voices model use {source}` (on Modal: `modal run -m "
+                    "registry.modal.app::use_model`): each voice is then rebuilt from its clip "
+                    "when it first speaks."
+                )
+
+    def choose_model(self, source: str, model: ModelRef) -> None:
+        """Change the model on purpose; every voice of another model is stale from now on."""
+        with self._db.write() as session:
+            session.merge(model_row(source, model))
+
+
+def _damaged_clip(voice: StoredVoice) -> ClipDamaged:
+    return ClipDamaged(
+        f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
+        f"clips/{voice.enrolment.clip_sha256} from a backup, or delete the voice and add it again."
+    )

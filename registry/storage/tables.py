@@ -1,0 +1,302 @@
+"""The tables, and the public shapes of what is in them. docs/storage.md describes both."""
+
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import Field as Documented
+from pydantic.config import JsonDict
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKeyConstraint,
+    Index,
+    TypeDecorator,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+from registry.audio import report
+from registry.invisible import is_invisible
+
+Mode = Literal["auto", "icl", "xvec"]
+
+
+def _plain(value: str) -> str:
+    """With the line ends of Unix, whatever those of the sender."""
+    value = value.replace("\r\n", "\n").replace("\r", "\n")
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
+            raise ValueError(f"holds U+{ord(character):04X}, which is not text")
+    return value
+
+
+def _whole(number: object) -> object:
+    """JSON knows no integers: 3.0 is one, by its schema."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _seen(key: object) -> object:
+    """What a pattern refuses, too; but of these characters it could only say that it does."""
+    for character in key if isinstance(key, str) else "":
+        if is_invisible(character):
+            raise ValueError(f"holds U+{ord(character):04X}, which nobody sees")
+    return key
+
+
+def _few(labels: dict[str, str]) -> dict[str, str]:
+    if len(labels) > MAX_LABELS:
+        raise ValueError(f"has {len(labels)} labels; the limit is {MAX_LABELS}")
+    return labels
+
+
+def described(format: str, longest: int) -> Any:
+    """What OpenAPI says of a text that is checked elsewhere."""
+    rules: JsonDict = {"format": format, "minLength": 1, "maxLength": longest}
+    return Documented(json_schema_extra=rules)
+
+
+MAX_LABELS, MAX_WARNINGS = 32, 64
+MAX_TRANSCRIPT = 2000
+NOT_PLAIN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+PlainText = Annotated[
+    str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": f"^[^{NOT_PLAIN}]*$"})
+]
+Seed = Annotated[int, Documented(ge=0, lt=2**31), BeforeValidator(_whole)]
+TopK = Annotated[int, Documented(ge=1, le=3072), BeforeValidator(_whole)]
+# Their rules are code (names.py, text.py); the schema says how long they are, and names the rules.
+VoiceName = Annotated[str, described("voice-name", 64)]
+Words = Annotated[str, described("spoken-text", 5000)]
+GivenTranscript = Annotated[str, described("spoken-text", MAX_TRANSCRIPT)]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$"), BeforeValidator(_seen)
+]
+LabelValue = Annotated[PlainText, StringConstraints(max_length=256)]
+Labels = Annotated[
+    dict[LabelKey, LabelValue],
+    AfterValidator(_few),
+    Documented(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_LABELS}),
+]
+Description = Annotated[PlainText, StringConstraints(max_length=2000)]
+Transcript = Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_TRANSCRIPT)]
+Warned = Annotated[PlainText, StringConstraints(max_length=2000)]
+
+
+AUDIO_TYPES = frozenset(get_args(report.MediaType))
+
+
+def _audio(media_type: str) -> str:
+    if media_type not in AUDIO_TYPES:
+        raise ValueError("is not a type of audio that a clip can have")
+    return media_type
+
+
+# What a row must be, to be shown: rows are believed no more than requests.
+STORED = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+VoiceId = Annotated[str, StringConstraints(pattern=r"^voice_[0-9a-f]{32}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+StoredName = Annotated[PlainText, StringConstraints(min_length=1, max_length=256)]
+Instant = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
+    ),
+]
+MediaType = Annotated[str, AfterValidator(_audio)]
+Count = Annotated[int, Documented(ge=0, le=2**53)]
+Counter = Annotated[int, Documented(ge=1, le=2**52)]  # which may be counted on
+Seconds = Annotated[float, Documented(gt=0, le=100)]  # of a clip, which has 61 at most
+Decibels = Annotated[float, Documented(ge=-1000, le=1000)]
+
+
+class StoredJson(TypeDecorator[Any]):
+    """JSON whose text may be none: then the text itself, which no model takes for its value."""
+
+    impl = JSON
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        decoded = super().result_processor(dialect, coltype)
+        return lambda value: _decoded(decoded, value)
+
+
+def _decoded(decode: Any, value: object) -> object:
+    try:
+        return decode(value)
+    except (ValueError, TypeError, RecursionError):
+        return value
+
+
+def utc_now() -> str:
+    """RFC 3339 in UTC with milliseconds: sortable as text, readable in the file."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Voice(SQLModel, table=True):
+    """A named row. Deleting marks it; the partial index frees the name at once."""
+
+    __tablename__ = "voice"
+    __table_args__ = (
+        Index(
+            "voice_live_name",
+            "name_key",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),  # else deleted names are taken for ever
+        ),
+    )
+
+    id: str = Field(primary_key=True)
+    name: str
+    name_key: str
+    description: str
+    defaults: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    version: int  # the current enrolment
+    row_version: int  # edit counter = ETag
+    created_at: str
+    updated_at: str
+    deleted_at: str | None = None
+
+
+class VoiceVersion(SQLModel, table=True):
+    """One immutable enrolment: a clip, its transcript, and what was heard in it."""
+
+    __tablename__ = "voice_version"
+
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
+    number: int = Field(primary_key=True)
+    clip_sha256: str = Field(index=True)
+    transcript: str | None
+    clip: dict[str, Any] = Field(sa_column=Column(StoredJson, nullable=False))
+    warnings: list[str] = Field(sa_column=Column(StoredJson, nullable=False))
+    created_at: str
+
+
+class Features(SQLModel, table=True):
+    """Prompt features of one enrolment under one model; two models' features coexist."""
+
+    __tablename__ = "features"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["voice_id", "version"], ["voice_version.voice_id", "voice_version.number"]
+        ),
+    )
+
+    voice_id: str = Field(primary_key=True)
+    version: int = Field(primary_key=True)
+    fingerprint: str = Field(primary_key=True)
+    sha256: str
+    frames: int
+    modes: list[str] = Field(sa_column=Column(StoredJson, nullable=False))
+    model_id: str
+    model_revision: str
+    created_at: str
+
+
+class Label(SQLModel, table=True):
+    __tablename__ = "label"
+    __table_args__ = (Index("label_value", "key", "value", "voice_id"),)
+
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
+    key: str = Field(primary_key=True)
+    value: str
+
+
+class NameVariant(SQLModel, table=True):
+    """The index behind near names: see `names.variants`. Only live voices have rows here."""
+
+    __tablename__ = "name_variant"
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+    variant: str = Field(primary_key=True)
+    voice_id: str = Field(primary_key=True, foreign_key="voice.id")
+
+
+class ModelInUse(SQLModel, table=True):
+    """The one model of this data directory; the single row is written at first use."""
+
+    __tablename__ = "model_in_use"
+    __table_args__ = (CheckConstraint("id = 1"),)
+
+    id: int = Field(default=1, primary_key=True)
+    source: str  # what --model took: demo, a directory, or hub-id@revision
+    model_id: str
+    revision: str
+    chosen_at: str
+
+
+class SpeakDefaults(BaseModel):
+    """What a voice speaks with when a request doesn't say otherwise."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True
+    )
+
+    language: PlainText | None = Documented(
+        None, max_length=32, description="A language of the model, or null: found from the text."
+    )
+    mode: Mode | None = Documented(
+        None, description="`auto` (the model's default): `icl` where there is a transcript."
+    )
+    temperature: float | None = Documented(None, ge=0, le=2)
+    top_k: TopK | None = None
+    top_p: float | None = Documented(None, ge=0.001, le=1)
+
+
+class ClipShape(BaseModel):
+    model_config = STORED
+
+    sha256: Sha256
+    media_type: MediaType
+    bytes: Count
+    duration_s: Seconds
+    sample_rate: Count
+    channels: Count
+    peak_dbfs: Decibels
+    rms_dbfs: Decibels
+    speech_s: Seconds | None = Documented(
+        None, description="Without silent edges; null in a voice of an older version."
+    )
+    gain_db: Decibels | None = Documented(None, description="What brought it to the usual level.")
+
+
+class PromptShape(BaseModel):
+    model_config = STORED
+
+    state: Literal["ready", "stale"] = Documented(
+        description="`stale`: not made for the model in use yet; made from the clip at first use."
+    )
+    fingerprint: Sha256 | None = None
+    frames: Count | None = Documented(None, description="Reference frames of 80 ms; 0 in xvec.")
+
+
+class VoiceShape(BaseModel):
+    """A voice as the API shows it."""
+
+    model_config = STORED
+
+    id: VoiceId
+    name: StoredName
+    description: Description
+    labels: Labels
+    defaults: SpeakDefaults
+    version: Counter
+    row_version: Counter = Documented(description="The edit counter; also the ETag.")
+    modes: list[str]
+    transcript: Transcript | None
+    clip: ClipShape
+    prompt: PromptShape
+    warnings: list[Warned] = Documented(max_length=MAX_WARNINGS)
+    created_at: Instant
+    updated_at: Instant
+
+
+class VoicePage(BaseModel):
+    data: list[VoiceShape]
+    damaged: list[str] = Documented(
+        description="Ids of voices of this page that can't be shown: `voices doctor` says why."
+    )
+    next: str | None = Documented(description="Pass it as `after` for the page that follows.")

@@ -1,0 +1,205 @@
+"""A clip on its way in: a file on the disk of the voices, hashed while it is written.
+
+It is never in memory as a whole. Its file is locked for as long as its server lives, so that the
+next start can tell what a dead one left; it goes with the request, or becomes a voice's clip.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from starlette.types import Scope
+
+from registry.api.pace import Exchange, end_slowest
+from registry.errors import ServerBusy
+from registry.storage import private
+from registry.storage.blobs import (
+    TMP_PREFIX,
+    hash_stored,
+    make_folder,
+    opened,
+    replacing,
+    sync_folder,
+)
+from registry.storage.errors import storage_errors
+
+DECODERS = 2
+# At most seven wait for each decoder, a few seconds if they are like most. All take 320 MiB of disk
+# at most. The last places, one for each decoder, are for other clients.
+AT_ONCE = 8 * DECODERS
+OF_ONE_CLIENT = AT_ONCE - DECODERS
+RETRY_S = 2
+
+
+class Clip(Protocol):
+    """What a decoder reads, and for whom it does."""
+
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def open(self) -> Callable[[], AbstractContextManager[BinaryIO]]:
+        """At its first byte, to be read alone. Blocks."""
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """The clip of a voice, which the server reads for itself."""
+
+    sha256: str
+    open: Callable[[], AbstractContextManager[BinaryIO]]
+    client: str
+
+
+class Upload:
+    """A clip that comes in parts. All but `close` may block, and raise what the storage refuses."""
+
+    def __init__(self, folder: Path, client: str, gone: Callable[[], object]) -> None:
+        """Nothing is made in the folder before the first part."""
+        self._folder, self._gone = folder, gone
+        self._file: FileIO | None = None
+        self._hash = hashlib.sha256()
+        self.client = client
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, part: bytes | bytearray) -> None:
+        with storage_errors(self._folder.parent, writing=True):
+            if self._file is None:
+                self._file = locked_file(self._folder)
+            rest = memoryview(part)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self._hash.update(part)
+
+    def open(self) -> FileIO:
+        """Its own descriptor for the decoder, which must not change what was hashed."""
+        with storage_errors(self._folder.parent, writing=False):
+            return FileIO(self._written.name)
+
+    def keep(self, target: Path, *, move: bool = True) -> bool:
+        """Make `target` this clip, on the disk for good; False if it is it already.
+
+        The file itself moves there, if it may and has not moved before; else it is copied.
+        """
+        if hash_stored(target)[0] == self.sha256:
+            os.utime(target)
+            return False
+        if not (move and self._move(target)):
+            self._written.seek(0)
+            with replacing(target) as copy:
+                shutil.copyfileobj(self._written, copy)
+        return True
+
+    def _move(self, target: Path) -> bool:
+        """False where the file has gone before, or another disk begins."""
+        make_folder(target.parent)
+        os.fsync(self._written.fileno())
+        try:
+            os.rename(self._written.name, target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOENT):
+                raise
+            return False
+        sync_folder(target.parent)
+        return True
+
+    def close(self) -> None:
+        """Whoever has opened it may read on."""
+        if self._file is not None:
+            with suppress(OSError):  # it has moved
+                os.unlink(self._file.name)
+            self._file.close()
+            self._file = None
+        self._gone()
+
+    @property
+    def _written(self) -> FileIO:
+        assert self._file is not None, "no part of it has come"
+        return self._file
+
+
+class Uploads:
+    """The clips on their way in: few at once, and of one client not all of them.
+
+    Where all places are taken, the one that lags most behind its pace is ended for the next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[Exchange, Upload] = {}
+
+    def begin(self, client: str, exchange: Exchange) -> Upload:
+        """Whoever begins it closes it. Raises ServerBusy."""
+        self.make_room(client)
+        upload = Upload(self._folder, client, partial(self._open.pop, exchange, None))
+        self._open[exchange] = upload
+        return upload
+
+    def make_room(self, client: str) -> None:
+        """For one more of this client, by ending what lags behind. Raises ServerBusy."""
+        own = [exchange for exchange, upload in self._open.items() if upload.client == client]
+        if len(own) >= OF_ONE_CLIENT:
+            self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one address the most"))
+        elif len(self._open) >= AT_ONCE:
+            self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
+
+    def _end_one_of(self, exchanges: Iterable[Exchange], busy: str) -> None:
+        slowest = end_slowest(exchanges)
+        if slowest is None:
+            raise ServerBusy(busy, RETRY_S)
+        del self._open[slowest]  # at once, not only when its request has seen it
+
+
+def client_of(scope: Scope) -> str:
+    """The address; of IPv6 the network of 64 bits, all of which may be one machine's."""
+    host: str = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv4Address):
+        return host
+    return str(address.ipv4_mapped or f"{int(address) >> 64:016x}")
+
+
+def _busy(clips: int, most: str) -> str:
+    return (
+        f"{clips} clips are on their way in already, {most} at once. This one was not looked at:"
+        " send it again."
+    )
+
+
+def locked_file(folder: Path) -> FileIO:
+    """A new temporary file, which `drop_abandoned` leaves alone until it is closed."""
+    make_folder(folder)
+    while True:
+        path = folder / f"{TMP_PREFIX}{secrets.token_hex(8)}"
+        file = FileIO(path, "x+", opener=private.opener)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # it was dropped before it was locked
+
+
+def drop_abandoned(folder: Path) -> None:
+    """Remove the locked files of programs that have ended, however they did."""
+    for path in folder.glob(f"{TMP_PREFIX}*"):
+        with suppress(OSError), opened(path) as file:  # locked, or a folder that is read only
+            if file is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()

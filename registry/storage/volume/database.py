@@ -1,0 +1,244 @@
+"""A SQLite database whose truth is a row of numbered snapshots: see snapshots.py.
+
+Every state is a file of its own on the container's disk. A write claims the next number, changes a
+copy of the newest state, publishes that copy under its number, and counts only once the number is
+settled in its favour; only then do readers see it.
+"""
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from sqlmodel import Session
+
+from registry.errors import DatabaseLost, RegistryError, StorageUnavailable
+from registry.storage import private
+from registry.storage.database import Database
+from registry.storage.volume.snapshots import (
+    NOTHING,
+    Claims,
+    Ledger,
+    Mount,
+    Shelf,
+    Snapshot,
+    digest_of,
+)
+
+PATIENCE_S = 45.0  # of one write, for another container's
+EXPIRY_S = 20.0  # of a claim that nothing comes of: several times what a write takes
+LOOK_S = 0.2  # between two looks at another's claim
+FRESH_S = 5.0  # for so long reads don't ask whether another container has written
+MOST_ABANDONED = 16  # numbers above the newest state: each is asked about at every look
+
+
+class SnapshotDatabase(Database):
+    """Reads are local. A write that returns is in every snapshot from then on."""
+
+    def __init__(
+        self, folder: Path, mount: Mount, claims: Claims, prepare: Callable[[Path], None]
+    ) -> None:
+        """Starts with the newest snapshot; `folder` is of this container alone.
+
+        `prepare` brings a database file to the schema of this program, or makes it. Raises
+        DatabaseLost for what only a backup mends, StorageUnavailable.
+        """
+        self._local, self._prepare = folder, prepare
+        self._ledger = Ledger(claims)
+        self._shelf = Shelf(mount, self._ledger)
+        self._stuck: tuple[int, float] = 0, 0.0  # a number someone claims, and since when we know
+        self._looked_s = time.monotonic()
+        self._base = self._shelf.newest(NOTHING)  # what reads see
+        if self._base != NOTHING:
+            self._shelf.fetch(self._base, self._file(self._base))
+            _check(self._file(self._base))
+        prepare(self._file(self._base))
+        super().__init__(self._file(self._base))
+        self._seal()
+
+    @property
+    def number(self) -> int:
+        """Of the snapshot that reads see; 0 before there is any."""
+        return self._base.number
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        self.look_around(FRESH_S)
+        with super().read() as session:
+            yield session
+
+    def look_around(self, after_s: float = 0.0) -> bool:
+        """See what another container wrote, if nobody has looked for so long; True if it did."""
+        if time.monotonic() - self._looked_s < after_s or not self._turn.acquire(blocking=False):
+            return False
+        before = self._base
+        try:
+            self._looked_s = time.monotonic()
+            with suppress(StorageUnavailable):  # then what is known must do
+                number = self._ledger.following(before.number)
+                if self._ledger.outcome(number) is not None:
+                    self._catch_up()
+                elif self._ledger.is_claimed(number):
+                    self._has_come(number)
+            self._seal()
+        finally:
+            self._turn.release()
+        return self._base != before
+
+    @contextmanager
+    def write(self, *, references: bool = True) -> Iterator[Session]:
+        """A transaction on a copy, which readers see once it is published. StorageUnavailable."""
+        with self._draft() as draft, _writing(draft, references) as session:
+            yield session
+
+    def replace(self, source: Path) -> None:
+        """Publish another database in place of this one. Snapshots before it stay for a while."""
+        with self._draft() as draft:
+            shutil.copyfile(source, draft)
+            self._prepare(draft)
+
+    @contextmanager
+    def _draft(self) -> Iterator[Path]:
+        """A copy of the newest state to change; published on leaving, or forgotten."""
+        with self._turn_to_write(-1):
+            try:
+                with self._in_turn() as draft:
+                    yield draft
+            except RegistryError as error:
+                if not isinstance(error, StorageUnavailable):
+                    self._seal()  # the answer tells the newest state
+                raise
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[Path]:
+        number, base = self._claimed(), self._base
+        draft = self._local / "draft.db"
+        private.touch(draft)
+        shutil.copyfile(self._file(base), draft)
+        tried = published = False
+        try:
+            yield draft
+            snapshot = Snapshot(number, digest_of(draft))
+            tried = True
+            self._publish(draft, snapshot)
+            published = True
+        finally:
+            if not published:
+                with suppress(StorageUnavailable):  # else the next writer waits for EXPIRY_S
+                    self._ledger.abandon(number, late=tried)
+        self._take(snapshot, draft)
+
+    def _seal(self) -> None:
+        """Publish the newest state once more if a snapshot that was abandoned may come late.
+
+        When a week without use has emptied the ledger, the highest snapshot counts: that must not
+        be one of which clients were told, or saw, that it does not.
+        """
+        with suppress(StorageUnavailable):
+            above = range(self._base.number + 1, self._ledger.following(self._base.number))
+            if len(above) > MOST_ABANDONED or any(map(self._ledger.is_late, above)):
+                with self._in_turn():
+                    pass
+
+    # Before a write: its number, and the newest state
+
+    def _claimed(self) -> int:
+        """A number of ours alone, all before which are in the newest state or abandoned."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            base, number = self._base, self._ledger.following(self._base.number)
+            if self._ledger.claim(number):
+                self._catch_up()  # the claims may be younger than the snapshots: look at both
+                if self._base == base:
+                    return number
+                self._ledger.abandon(number, late=False)
+            elif not self._has_come(number):
+                if time.monotonic() > deadline_s:
+                    raise StorageUnavailable(
+                        "Another container is writing. Nothing was stored; try again."
+                    )
+                time.sleep(LOOK_S)
+
+    def _has_come(self, number: int) -> bool:
+        """See what came of a number that someone has claimed; when nothing does, abandon it."""
+        self._catch_up()
+        if self._base.number >= number:
+            return True
+        now_s = time.monotonic()
+        if self._stuck[0] != number:
+            self._stuck = number, now_s
+        if now_s - self._stuck[1] <= EXPIRY_S and not self._ledger.is_mine(number):
+            return False
+        self._ledger.abandon(number, late=True)
+        return True
+
+    def _catch_up(self) -> None:
+        newest = self._shelf.newest(self._base)
+        if newest != self._base:
+            fetched = self._local / "fetched.db"
+            self._shelf.fetch(newest, fetched)
+            _check(fetched)
+            self._prepare(fetched)
+            self._take(newest, fetched)
+
+    # After it
+
+    def _publish(self, draft: Path, snapshot: Snapshot) -> None:
+        """Raises unless the snapshot counts. An error that came too late to matter is none."""
+        failed: StorageUnavailable | None = None
+        try:
+            self._shelf.publish(draft, snapshot, self._base)
+        except StorageUnavailable as error:
+            failed = error
+        outcome = self._settled(snapshot, counts=failed is None)
+        if outcome != snapshot.name:
+            with suppress(StorageUnavailable):
+                self._shelf.withdraw(snapshot)
+            reason = failed.detail if failed else "Another container took over."
+            raise StorageUnavailable(f"Nothing was stored; try again. {reason}")
+
+    def _settled(self, snapshot: Snapshot, *, counts: bool) -> str:
+        try:
+            if counts:
+                return self._ledger.settle(snapshot.number, snapshot.name)
+            return self._ledger.abandon(snapshot.number, late=True)
+        except StorageUnavailable as error:
+            detail = f"It is not known whether this was stored: look, then repeat. {error.detail}"
+            raise StorageUnavailable(detail) from error
+
+    def _take(self, snapshot: Snapshot, file: Path) -> None:
+        """Readers see the new state from here on; who reads the old one ends in peace."""
+        old, new = self._file(self._base), self._file(snapshot)
+        os.replace(file, new)
+        self._base = snapshot
+        self.reopen(new)
+        for path in self._local.glob("state-*.db"):
+            if path not in (old, new):  # a reader may be about to open the old one
+                path.unlink()
+
+    def _file(self, snapshot: Snapshot) -> Path:
+        return self._local / f"state-{snapshot.number}.db"
+
+
+@contextmanager
+def _writing(path: Path, references: bool) -> Iterator[Session]:
+    database = Database(path)
+    try:
+        with database.write(references=references) as session:
+            yield session
+    finally:
+        database.close()
+
+
+def _check(path: Path) -> None:
+    """Raises DatabaseLost for a file that is no sound database."""
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        verdict = str(error)
+    if verdict != "ok":
+        raise DatabaseLost(f"The newest snapshot is damaged: {verdict}. Restore a backup.")

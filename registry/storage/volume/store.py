@@ -1,0 +1,187 @@
+"""VolumeStore: the same store over a Volume that containers share, as Modal has them.
+
+Files are written once and committed before anyone is told their names; rows are in snapshots.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from registry.audio.clips import ReferenceClip
+from registry.errors import StorageUnavailable, VoiceNotFound
+from registry.storage.blobs import make_folder, write_once
+from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.database import migrate
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.uploads import Upload
+from registry.storage.volume.database import SnapshotDatabase
+from registry.storage.volume.snapshots import Claims, Mount
+from registry.upkeep.doctor import Finding, examine_files
+
+
+@dataclass(frozen=True)
+class VolumeDir(DataDir):
+    """Files on the Volume, one database file on the container's own disk."""
+
+    file: Path
+
+    @property
+    def database(self) -> Path:
+        return self.file
+
+    @property
+    def backups(self) -> Path:
+        return self.file.parent / "backups"
+
+    @property
+    def uploads(self) -> Path:
+        """Not on the Volume, which can't be committed while a file on it is open."""
+        return self.file.parent / "uploads"
+
+    def create(self) -> None:
+        """Writers make their folders; a Volume is never full, and needs no ballast."""
+        make_folder(self.file.parent)
+
+
+@dataclass(frozen=True)
+class SharedVolume:
+    """A modal.Volume, or what acts like one; `failures` are what its calls may raise."""
+
+    volume: Any
+    failures: tuple[type[Exception], ...]
+
+    def commit(self) -> None:
+        with said(self.failures):
+            self.volume.commit()
+
+    def reload(self) -> None:
+        with said(self.failures):
+            self.volume.reload()
+
+
+@dataclass(frozen=True)
+class SharedDict:
+    """A modal.Dict, or what acts like one. `lineage` is the Volume's own id: claims on another
+    Volume, that once had its name, are not claims on this one."""
+
+    entries: Any
+    lineage: str
+    failures: tuple[type[Exception], ...]
+
+    def put(self, key: str, value: str, *, skip_if_exists: bool) -> bool:
+        with said(self.failures):
+            name = f"{self.lineage} {key}"
+            return bool(self.entries.put(name, value, skip_if_exists=skip_if_exists))
+
+    def get(self, key: str) -> Any:
+        with said(self.failures):
+            return self.entries.get(f"{self.lineage} {key}")
+
+
+@contextmanager
+def said(failures: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except failures as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StorageUnavailable(f"The storage failed. Try again later. ({reason})") from error
+
+
+class VolumeStore(VoiceStore):
+    database: type[SnapshotDatabase] = SnapshotDatabase
+    _db: SnapshotDatabase
+    _moves_uploads = False  # no file on a Volume is open when it is committed
+
+    def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
+        """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
+        self._mount, self._claims, self._local, self._files = mount, claims, local, mount.gate
+        super().__init__(VolumeDir(mount.path, local / "registry.db"))
+
+    def _share(self) -> AbstractContextManager[object]:
+        return nullcontext()  # a Volume is never exchanged, and a folder that is open blocks it
+
+    def _open(self) -> SnapshotDatabase:
+        database = self.database(self._local, self._mount, self._claims, self._migrate)
+        if database.number == 0:  # the first start: from here on, no snapshot means a loss
+            with database.write():
+                pass
+        return database
+
+    def _migrate(self, path: Path) -> None:
+        migrate(VolumeDir(self._mount.path, path))
+
+    def get(self, reference: str) -> StoredVoice:
+        """Looks once more if another container may have written it a moment ago."""
+        try:
+            return super().get(reference)
+        except VoiceNotFound:
+            if not self._db.look_around():
+                raise
+        return super().get(reference)
+
+    @contextmanager
+    def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
+        """A copy on the container's own disk: the Volume must not wait for a decoder."""
+        with TemporaryFile(dir=self._local) as copy:
+            with self._mount.gate, super().open_clip(voice) as clip:
+                shutil.copyfileobj(clip, copy)
+            copy.seek(0)
+            yield copy
+
+    def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
+        """Every container can read the files once this returns."""
+        with self._mount.gate:
+            known, self._mount.dirty = self._mount.dirty, True
+            written = super().keep_clip(source, upload, clip)
+            if known or written:
+                self._mount.commit()
+            self._mount.dirty = False
+            return written
+
+    def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
+        with self._mount.gate:
+            super().keep_transient(source, clip)
+            self._mount.commit()
+
+    def drop_transient(self, voice_id: str) -> None:
+        """Inference wrote there too, in another container."""
+        with self._mount.gate:
+            self._mount.reload()
+            super().drop_transient(voice_id)
+            self._mount.commit()
+
+    def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
+        """Inference wrote there too, in another container."""
+        self._mount.reload()
+        super().drop_unfinished(source, clip=clip)
+
+    @contextmanager
+    def _removing(self) -> Iterator[None]:
+        """Committed with the snapshot of the transaction that this is in."""
+        with super()._removing():
+            self._mount.dirty = True
+            yield
+
+    def _held(self) -> Path:
+        return self._local  # a backup in another container has the files of its last reload
+
+    def restore(self, unpacked: DataDir) -> None:
+        """Make the voices here those of a backup that was unpacked and checked.
+
+        Files of the voices before stay until `examine` finds that they belong to none.
+        """
+        with self._mount.gate:
+            self._mount.dirty = True
+            for path in unpacked.content_files():
+                write_once(self.data.root / path.relative_to(unpacked.root), path.read_bytes())
+            self._mount.commit()
+        self._db.replace(unpacked.database)
+
+    def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
+        """What `voices doctor` finds in a local directory."""
+        return examine_files(self.data, self._db, self._files, read_data, repair)

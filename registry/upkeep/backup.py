@@ -1,0 +1,324 @@
+"""Backups: one tar of the rows and the files they name. restore.py has the way back.
+
+Rows first, then files: files are written once, so those that a copy of the rows names are there
+afterwards. Conditioned clips are left out, for they are made anew from the clips. It knows nothing
+of HTTP or the command line; docs/storage.md has the format.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+from sqlmodel import Session, col, func, select
+
+from registry.errors import BackupRefused
+from registry.storage import private
+from registry.storage.blobs import TMP_PREFIX, sync_folder
+from registry.storage.data_dir import DataDir, PromptRef, sha256_of
+from registry.storage.database import Database, schema_revision
+from registry.storage.store import VoiceStore
+from registry.storage.tables import (
+    STORED,
+    Count,
+    Counter,
+    Features,
+    Instant,
+    Sha256,
+    Voice,
+    VoiceVersion,
+    utc_now,
+)
+
+FORMAT, VERSION = "voices-backup", 1
+DATABASE, MANIFEST = "registry.db", "manifest.json"
+MIB = 2**20
+QUOTED = 300  # characters
+LAYOUT = (  # all the names that a member may have, and its most bytes
+    (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # what a tar of the plain kind holds
+    (re.compile(r"clips/[0-9a-f]{64}"), 20 * MIB),
+    (re.compile(r"prompts/voice_[0-9a-f]{32}/[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"), MIB),
+    (re.compile(r"manifest\.json"), 256 * MIB),
+)
+
+MOST_FILES = 500_000  # of which the manifest can tell in its most bytes
+MOST_VALUES = 3 * MOST_FILES + 100  # of JSON in a manifest
+
+
+Revision = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_]{1,32}$")]
+
+
+class Entry(BaseModel):
+    model_config = STORED | ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Sha256
+    bytes: Count
+
+
+class Manifest(BaseModel):
+    """What a backup holds. It is the last member, so a backup that was cut off has none.
+
+    On its way back nothing here is believed: restore.py holds it against the files and the rows.
+    """
+
+    model_config = STORED | ConfigDict(frozen=True, extra="forbid")
+
+    schema_revision: Revision
+    created_at: Instant
+    voices: Count
+    deleted: Count  # voices that are marked so; their rows and files are in the backup too
+    files: dict[str, Entry]
+    missing: list[str]  # what rows name, but was missing or damaged where the backup was made
+
+    @property
+    def lost(self) -> list[str]:
+        """Of what is missing, that which nothing else can be made into."""
+        return [name for name in self.missing if name.startswith("clips/")]
+
+    @property
+    def size(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+
+@dataclass(frozen=True)
+class Promised:
+    """A file that a row names. It may lie, and be in older backups, under its former name."""
+
+    sha256: str
+    former_name: str
+
+
+class _Sealed(BaseModel):
+    model_config = STORED | ConfigDict(extra="allow")  # of another version
+
+    format: Literal["voices-backup"]
+    version: Counter
+    sha256: Sha256
+    manifest: dict[str, Any]
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """BackupRefused, unless it is as it was written; whether it is true is another question."""
+    try:
+        sealed = _Sealed.model_validate(_parsed(content))
+        if sealed.version != VERSION:
+            raise BackupRefused(
+                f"The backup is of format {sealed.version}; this program reads format {VERSION}."
+            )
+        if sealed.model_extra or sha256_of(_canonical(sealed.manifest)) != sealed.sha256:
+            raise BackupRefused(f"{MANIFEST} in the backup is damaged.")
+        manifest = Manifest.model_validate(sealed.manifest)
+        if any(most_bytes(name) is None for name in manifest.files):
+            raise ValueError("a name that no file of a backup has")
+    except (ValueError, RecursionError) as error:
+        raise BackupRefused(f"{MANIFEST} in the backup is damaged, or not ours.") from error
+    return manifest
+
+
+def _parsed(content: bytes) -> object:
+    """ValueError, RecursionError. Values take far more memory than text: they are counted first."""
+    if sum(content.count(before) for before in (b"[", b"{", b",")) > MOST_VALUES:
+        raise ValueError("more values than a manifest has")
+    return json.loads(content.decode(), object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _packed(manifest: Manifest) -> bytes:
+    content = manifest.model_dump()
+    seal = sha256_of(_canonical(content))
+    whole = {"format": FORMAT, "version": VERSION, "sha256": seal, "manifest": content}
+    return json.dumps(whole, indent=1).encode()
+
+
+def _canonical(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def most_bytes(name: str) -> int | None:
+    """None for a name that no member may have."""
+    return next((most for pattern, most in LAYOUT if pattern.fullmatch(name)), None)
+
+
+# Making one
+
+
+def save_backup(store: VoiceStore, target: Path) -> Manifest:
+    """Write a backup that is whole or not there, and that only its owner may read.
+
+    Replaces a file of that name. OSError if it can't be written, BackupRefused.
+    """
+    target = target.resolve()
+    part = target.with_name(f"{TMP_PREFIX}{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb", opener=private.opener) as out:
+            manifest = write_backup(store, out)
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return manifest
+
+
+def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
+    """Stream a backup to `out` while the store may be at work. BackupRefused if its rows are bad.
+
+    A file that is missing or damaged is left out and named in the manifest: one bad clip must not
+    keep all others from being saved.
+    """
+    with (
+        store.holding_files(),
+        tempfile.TemporaryDirectory(prefix="voices-") as folder,
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        copy = Path(folder, DATABASE)
+        _refuse_small_folder(store, copy.parent)
+        store.copy_database(copy)
+        refuse_damaged(copy)
+        promised = promised_files(copy)
+        _refuse_too_much(copy, len(promised))
+        return _write_members(store, copy, promised, tar)
+
+
+def _refuse_small_folder(store: VoiceStore, folder: Path) -> None:
+    """The copy is written, and then written once more without what was deleted from it."""
+    needed, free = 3 * store.database_bytes(), shutil.disk_usage(folder).free
+    if needed > free:
+        raise BackupRefused(
+            f"The temporary folder {folder.parent} has {free:,} bytes free; a copy of the database "
+            f"needs {needed:,}. Name a larger one in TMPDIR."
+        )
+
+
+def _refuse_too_much(copy: Path, files: int) -> None:
+    """Told before the work, and not by the restore that comes too late."""
+    if files > MOST_FILES:
+        raise BackupRefused(
+            f"The voices here have {files:,} files; a backup holds at most {MOST_FILES:,}. Copy "
+            "the data directory while no program uses it."
+        )
+    size, most = copy.stat().st_size, most_bytes(DATABASE) or 0
+    if size > most:
+        raise BackupRefused(f"{DATABASE} has {size:,} bytes; a backup holds at most {most:,}.")
+
+
+def _write_members(
+    store: VoiceStore, copy: Path, promised: Mapping[str, Promised], tar: tarfile.TarFile
+) -> Manifest:
+    missing: list[str] = []
+    with copy.open("rb") as file:
+        files = {DATABASE: _pack(tar, DATABASE, file)}
+    for name, file_ in sorted(promised.items()):
+        if (content := _content(store, name, file_)) is not None:
+            files[name] = _pack(tar, name, BytesIO(content))
+        else:
+            missing.append(name)
+    manifest = Manifest(
+        schema_revision=schema_revision(copy) or "",
+        created_at=utc_now(),
+        files=files,
+        missing=missing,
+        **counts(copy),
+    )
+    _pack(tar, MANIFEST, BytesIO(_packed(manifest)))
+    return manifest
+
+
+def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
+    """None if it is missing or damaged."""
+    for at in (name, promised.former_name):
+        content = store.read_file(store.data.root / at)
+        if sha256_of(content) == promised.sha256:
+            return content
+    return None
+
+
+def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Entry:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.mtime = (
+        file.seek(0, os.SEEK_END),
+        private.FILE,
+        int(time.time()),
+    )
+    file.seek(0)
+    tar.addfile(member, file)
+    return Entry(sha256=digest, bytes=member.size)
+
+
+def promised_files(database: Path) -> dict[str, Promised]:
+    """The files that rows name, deleted voices' too, by their names."""
+    at = DataDir(Path())
+    found: dict[str, Promised] = {}
+    with rows_of(database) as session:
+        for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
+            name = at.clip(str(sha256)).as_posix()
+            found[name] = Promised(str(sha256), name)
+        for row in session.exec(select(Features.voice_id, Features.fingerprint, Features.sha256)):
+            ref = PromptRef(*map(str, row))
+            former = at.former_prompt(ref).as_posix()
+            found[at.prompt(ref).as_posix()] = Promised(ref.sha256, former)
+    return found
+
+
+def counts(database: Path) -> dict[str, int]:
+    """What a manifest says of the voices."""
+    with rows_of(database) as session:
+        live = func.count(col(Voice.id)).filter(col(Voice.deleted_at).is_(None))
+        voices, both = session.exec(select(live, func.count(col(Voice.id)))).one()
+    return {"voices": voices, "deleted": both - voices}
+
+
+@contextmanager
+def rows_of(path: Path) -> Iterator[Session]:
+    database = Database(path)
+    try:
+        with database.read() as session:
+            yield session
+    finally:
+        database.close()
+
+
+def refuse_damaged(path: Path) -> None:
+    """A database whose pages or references are not sound, or that does things by itself.
+
+    Of any schema: what its tables should be is asked once it is migrated.
+    """
+    wanted = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MIB)  # of what its checks may make
+            connection.execute("PRAGMA trusted_schema = OFF")
+            faults = [row for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            faults += [*connection.execute("PRAGMA foreign_key_check"), *connection.execute(wanted)]
+    except sqlite3.DatabaseError as error:
+        faults = [(error,)]
+    if faults:
+        said = " ".join(map(str, faults[0]))
+        raise BackupRefused(f"{DATABASE} is damaged: {beginning(said)}.")
+
+
+def beginning(said: object) -> str:
+    """As much as a person reads of what a stranger's file has a say in."""
+    text = str(said)
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]} …"

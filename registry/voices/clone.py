@@ -1,0 +1,93 @@
+"""A voice for one speech: the clip is checked and made into features as at an enrolment, not kept.
+
+It has no row. Its files lie in a folder of its own, which goes when the speech no longer needs
+them: the content is shared with no voice, so nothing is taken from one. A kill leaves the folder
+to the next start, or to the doctor.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from anyio import to_thread
+
+from registry.audio.clips import ReferenceClip
+from registry.errors import StorageUnavailable
+from registry.speech.local import ExtractedPrompt, Inference
+from registry.storage.data_dir import TRANSIENT_PREFIX, PromptSource
+from registry.storage.rows import NewVoice, features_row, version_row, voice_row
+from registry.storage.store import VoiceStore
+from registry.storage.stored_voice import StoredVoice
+from registry.storage.tables import SpeakDefaults, utc_now
+from registry.storage.uploads import Upload
+from registry.voices.enrolment import Enroller
+from registry.voices.transcript import checked_transcript, refuse_absurd
+
+NAME = "the clip"
+
+log = logging.getLogger("registry")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A clip to speak like, not yet checked."""
+
+    upload: Upload
+    transcript: str | None
+
+
+class Cloner:
+    def __init__(self, store: VoiceStore, inference: Inference, enroller: Enroller) -> None:
+        self._store = store
+        self._inference = inference
+        self._enroller = enroller
+
+    @asynccontextmanager
+    async def voice(self, reference: Reference) -> AsyncIterator[StoredVoice]:
+        """A voice that exists in the block, for whoever holds it; refused as an enrolment is."""
+        transcript = checked_transcript(reference.transcript)
+        clip = await self._enroller.decode(reference.upload)
+        reference.upload.close()
+        refuse_absurd(transcript, clip.speech_s)
+        voice_id = TRANSIENT_PREFIX + secrets.token_hex(16)
+        source = PromptSource(voice_id, clip.sha256, transcript)
+        making = asyncio.ensure_future(self._features(source, clip))
+        try:
+            prompt = await asyncio.shield(making)
+            warnings = self._enroller.warnings(source, clip)
+            yield stored(source, clip, warnings, prompt)
+        finally:
+            await asyncio.shield(self._drop(voice_id, making))
+
+    async def _features(self, source: PromptSource, clip: ReferenceClip) -> ExtractedPrompt:
+        await to_thread.run_sync(self._store.keep_transient, source, clip)
+        return await self._inference.extract_prompt(source)
+
+    async def _drop(self, voice_id: str, making: "asyncio.Future[ExtractedPrompt]") -> None:
+        """When nobody writes there any more: who leaves early stops no thread."""
+        await asyncio.gather(making, return_exceptions=True)
+        try:
+            await to_thread.run_sync(self._store.drop_transient, voice_id)
+        except (OSError, StorageUnavailable) as error:
+            log.warning("transient/%s is left to `voices doctor --repair`: %s", voice_id, error)
+
+
+def stored(
+    source: PromptSource,
+    clip: ReferenceClip,
+    warnings: list[str],
+    prompt: ExtractedPrompt,
+) -> StoredVoice:
+    """The rows that an enrolment would have left."""
+    now = utc_now()
+    new = NewVoice(source, NAME, "", {}, SpeakDefaults(), warnings)
+    return StoredVoice(
+        voice_row(new, now),
+        version_row(source, 1, clip, warnings, now),
+        labels={},
+        model=prompt.model,
+        features=features_row(source.voice_id, 1, prompt, now),
+    )

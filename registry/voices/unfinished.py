@@ -1,0 +1,61 @@
+"""Work whose files come before its row: they go again if the row does not come.
+
+Knows which work of this process needs the same files; the store knows which a row names.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from weakref import WeakValueDictionary
+
+from anyio import to_thread
+
+from registry.errors import RegistryError
+from registry.storage.data_dir import PromptSource
+from registry.storage.store import VoiceStore
+
+WAITS_S = (0.0, 0.2, 1.0, 5.0)  # before each try to remove: many may wait to write
+
+log = logging.getLogger("registry")
+
+
+class Unfinished:
+    def __init__(self, store: VoiceStore) -> None:
+        self._store = store
+        self._needed = Counter[object]()  # clips, and sources of prompt files
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # of clips
+
+    @asynccontextmanager
+    async def work(self, source: PromptSource) -> AsyncIterator[None]:
+        """What the block writes goes if it ends by an error or is left, unless others need it.
+
+        The block leaves nobody behind who still writes.
+        """
+        clip = source.clip_sha256
+        lock, needed = self._locks.setdefault(clip, asyncio.Lock()), Counter[object]([clip, source])
+        async with lock:  # nobody removes the clip from here on
+            self._needed += needed
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            self._needed -= needed
+            if not finished:
+                await asyncio.shield(self._drop(source, lock))
+
+    async def _drop(self, source: PromptSource, lock: asyncio.Lock) -> None:
+        async with lock:
+            if source in self._needed:
+                return  # the last to need them drops them
+            drop = partial(self._store.drop_unfinished, clip=source.clip_sha256 not in self._needed)
+            for wait_s in WAITS_S:
+                await asyncio.sleep(wait_s)
+                try:
+                    return await to_thread.run_sync(drop, source)
+                except (RegistryError, OSError) as error:
+                    said = str(error)
+            log.warning("Files without a row are left to `voices doctor --repair`: %s", said)
