@@ -28,9 +28,9 @@ from faults import QuickEnroller, noise
 from server import served
 from uploading import enrol_bytes
 
+from registry.contract import PromptRef, SpeakParams, Speech
 from registry.errors import Overloaded
-from registry.speech.local import SpeakParams, Speech
-from registry.storage.data_dir import DataDir, PromptRef
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
 PROBE = """

@@ -12,8 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
+from registry.contract import ModelRef, PromptSource, fingerprint
 from registry.names import ID_PREFIX, name_key, variants
-from registry.storage.data_dir import DataDir, ModelRef, PromptSource, fingerprint
+from registry.storage.data_dir import DataDir
 from registry.storage.database import sqlite_engine
 from registry.storage.store import VoiceStore
 from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion, utc_now

@@ -14,8 +14,8 @@ from fakes import FakeInference
 from fastapi import FastAPI
 
 from cli.commands.serve import listen, run_server
+from registry.contract import Inference
 from registry.settings import Settings
-from registry.speech.local import Inference
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 

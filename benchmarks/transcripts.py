@@ -16,12 +16,13 @@ from pathlib import Path
 from uploading import read_clip
 
 from inference.models.catalog import locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.audio.clips import ClipLimits, ReferenceClip
+from registry.contract import PromptRef, PromptSource
 from registry.errors import TranscriptMismatch
 from registry.speech.local import LocalInference
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.voices import trial
 from registry.voices.transcript import refuse_absurd, transcript_warnings
 

@@ -13,7 +13,8 @@ from typing import Any
 import measure
 import population
 
-from registry.storage.data_dir import DataDir, ModelRef
+from registry.contract import ModelRef
+from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount, Snapshot, digest_of

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from inference.serving.service import InferenceService
+    from registry.contract import Inference
     from registry.settings import Settings
-    from registry.speech.local import Inference
     from registry.storage.store import VoiceStore
 
 HOME = "VOICES_HOME"
@@ -95,7 +95,7 @@ def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService
     """Find the model (raises if it is not on this machine) without loading it."""
     from inference.models.catalog import DEMO, locate
     from inference.models.gpu import refuse_missing_gpu
-    from inference.serving.results import ServiceConfig
+    from inference.serving.config import ServiceConfig
     from inference.serving.service import InferenceService
 
     refuse_missing_gpu(settings.device)

@@ -15,10 +15,10 @@ from registry.api.native import clone, health, speak, voices
 from registry.api.pace import Pace
 from registry.api.requests import MIB, BodyLimit, HeadAsGet
 from registry.api.services import Services
+from registry.api.uploads import Uploads, client_of
+from registry.contract import Inference
 from registry.settings import Settings
-from registry.speech.local import Inference
 from registry.storage.store import VoiceStore
-from registry.storage.uploads import Uploads, client_of
 from registry.voices.clone import Cloner
 from registry.voices.enrolment import Enroller
 from registry.voices.speech import Speaker

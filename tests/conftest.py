@@ -19,9 +19,10 @@ from fakes import FakeInference
 from numpy.typing import NDArray
 
 from inference.models.catalog import LocatedModel, locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
-from registry.storage.data_dir import DataDir, PromptSource
+from registry.contract import PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
 ROOT = Path(__file__).parent.parent

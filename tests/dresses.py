@@ -13,8 +13,9 @@ from serving import serving
 
 from cli.private_server import serving_privately
 from registry.app import create_app
+from registry.contract import PromptRef, PromptSource
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore

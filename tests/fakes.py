@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from registry.contract import ModelRef, PromptRef, PromptSource, SpeakParams, Speech, fingerprint
 from registry.errors import Overloaded, PromptBroken
-from registry.speech.local import SpeakParams, Speech
 from registry.storage.blobs import write_atomically
-from registry.storage.data_dir import DataDir, ModelRef, PromptRef, PromptSource, fingerprint
+from registry.storage.data_dir import DataDir
 
 SAMPLE_RATE = 24_000
 MODEL = ModelRef("fake", "r1")

@@ -34,8 +34,8 @@ import registry.storage.database
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
 from registry.audio.encoders import IEEE_FLOAT, wave_file
+from registry.contract import ExtractedPrompt
 from registry.settings import Settings
-from registry.speech.local import ExtractedPrompt
 from registry.storage.blobs import write_once
 from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
 from registry.storage.database import Database, migrate

@@ -24,8 +24,9 @@ from registry.audio.container import sound_of
 from registry.audio.report import Refusal, Report
 from registry.audio.riff import read_wave
 from registry.audio.wrapping import breaks_off
+from registry.contract import ModelRef, PromptRef, PromptSource
 from registry.errors import BackupRefused
-from registry.storage.data_dir import ModelRef, PromptRef, PromptSource, sha256_of
+from registry.storage.data_dir import sha256_of
 from registry.upkeep.backup import _canonical, read_manifest
 from registry.upkeep.restore import _header
 

@@ -11,9 +11,8 @@ import torch
 from conftest import PYTHON, ROOT
 from numpy.typing import NDArray
 
-from inference.serving.results import ExtractedPrompt, Speech
 from inference.serving.service import InferenceService
-from registry.storage.data_dir import PromptRef, PromptSource
+from registry.contract import ExtractedPrompt, PromptRef, PromptSource, Speech
 
 T = TypeVar("T")
 TEXT = "A short text to say."

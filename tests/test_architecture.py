@@ -40,12 +40,46 @@ def test_inference_imports_neither_web_nor_database_nor_command_line() -> None:
     assert not imported("inference") & {"fastapi", "starlette", "sqlmodel", "click", "cli"}
 
 
-def test_inference_takes_only_files_and_the_plan_of_a_deployment_from_the_registry() -> None:
+def test_inference_takes_contract_files_and_the_plan_of_a_deployment_from_the_registry() -> None:
     for path in SOURCES:
         if path.is_relative_to(ROOT / "inference"):
             ours = {name for name in imports_of(path) if name.startswith("registry")}
             plan = {"registry.modal.plan"} if path.parts[-2:] == ("modal", "app.py") else set()
-            assert ours <= {"registry.storage.data_dir", "registry.storage.blobs"} | plan, path
+            files = {"registry.storage.blobs", "registry.storage.data_dir"}
+            assert ours <= {"registry.contract"} | files | plan, path
+
+
+LAYERS = (  # of the registry: each imports of itself and of those before it
+    ("contract", "errors", "invisible", "threads"),
+    ("names", "text", "settings"),
+    ("audio",),
+    ("storage",),
+    ("speech",),
+    ("upkeep",),
+    ("storage.volume",),
+    ("voices",),
+    ("api",),
+    ("api.native",),
+    ("app",),
+    ("modal",),
+)
+
+
+def test_no_room_of_the_registry_imports_one_above_it() -> None:
+    below = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+    for path in (ROOT / "registry").rglob("*.py"):
+        inside = path.relative_to(ROOT / "registry").with_suffix("").as_posix().replace("/", ".")
+        if inside == "__init__":
+            continue
+        for name in imports_of(path):
+            if name.startswith("registry."):
+                imported = name.removeprefix("registry.")
+                assert below[room_of(imported)] <= below[room_of(inside)], (path, name)
+
+
+def room_of(module: str) -> str:
+    rooms = (room for rooms in LAYERS for room in rooms)
+    return max((r for r in rooms if f"{module}.".startswith(f"{r}.")), key=len)
 
 
 def test_the_engine_knows_only_torch_and_qwen_tts() -> None:

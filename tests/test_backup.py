@@ -45,9 +45,10 @@ from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
 from cli.main import cli
+from registry.contract import ModelRef
 from registry.errors import BackupRefused, DatabaseLost, FolderInUse, RegistryError
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir, ModelRef, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.database import SCHEMA
 from registry.storage.folder_lock import share_folder
 from registry.storage.store import VoiceStore

@@ -36,13 +36,14 @@ from volume_faults import FAILURES, Gpu
 
 from cli.pitch import median_pitch_hz
 from inference.models.catalog import locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
+from registry.contract import PromptSource
 from registry.settings import Settings
 from registry.speech.local import LocalInference
-from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore

@@ -15,9 +15,9 @@ from fakes import FakeInference, Pace
 
 from cli import client as http_client
 from cli.main import cli
+from registry.contract import PromptRef, PromptSource, SpeakParams, Speech
 from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken
-from registry.speech.local import SpeakParams, Speech, patience
-from registry.storage.data_dir import PromptRef, PromptSource
+from registry.speech.local import patience
 from registry.storage.store import VoiceStore
 
 

@@ -18,7 +18,7 @@ from fakes import FakeInference, Pace
 from cli import output
 from cli.filenames import file_for, format_for
 from cli.main import cli
-from registry.storage.data_dir import PromptSource
+from registry.contract import PromptSource
 
 ROOT = Path(__file__).parent.parent
 Voices = Callable[..., Result]

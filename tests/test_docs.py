@@ -32,11 +32,12 @@ from registry.api import problems, requests
 from registry.api.native.speak import SpeakRequest
 from registry.audio import clips as audio
 from registry.audio import confinement
+from registry.contract import PromptRef
 from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
 from registry.settings import Settings
 from registry.speech.local import registry_errors as registry_errors_of_inference
 from registry.storage import tables as models
-from registry.storage.data_dir import DataDir, PromptRef, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.tables import VoiceShape
 
 ROOT = Path(__file__).parent.parent

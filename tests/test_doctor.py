@@ -23,10 +23,11 @@ from serving import serving
 from sqlmodel import Session
 from uploading import uploaded
 
+from registry.contract import PromptRef, PromptSource
 from registry.errors import DatabaseLost
 from registry.settings import Settings
 from registry.storage.blobs import TMP_PREFIX
-from registry.storage.data_dir import GRACE_S, DataDir, PromptRef, PromptSource, sha256_of
+from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.errors import is_damage
 from registry.storage.row_faults import RowFault, row_faults

@@ -14,12 +14,13 @@ from opened import opened_files
 from serving import serving
 
 from inference.models.catalog import LocatedModel
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
+from registry.contract import ModelRef, PromptSource, fingerprint
 from registry.settings import Settings
 from registry.speech.local import LocalInference
-from registry.storage.data_dir import DataDir, ModelRef, PromptSource, fingerprint
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
 TRANSCRIPT = "the invention"

@@ -31,12 +31,13 @@ from inference.modal import app as deploy
 from inference.modal.calls import Failure, Item, to_pcm
 from inference.models.catalog import DEMO_FILES, LocatedModel, locate
 from inference.models.marker import MARKER, bring, marked
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VolumeFiles
 from registry.audio.encoders import to_int16
+from registry.contract import PromptRef, PromptSource
 from registry.modal.plan import SHARED_FILES
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Voices:UserWarning")
 

@@ -22,10 +22,11 @@ from modal_proto import api_pb2 as pb
 from speaking import run
 
 from inference.models.catalog import LocatedModel, locate
+from registry.contract import PromptRef, PromptSource, SpeakParams
 from registry.errors import GpuCold, StreamBroken
-from registry.speech.local import Patience, SpeakParams, patience
+from registry.speech.local import Patience, patience
 from registry.speech.modal import ModalClass, ModalInference
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 
 LONG = "And so it goes on. " * 17
 FAILURES = (modal.exception.Error, OSError)

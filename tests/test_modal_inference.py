@@ -21,9 +21,10 @@ from speaking import run
 
 from inference.modal import app as deploy
 from inference.models.catalog import LocatedModel, locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
+from registry.contract import Inference, PromptRef, PromptSource, SpeakParams, Speech
 from registry.errors import (
     GpuCold,
     InferenceUnreachable,
@@ -39,16 +40,9 @@ from registry.errors import (
 )
 from registry.settings import Settings
 from registry.speech import modal as modal_inference
-from registry.speech.local import (
-    Inference,
-    LocalInference,
-    Patience,
-    SpeakParams,
-    Speech,
-    patience,
-)
+from registry.speech.local import LocalInference, Patience, patience
 from registry.speech.modal import Load, ModalClass, ModalInference
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.text import spoken_s
 

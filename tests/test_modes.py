@@ -23,10 +23,11 @@ from volume_faults import Site
 
 from cli.commands.serve import tell_if_open
 from cli.main import cli
+from registry.contract import PromptSource
 from registry.settings import Settings
 from registry.storage import private
 from registry.storage.blobs import write_atomically
-from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.database import _back_up
 from registry.storage.store import VoiceStore
 from registry.upkeep.backup import save_backup

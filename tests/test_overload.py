@@ -24,8 +24,9 @@ from inference.errors import Overloaded
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
+from registry.contract import PromptRef
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir, PromptRef
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import Page
 from registry.storage.uploads import DECODERS, Clip

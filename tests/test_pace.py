@@ -32,11 +32,11 @@ from registry.api import pace
 from registry.api.limits import RequestLimit
 from registry.api.pace import KEY, Exchange, Pace, end_slowest
 from registry.api.requests import while_connected
+from registry.api.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
 from registry.app import create_app
 from registry.errors import BodyTooSlow, ServerBusy
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
-from registry.storage.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
 
 KIB = 1024
 MIB = 1024 * KIB

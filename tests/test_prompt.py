@@ -16,7 +16,8 @@ from conftest import PYTHON
 from inference.errors import ExtractionFailed, PromptCorrupt
 from inference.prompts.features import HEADER_LIMIT_BYTES, MAX_FRAMES, PromptFeatures, PromptShape
 from inference.serving.prompt_cache import PromptCache
-from registry.storage.data_dir import ModelRef, PromptRef, PromptSource, sha256_of
+from registry.contract import ModelRef, PromptRef, PromptSource
+from registry.storage.data_dir import sha256_of
 
 SHAPE = PromptShape(code_groups=16, codebook_size=128, embedding_width=64)
 LAX = PromptShape(code_groups=16, codebook_size=2048, embedding_width=64)

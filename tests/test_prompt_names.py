@@ -18,8 +18,9 @@ from volume_faults import Gpu, Site
 
 from inference.errors import ExtractionFailed, PromptMissing
 from inference.serving.voice_files import VoiceFiles
+from registry.contract import PromptRef, PromptSource
 from registry.storage.blobs import write_atomically
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.store import VoiceStore
 from registry.upkeep.backup import save_backup
 from registry.upkeep.doctor import examine

@@ -14,10 +14,10 @@ from speaking import run
 
 from inference import errors
 from inference.models.catalog import LocatedModel
-from inference.serving.results import ExtractedPrompt
 from inference.serving.service import InferenceService
 from inference.serving.worker import DeviceThread
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.contract import ExtractedPrompt, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 
 NOBODY = PromptRef("voice_nobody", "0" * 64, "0" * 64)
 

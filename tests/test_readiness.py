@@ -15,14 +15,15 @@ from fakes import FakeInference
 from serving import serving
 
 from inference.models.catalog import WEIGHTS, locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.worker import DeviceThread
 from registry.app import create_app
+from registry.contract import Inference, ModelRef
 from registry.errors import ModelUnavailable
 from registry.settings import Settings
-from registry.speech.local import Inference, LocalInference, NoInference
-from registry.storage.data_dir import DataDir, ModelRef
+from registry.speech.local import LocalInference, NoInference
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
 

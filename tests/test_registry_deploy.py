@@ -10,8 +10,8 @@ from local_remote import FakeVolume
 from modal_volume import Cloud, Dict
 from volume_faults import Site
 
+from registry.contract import ModelRef
 from registry.modal import app as deploy
-from registry.storage.data_dir import ModelRef
 from registry.storage.volume.store import VolumeStore
 
 pytestmark = [

@@ -16,10 +16,10 @@ from speaking import LEFTOVER, TEXT, collect, enrolled, ref_of, run, run_python,
 
 from inference import errors
 from inference.models.catalog import LocatedModel, locate
-from inference.serving.results import ExtractedPrompt, Speech
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource, fingerprint, sha256_of
+from registry.contract import ExtractedPrompt, PromptRef, PromptSource, Speech, fingerprint
+from registry.storage.data_dir import DataDir, sha256_of
 
 
 def test_service_weights_and_errors_import_no_torch() -> None:

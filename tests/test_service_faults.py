@@ -17,10 +17,11 @@ from speaking import collect, enrolled, run, say
 from inference import errors
 from inference.engine import Engine, Request
 from inference.models.catalog import LocatedModel
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
-from registry.storage.data_dir import DataDir, PromptRef
+from registry.contract import PromptRef
+from registry.storage.data_dir import DataDir
 
 CALLERS = 16
 

@@ -11,7 +11,7 @@ from api import add, problem
 from dresses import DRESSES
 from fakes import FakeInference, Pace, tone_hz
 
-from registry.storage.data_dir import ModelRef
+from registry.contract import ModelRef
 from registry.storage.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("dress", DRESSES)

@@ -22,7 +22,7 @@ from serving import serving
 
 from cli.main import cli
 from inference.models.catalog import LocatedModel, locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
 from registry.settings import Settings

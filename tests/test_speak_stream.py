@@ -22,9 +22,9 @@ from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 from registry.api.native import speak
 from registry.api.native.speak import AudioStream
 from registry.audio.encoders import FLAC_HEADER_BYTES
+from registry.contract import PromptRef, SpeakParams
 from registry.errors import SpeechFailed
-from registry.speech.local import LocalInference, SpeakParams
-from registry.storage.data_dir import PromptRef
+from registry.speech.local import LocalInference
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3}
 STREAM = REQUEST | {"stream": True}

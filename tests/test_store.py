@@ -33,11 +33,12 @@ from serving import serving
 from sqlmodel import Session
 from uploading import enrol_bytes
 
+from registry.contract import PromptSource
 from registry.errors import EditConflict
 from registry.settings import Settings
 from registry.storage import queries, stored_voice
 from registry.storage.blobs import write_atomically, write_once
-from registry.storage.data_dir import DataDir, PromptSource, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice

@@ -17,6 +17,7 @@ from serving import serving
 from uploading import enrol_bytes
 
 from registry.app import create_app
+from registry.contract import PromptRef, PromptSource
 from registry.errors import (
     EditConflict,
     ModeUnavailable,
@@ -27,7 +28,7 @@ from registry.errors import (
 from registry.settings import Settings
 from registry.speech.local import NoInference
 from registry.storage.blobs import write_atomically
-from registry.storage.data_dir import PromptRef, PromptSource, sha256_of
+from registry.storage.data_dir import sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice

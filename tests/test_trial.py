@@ -16,14 +16,15 @@ from serving import serving
 from uploading import enrol_bytes, read_clip
 
 from inference.models.catalog import locate
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
 from registry.audio.clips import ClipLimits
+from registry.contract import PromptRef, PromptSource
 from registry.errors import Overloaded, SpeechFailed
 from registry.settings import Settings
 from registry.speech.local import LocalInference
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.voices.languages import ALSO

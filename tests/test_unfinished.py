@@ -15,9 +15,10 @@ from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
 from uploading import clip_of, enrol_bytes
 
+from registry.contract import PromptSource
 from registry.errors import NameTaken, Overloaded, RegistryError, StorageUnavailable, VoiceNotFound
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir, PromptSource, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice

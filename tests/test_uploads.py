@@ -22,12 +22,12 @@ from test_serve import Server, served
 from test_slow_clients import answer
 from uploading import coming, uploaded
 
+from registry.api.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
+from registry.api.uploads import client_of as address_of
 from registry.errors import ServerBusy
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
-from registry.storage.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
-from registry.storage.uploads import client_of as address_of
 from registry.voices.turns import FairTurns
 
 FORM = "multipart/form-data; boundary=x"

@@ -9,12 +9,13 @@ from typing import BinaryIO
 from starlette.types import Message
 
 from registry.api.pace import Exchange
+from registry.api.uploads import Uploads
 from registry.audio import clips as audio
 from registry.audio.clips import Answer, ClipLimits, ReferenceClip
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
-from registry.storage.uploads import Upload, Uploads
+from registry.storage.uploads import Upload
 from registry.voices.enrolment import Enroller, Enrolment
 
 

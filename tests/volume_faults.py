@@ -20,8 +20,9 @@ from modal_volume import Cloud, Container, Dict, Killed
 from uploading import clip_of, enrol_bytes
 
 from inference.serving.worker import FailureGoesTo
+from registry.contract import PromptSource
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
-from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount

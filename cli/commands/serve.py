@@ -11,8 +11,9 @@ from cli.input import WORDS
 from cli.output import say
 
 if TYPE_CHECKING:
+    from registry.contract import Inference
     from registry.settings import Settings
-    from registry.speech.local import Inference, LocalInference
+    from registry.speech.local import LocalInference
     from registry.storage.store import VoiceStore
 
 GRACEFUL_STOP_S = 25

@@ -19,7 +19,7 @@ from inference.modal import memory_snapshot as snapshot
 from inference.modal.calls import Item, Remote
 from inference.models import marker
 from inference.models.catalog import DEMO_FILES
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.voice_files import VolumeFiles
 from registry.modal.plan import SHARED_FILES, STATE, WEIGHTS, deployment
 from registry.storage.data_dir import DataDir

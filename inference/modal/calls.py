@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from inference.errors import ExtractionFailed, InferenceError, Overloaded, SpeechUnfinished
 from inference.serving.service import InferenceService
-from registry.storage.data_dir import PromptRef, PromptSource
+from registry.contract import PromptRef, PromptSource
 
 Item = dict[str, Any]
 

@@ -16,7 +16,7 @@ from inference.errors import ModelUnavailable
 from inference.models.catalog import LocatedModel
 from inference.models.marker import marked
 from inference.models.read_ahead import reading_ahead
-from inference.serving.results import ServiceConfig
+from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
 

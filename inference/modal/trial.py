@@ -19,7 +19,8 @@ import soxr
 
 from inference.modal.calls import Item
 from inference.prompts.clips import SAMPLE_RATE
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+from registry.contract import PromptRef, PromptSource
+from registry.storage.data_dir import DataDir, sha256_of
 
 WAIT_S = 900.0  # for a GPU that may have to start
 ON_VOLUME = DataDir(Path("/"))

@@ -17,7 +17,8 @@ from inference.engine.shapes import ModelShape, read_shape
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.models.hashes import HashCache, folder_revision, sha256_of_file
 from inference.models.whole_weights import cut_short
-from registry.storage.data_dir import DataDir, ModelRef
+from registry.contract import ModelRef
+from registry.storage.data_dir import DataDir
 
 INSTALL = "pip install 'voice-registry[inference]'"
 COMMIT = re.compile(r"[0-9a-f]{40}")

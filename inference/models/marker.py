@@ -11,8 +11,8 @@ from pathlib import Path
 
 from inference.errors import ModelUnavailable
 from inference.models.catalog import LocatedModel, download_into, parse
+from registry.contract import ModelRef
 from registry.storage.blobs import write_atomically
-from registry.storage.data_dir import ModelRef
 
 MARKER = "model.json"
 HOW = "`voices deploy model` brings it there."

@@ -12,14 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import ExtractionFailed, PromptCorrupt
-from registry.storage.data_dir import (
-    PROMPT_FORMAT,
-    ModelRef,
-    PromptRef,
-    PromptSource,
-    fingerprint,
-    sha256_of,
-)
+from registry.contract import PROMPT_FORMAT, ModelRef, PromptRef, PromptSource, fingerprint
+from registry.storage.data_dir import sha256_of
 
 HEADER_LIMIT_BYTES = 64 * 1024
 FILE_LIMIT_BYTES = 1024 * 1024

@@ -17,7 +17,7 @@ from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
 from inference.serving.stream import Listener, Wish
 from inference.serving.worker import too_many
-from registry.storage.data_dir import PromptRef, is_transient
+from registry.contract import PromptRef, is_transient
 
 RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
 

@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
-from registry.storage.data_dir import PromptRef
+from registry.contract import PromptRef
 
 
 class Sized(Protocol):

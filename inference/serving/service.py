@@ -21,8 +21,8 @@ from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFa
 from inference.models.catalog import LocatedModel, model_shape, not_imported
 from inference.models.read_ahead import reading_ahead
 from inference.prompts.features import PromptFeatures, PromptShape
-from inference.serving.results import Description, ExtractedPrompt, ServiceConfig, Speech, Status
-from inference.serving.stream import Chunks, Clock, Listener, Wish
+from inference.serving.config import ServiceConfig
+from inference.serving.stream import Clock, EngineChunks, Listener, Wish
 from inference.serving.voice_files import VoiceFiles
 from inference.serving.worker import (
     Arriving,
@@ -34,7 +34,8 @@ from inference.serving.worker import (
     too_many,
     too_slow,
 )
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+from registry.contract import Description, ExtractedPrompt, PromptRef, PromptSource, Speech, Status
+from registry.storage.data_dir import DataDir, sha256_of
 
 if TYPE_CHECKING:
     from inference.engine import Counters, Engine, Voice
@@ -113,7 +114,7 @@ class InferenceService:
             prompt_cache=prompt_cache,
             mode=mode,
             timings=clock.laps | {"ttfa": clock.total_s},
-            chunks=Chunks(first, listener, lambda: self._forget(listener)),
+            chunks=EngineChunks(first, listener, lambda: self._forget(listener)),
         )
 
     def located(self) -> LocatedModel:

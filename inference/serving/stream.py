@@ -84,7 +84,7 @@ class Listener:
         return output
 
 
-class Chunks:
+class EngineChunks:
     """An async iterator of mono float32 PCM. `aclose` before its end cancels the request."""
 
     def __init__(self, first: "Output", listener: Listener, cancel: Callable[[], None]) -> None:
@@ -92,7 +92,7 @@ class Chunks:
         self._ended = False
         self._listener, self._cancel = listener, cancel
 
-    def __aiter__(self) -> "Chunks":
+    def __aiter__(self) -> "EngineChunks":
         return self
 
     async def __anext__(self) -> NDArray[np.float32]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from inference.errors import PromptCorrupt, PromptMissing, StorageFailed
 from inference.prompts.clips import read_conditioned
 from inference.prompts.features import FILE_LIMIT_BYTES
+from registry.contract import PromptRef, PromptSource
 from registry.storage.blobs import read_stored, write_atomically
-from registry.storage.data_dir import DataDir, PromptRef, PromptSource, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 
 
 class VoiceFiles:

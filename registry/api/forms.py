@@ -28,8 +28,9 @@ from registry.api.requests import (
     refuse_repeated_parameters,
     refuse_unknown,
 )
+from registry.api.uploads import Uploads, client_of
 from registry.errors import FieldInvalid, RequestMalformed
-from registry.storage.uploads import Upload, Uploads, client_of
+from registry.storage.uploads import Upload
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

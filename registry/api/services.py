@@ -9,11 +9,11 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import Depends, Request
 
+from registry.api.uploads import Uploads
+from registry.contract import Inference
 from registry.errors import RegistryError
 from registry.settings import Settings
-from registry.speech.local import Inference
 from registry.storage.store import VoiceStore
-from registry.storage.uploads import Uploads
 from registry.threads import to_its_end
 from registry.voices.clone import Cloner
 from registry.voices.enrolment import Enroller

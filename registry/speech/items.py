@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from registry.contract import Samples
 from registry.errors import InferenceUnreachable, Overloaded, RegistryError, StreamBroken
-from registry.speech.local import Samples, error_of
+from registry.speech.local import error_of
 
 Item = dict[str, Any]
 LAST = ("end", "error")

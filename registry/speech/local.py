@@ -8,14 +8,23 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Protocol
 
-import numpy as np
 from anyio import to_thread
-from numpy.typing import NDArray
 
+from registry.contract import (
+    Chunks,
+    Description,
+    ExtractedPrompt,
+    PromptRef,
+    PromptSource,
+    Samples,
+    SpeakParams,
+    Speech,
+    Status,
+)
 from registry.errors import (
     InferenceOff,
     LanguageUnsupported,
@@ -28,9 +37,7 @@ from registry.errors import (
     StorageUnavailable,
     TextTooLong,
 )
-from registry.storage.data_dir import ModelRef, PromptRef, PromptSource
 
-Samples = NDArray[np.float32]
 LIGHT_BYTES = 128 * 1024 * 1024  # of weights: they load in a second or two
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
 
@@ -52,125 +59,15 @@ class Patience:
 patience: ContextVar[Patience] = ContextVar("patience")
 
 
-@dataclass(frozen=True)
-class SpeakParams:
-    """The knobs of one request; None means the model's own default."""
-
-    language: str | None = None
-    mode: str | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def given(self) -> dict[str, Any]:
-        return {knob: value for knob, value in asdict(self).items() if value is not None}
-
-
-class Description(Protocol):
-    @property
-    def model(self) -> ModelRef: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def languages(self) -> tuple[str, ...]: ...
-    @property
-    def sample_rate(self) -> int: ...
-    @property
-    def dtype(self) -> str | None: ...
-    @property
-    def device(self) -> str | None: ...
-
-
-class Status(Protocol):
-    @property
-    def state(self) -> str: ...
-    @property
-    def queued(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    @property
-    def slots(self) -> int | None: ...
-    @property
-    def queue_limit(self) -> int | None: ...
-    @property
-    def error(self) -> str | None: ...
-
-
-class ExtractedPrompt(Protocol):
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def frames(self) -> int: ...
-    @property
-    def modes(self) -> tuple[str, ...]: ...
-    @property
-    def model(self) -> ModelRef: ...
-    @property
-    def room(self) -> int | None:
-        """Tokens of a text that fit into one request in icl; None if that was not said."""
-
-
-class Chunks(Protocol):
-    """Mono PCM in order; may raise half-way. Whoever leaves before the end closes it, even before
-    taking the first one: that ends the request and frees its slot."""
-
-    def __aiter__(self) -> AsyncIterator[Samples]: ...
-    async def __anext__(self) -> Samples: ...
-    async def aclose(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Speech:
-    """Exists once the first chunk does."""
-
-    sample_rate: int  # Hz
-    seed: int
-    prompt_cache: str
-    mode: str
-    timings: Mapping[str, float]  # seconds: load, queue, prompt, ttfa
-    chunks: Chunks
-
-
-class Inference(Protocol):
-    def describe(self) -> Description:
-        """The model, found without loading it. May read files: not for the event loop."""
-
-    def status(self) -> Status | None:
-        """Never loads, wakes or waits for anything; None if no model has been asked for."""
-
-    def is_spare(self) -> bool:
-        """Whether a short speech would keep nobody waiting, and be made at once."""
-
-    def refuse_full(self, ahead: int) -> None:
-        """Overloaded if that is what a speech that comes now would be told, after `ahead` others.
-
-        For the event loop: it waits for nothing, and what it lets pass may be refused later.
-        """
-
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        """Read the conditioned clip, write the prompt file.
-
-        Who leaves early waits for a file that is being made, unless another machine makes it.
-        """
-
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-        """Raises PromptBroken, and every other error, before the first chunk."""
-
-    def close(self) -> None: ...
-
-
 class Service(Protocol):
     """`inference.serving.service.InferenceService`, as the registry needs it."""
 
-    def describe(self) -> Any: ...
-    def status(self) -> Any: ...
+    def describe(self) -> Description: ...
+    def status(self) -> Status: ...
     def refuse_full(self, ahead: int) -> None: ...
     def warm(self) -> None: ...
-    async def extract_prompt(self, source: PromptSource) -> Any: ...
-    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Any: ...
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt: ...
+    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech: ...
     def close(self, timeout_s: float) -> bool: ...
 
 
@@ -184,8 +81,7 @@ class LocalInference:
 
     def describe(self) -> Description:
         with registry_errors():
-            description: Description = self._ready().describe()
-        return description
+            return self._ready().describe()
 
     def status(self) -> Status | None:
         return None if self._service is None else self._service.status()
@@ -197,7 +93,7 @@ class LocalInference:
             return False
         description = self._ready().describe()
         on_gpu = description.device not in (None, "cpu")
-        return bool(on_gpu or description.weights_bytes <= LIGHT_BYTES)
+        return on_gpu or (description.weights_bytes or LIGHT_BYTES) <= LIGHT_BYTES
 
     def refuse_full(self, ahead: int) -> None:
         if self._service is not None:
@@ -212,8 +108,7 @@ class LocalInference:
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         with registry_errors():
             service = await to_thread.run_sync(self._ready)
-            extracted: ExtractedPrompt = await service.extract_prompt(source)
-        return extracted
+            return await service.extract_prompt(source)
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         with registry_errors():
@@ -221,14 +116,7 @@ class LocalInference:
             if service is None:
                 service = await to_thread.run_sync(self._ready)
             speech = await service.speak(ref, text, params.given())
-        return Speech(
-            sample_rate=speech.sample_rate,
-            seed=speech.seed,
-            prompt_cache=speech.prompt_cache,
-            mode=speech.mode,
-            timings=speech.timings,
-            chunks=LocalChunks(speech.chunks),
-        )
+        return replace(speech, chunks=LocalChunks(speech.chunks))
 
     def close(self) -> None:
         if self._service is not None:

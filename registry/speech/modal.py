@@ -15,10 +15,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from registry.contract import (
+    Description,
+    ExtractedPrompt,
+    ModelRef,
+    PromptRef,
+    PromptSource,
+    SpeakParams,
+    Speech,
+    State,
+    Status,
+)
 from registry.errors import GpuCold, ModelUnavailable
 from registry.speech.items import Item, RemoteChunks, checked, unreachable
-from registry.speech.local import Patience, SpeakParams, Speech, patience
-from registry.storage.data_dir import ModelRef, PromptRef, PromptSource
+from registry.speech.local import Patience, patience
 from registry.text import refuse_long
 
 Plain = Mapping[str, Any]  # built-ins only
@@ -88,36 +98,6 @@ class ModalClass:
         return Load(found.num_total_runners, found.num_running_inputs, found.backlog)
 
 
-@dataclass(frozen=True)
-class RemoteDescription:
-    model: ModelRef
-    source: str
-    languages: tuple[str, ...]
-    sample_rate: int
-    dtype: str | None = None
-    device: str | None = None
-
-
-@dataclass(frozen=True)
-class RemotePrompt:
-    fingerprint: str
-    sha256: str
-    frames: int
-    modes: tuple[str, ...]
-    model: ModelRef
-    room: int | None  # a deployment of before does not say
-
-
-@dataclass(frozen=True)
-class RemoteStatus:
-    state: str
-    queued: int = 0
-    running: int = 0
-    slots: int | None = None
-    queue_limit: int | None = None
-    error: str | None = None
-
-
 class ModalInference:
     def __init__(
         self,
@@ -138,11 +118,11 @@ class ModalInference:
         self._limit_s, self._slots, self._wait_s = limit_s, slots, wait_s
         self._refresh = refresh
         self._left: dict[asyncio.Task[None], None] = {}  # the oldest first
-        self._status: RemoteStatus | None = None
+        self._status: Status | None = None
         self._looked_s = -LOOK_S
         self._looking = threading.Lock()
 
-    def describe(self) -> RemoteDescription:
+    def describe(self) -> Description:
         """From the file beside the weights: no GPU is asked."""
         path = self._weights / MODEL_FILE
         if self._refresh is not None and not path.exists():
@@ -152,13 +132,13 @@ class ModalInference:
             found = json.loads(path.read_bytes())
             model = ModelRef(found["model_id"], found["revision"])
             languages = tuple(found["languages"])
-            return RemoteDescription(model, found["source"], languages, found["sample_rate"])
+            return Description(model, found["source"], languages, found["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelUnavailable(
                 "There is no model here yet: `voices deploy model` brings it."
             ) from error
 
-    def status(self) -> RemoteStatus | None:
+    def status(self) -> Status | None:
         """As of the last look, and looks again beside; None before the first."""
         now_s = time.monotonic()
         with self._looking:
@@ -175,7 +155,7 @@ class ModalInference:
     def refuse_full(self, ahead: int) -> None:
         """Its queue is Modal's, and what is known of it here is too old to refuse anyone for."""
 
-    async def extract_prompt(self, source: PromptSource) -> RemotePrompt:
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))
         try:
             answer = await self._in_time(asyncio.shield(call))
@@ -183,7 +163,7 @@ class ModalInference:
             if not call.done():
                 self._beside(call)
         found = checked(answer)["prompt"]
-        return RemotePrompt(
+        return ExtractedPrompt(
             fingerprint=found["fingerprint"],
             sha256=found["sha256"],
             frames=found["frames"],
@@ -247,8 +227,8 @@ class ModalInference:
         try:
             load = self._remote.load()
         except self._failures as error:
-            self._status = RemoteStatus("failed", error=unreachable(error).detail)
+            self._status = Status("failed", error=unreachable(error).detail)
         else:
             starting = load.waiting and not load.running
-            state = "cold" if not load.containers else "warming" if starting else "warm"
-            self._status = RemoteStatus(state, load.waiting, load.running, self._slots)
+            state: State = "cold" if not load.containers else "warming" if starting else "warm"
+            self._status = Status(state, load.waiting, load.running, self._slots)

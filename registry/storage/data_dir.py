@@ -5,22 +5,19 @@ docs/storage.md is the specification of everything written here.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from registry.contract import TRANSIENT_PREFIX, PromptRef, PromptSource, is_transient
 from registry.storage.blobs import TMP_PREFIX, make_folder, write_atomically
 
-PROMPT_FORMAT = "1"
-PREPROCESSING = "2"
-TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,45 +28,6 @@ FILE_NAMES = {
     "conditioned": re.compile(r"[0-9a-f]{64}-\w{1,16}\.wav"),
     "prompts": re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"),
 }
-
-
-@dataclass(frozen=True)
-class ModelRef:
-    """A model as prompt features know it; `revision` is a hub commit, or a hash of a directory."""
-
-    id: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """What prompt features are computed from; all of it but `voice_id` is in the fingerprint."""
-
-    voice_id: str
-    clip_sha256: str
-    transcript: str | None  # None: the speaker embedding only, mode xvec
-    preprocessing: str = PREPROCESSING
-
-
-@dataclass(frozen=True)
-class PromptRef:
-    """The address of one prompt file, and the sha256 its bytes must have."""
-
-    voice_id: str
-    fingerprint: str
-    sha256: str
-
-
-def fingerprint(source: PromptSource, model: ModelRef) -> str:
-    """The key of prompt features: sha256 over the canonical JSON of all that they depend on."""
-    parts = {k: v for k, v in asdict(source).items() if k != "voice_id"}
-    parts |= {"model_id": model.id, "model_revision": model.revision, "format": PROMPT_FORMAT}
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def is_transient(voice_id: str) -> bool:
-    return voice_id.startswith(TRANSIENT_PREFIX)
 
 
 def sha256_of(data: bytes) -> str:

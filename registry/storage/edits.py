@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
+from registry.contract import ExtractedPrompt, PromptSource
 from registry.errors import EditConflict, ModeUnavailable
 from registry.names import name_key, variants
-from registry.speech.local import ExtractedPrompt
-from registry.storage.data_dir import PromptSource
 from registry.storage.queries import refuse_taken
 from registry.storage.rows import (
     add_labels,

@@ -13,17 +13,9 @@ from pathlib import Path
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
+from registry.contract import ModelRef, PromptSource, fingerprint
 from registry.names import is_voice_id, variants
-from registry.storage.data_dir import (
-    FILE_NAMES,
-    DataDir,
-    ModelRef,
-    PromptSource,
-    fingerprint,
-    is_plain,
-    is_settled,
-    is_sha256,
-)
+from registry.storage.data_dir import FILE_NAMES, DataDir, is_plain, is_settled, is_sha256
 from registry.storage.tables import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
 
 MOST = 100  # voices of one transaction

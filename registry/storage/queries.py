@@ -9,9 +9,9 @@ from sqlalchemy import ColumnElement, exists, func
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
+from registry.contract import ModelRef
 from registry.errors import CursorInvalid, NameTaken, VoiceDamaged, VoiceNotFound
 from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
-from registry.storage.data_dir import ModelRef
 from registry.storage.stored_voice import Page, StoredVoice, cursor, is_full, shown_id
 from registry.storage.tables import (
     Features,

@@ -8,9 +8,8 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import Session, col, select
 
 from registry.audio.clips import ReferenceClip
+from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.names import name_key
-from registry.speech.local import ExtractedPrompt
-from registry.storage.data_dir import ModelRef, PromptSource
 from registry.storage.tables import (
     ClipShape,
     Features,

@@ -22,9 +22,9 @@ from typing import BinaryIO
 from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
+from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
 from registry.names import name_key, variants
-from registry.speech.local import ExtractedPrompt
 from registry.storage import private
 from registry.storage.blobs import (
     StoredContent,
@@ -36,7 +36,7 @@ from registry.storage.blobs import (
     write_atomically,
     write_once,
 )
-from registry.storage.data_dir import DataDir, ModelRef, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.database import Database, copy_to, migrate, refuse_damage
 from registry.storage.edits import VoiceEdit, apply, refuse_stale
 from registry.storage.errors import storage_errors

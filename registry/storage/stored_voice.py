@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from registry.contract import ModelRef, PromptRef, PromptSource, fingerprint
 from registry.errors import PromptNotReady, VoiceDamaged
 from registry.names import is_voice_id
-from registry.storage.data_dir import ModelRef, PromptRef, PromptSource, fingerprint
 from registry.storage.tables import (
     AUDIO_TYPES,
     Features,

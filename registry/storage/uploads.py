@@ -10,19 +10,13 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
-from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from starlette.types import Scope
-
-from registry.api.pace import Exchange, end_slowest
-from registry.errors import ServerBusy
 from registry.storage import private
 from registry.storage.blobs import (
     TMP_PREFIX,
@@ -35,11 +29,6 @@ from registry.storage.blobs import (
 from registry.storage.errors import storage_errors
 
 DECODERS = 2
-# At most seven wait for each decoder, a few seconds if they are like most. All take 320 MiB of disk
-# at most. The last places, one for each decoder, are for other clients.
-AT_ONCE = 8 * DECODERS
-OF_ONE_CLIENT = AT_ONCE - DECODERS
-RETRY_S = 2
 
 
 class Clip(Protocol):
@@ -131,57 +120,6 @@ class Upload:
     def _written(self) -> FileIO:
         assert self._file is not None, "no part of it has come"
         return self._file
-
-
-class Uploads:
-    """The clips on their way in: few at once, and of one client not all of them.
-
-    Where all places are taken, the one that lags most behind its pace is ended for the next.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[Exchange, Upload] = {}
-
-    def begin(self, client: str, exchange: Exchange) -> Upload:
-        """Whoever begins it closes it. Raises ServerBusy."""
-        self.make_room(client)
-        upload = Upload(self._folder, client, partial(self._open.pop, exchange, None))
-        self._open[exchange] = upload
-        return upload
-
-    def make_room(self, client: str) -> None:
-        """For one more of this client, by ending what lags behind. Raises ServerBusy."""
-        own = [exchange for exchange, upload in self._open.items() if upload.client == client]
-        if len(own) >= OF_ONE_CLIENT:
-            self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one address the most"))
-        elif len(self._open) >= AT_ONCE:
-            self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
-
-    def _end_one_of(self, exchanges: Iterable[Exchange], busy: str) -> None:
-        slowest = end_slowest(exchanges)
-        if slowest is None:
-            raise ServerBusy(busy, RETRY_S)
-        del self._open[slowest]  # at once, not only when its request has seen it
-
-
-def client_of(scope: Scope) -> str:
-    """The address; of IPv6 the network of 64 bits, all of which may be one machine's."""
-    host: str = (scope.get("client") or ("", 0))[0]
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if isinstance(address, IPv4Address):
-        return host
-    return str(address.ipv4_mapped or f"{int(address) >> 64:016x}")
-
-
-def _busy(clips: int, most: str) -> str:
-    return (
-        f"{clips} clips are on their way in already, {most} at once. This one was not looked at:"
-        " send it again."
-    )
 
 
 def locked_file(folder: Path) -> FileIO:

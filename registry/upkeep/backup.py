@@ -25,10 +25,11 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from sqlmodel import Session, col, func, select
 
+from registry.contract import PromptRef
 from registry.errors import BackupRefused
 from registry.storage import private
 from registry.storage.blobs import TMP_PREFIX, sync_folder
-from registry.storage.data_dir import DataDir, PromptRef, sha256_of
+from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.database import Database, schema_revision
 from registry.storage.store import VoiceStore
 from registry.storage.tables import (

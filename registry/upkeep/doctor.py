@@ -15,16 +15,10 @@ from typing import Literal
 
 from sqlmodel import Session, col, select
 
+from registry.contract import PromptRef, PromptSource
 from registry.names import is_voice_id, name_key, variants
 from registry.storage.blobs import read_part, read_stored
-from registry.storage.data_dir import (
-    DataDir,
-    PromptRef,
-    PromptSource,
-    is_settled,
-    is_sha256,
-    sha256_of,
-)
+from registry.storage.data_dir import DataDir, is_settled, is_sha256, sha256_of
 from registry.storage.database import (
     NO_DATABASE,
     SCHEMA,

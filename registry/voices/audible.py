@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
+from registry.contract import Chunks, Samples
 from registry.errors import SpeechInaudible
-from registry.speech.local import Chunks, Samples
 from registry.text import spoken_s
 
 WINDOW_S = 0.01

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from anyio import to_thread
 
 from registry.audio.clips import ReferenceClip
+from registry.contract import TRANSIENT_PREFIX, ExtractedPrompt, Inference, PromptSource
 from registry.errors import StorageUnavailable
-from registry.speech.local import ExtractedPrompt, Inference
-from registry.storage.data_dir import TRANSIENT_PREFIX, PromptSource
 from registry.storage.rows import NewVoice, features_row, version_row, voice_row
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice

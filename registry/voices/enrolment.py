@@ -15,6 +15,7 @@ from registry.audio.clips import (
     ReferenceClip,
     read_clip,
 )
+from registry.contract import Description, ExtractedPrompt, Inference, PromptRef, PromptSource
 from registry.errors import (
     ClipsUnopenable,
     ClipUnsupported,
@@ -23,8 +24,6 @@ from registry.errors import (
     ModelMismatch,
 )
 from registry.names import check_name, name_key, new_voice_id
-from registry.speech.local import Description, ExtractedPrompt, Inference
-from registry.storage.data_dir import PromptRef, PromptSource
 from registry.storage.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
 from registry.storage.rows import NewVoice
 from registry.storage.store import VoiceStore

@@ -7,7 +7,7 @@ nobody else waiting.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from registry.speech.local import Inference
+from registry.contract import Inference
 
 
 class Line:

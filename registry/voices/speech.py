@@ -15,9 +15,8 @@ from weakref import WeakValueDictionary
 from anyio import to_thread
 
 from registry.audio.encoders import Encoder
+from registry.contract import Description, Inference, SpeakParams, Speech, is_transient
 from registry.errors import ModeUnavailable, PromptBroken, SpeechInaudible
-from registry.speech.local import Description, Inference, SpeakParams, Speech
-from registry.storage.data_dir import is_transient
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.voices.audible import AudibleChunks

@@ -11,9 +11,8 @@ from contextlib import aclosing
 
 from anyio import to_thread
 
+from registry.contract import Inference, PromptRef, SpeakParams
 from registry.errors import RegistryError
-from registry.speech.local import Inference, SpeakParams
-from registry.storage.data_dir import PromptRef
 from registry.text import script_of
 from registry.voices.audible import LEAST_S, Hearing
 

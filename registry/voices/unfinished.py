@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 
 from anyio import to_thread
 
+from registry.contract import PromptSource
 from registry.errors import RegistryError
-from registry.storage.data_dir import PromptSource
 from registry.storage.store import VoiceStore
 
 WAITS_S = (0.0, 0.2, 1.0, 5.0)  # before each try to remove: many may wait to write

@@ -7,9 +7,8 @@ from pydantic import BaseModel
 
 from registry.api import openapi as of
 from registry.api.services import ServicesDep
+from registry.contract import Description, ModelRef, Status
 from registry.errors import ModelMismatch, ModelUnavailable
-from registry.speech.local import Description, Status
-from registry.storage.data_dir import ModelRef
 from registry.storage.tables import ModelInUse
 
 router = APIRouter(tags=["health"])

@@ -22,9 +22,9 @@ from registry.api.problems import ClientGone, asked, log
 from registry.api.requests import PATIENCE, CheckedRoute, while_connected
 from registry.api.services import Services, ServicesDep
 from registry.audio.encoders import Encoder, encoder, media_type
+from registry.contract import SpeakParams, is_transient
 from registry.errors import RegistryError, SpeechFailed
-from registry.speech.local import SpeakParams, patience
-from registry.storage.data_dir import is_transient
+from registry.speech.local import patience
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import Mode, PlainText, Seed, TopK, Words
 from registry.text import clean_text, refuse_long, spoken_s

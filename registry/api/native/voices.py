@@ -29,6 +29,7 @@ from registry.api.requests import (
     while_connected,
 )
 from registry.api.services import LINE, ServicesDep
+from registry.api.uploads import client_of
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
@@ -43,7 +44,7 @@ from registry.storage.tables import (
     VoicePage,
     VoiceShape,
 )
-from registry.storage.uploads import Upload, client_of
+from registry.storage.uploads import Upload
 from registry.threads import to_its_end
 from registry.voices.enrolment import Change, Enrolment, Words
 

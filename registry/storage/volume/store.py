@@ -12,9 +12,10 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from registry.audio.clips import ReferenceClip
+from registry.contract import PromptSource
 from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.storage.blobs import make_folder, write_once
-from registry.storage.data_dir import DataDir, PromptSource
+from registry.storage.data_dir import DataDir
 from registry.storage.database import migrate
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice

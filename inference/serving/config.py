@@ -1,0 +1,16 @@
+"""What the service is given. No torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """None leaves device and dtype to the engine, and torch's threads as they are."""
+
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    slots: int | None = None  # speeches at once
+    queue_limit: int = 32  # waiting for a slot, or for the model to load
+    queue_timeout_s: float = 30.0
+    prompt_cache_bytes: int = 512 * 1024 * 1024  # on the device: a voice takes 3 to 15 MB

@@ -1,0 +1,163 @@
+"""What the registry and inference share: what crosses between them, and how it is named.
+
+Ids and hashes cross, never clips or features. The standard library and numpy only, for this is
+the one module that both sides import.
+"""
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROMPT_FORMAT = "1"
+PREPROCESSING = "2"
+TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
+Samples = NDArray[np.float32]
+State = Literal["cold", "warming", "warm", "failed"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as prompt features know it; `revision` is a hub commit, or a hash of a directory."""
+
+    id: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """What prompt features are computed from; all of it but `voice_id` is in the fingerprint."""
+
+    voice_id: str
+    clip_sha256: str
+    transcript: str | None  # None: the speaker embedding only, mode xvec
+    preprocessing: str = PREPROCESSING
+
+
+@dataclass(frozen=True)
+class PromptRef:
+    """The address of one prompt file, and the sha256 its bytes must have."""
+
+    voice_id: str
+    fingerprint: str
+    sha256: str
+
+
+def fingerprint(source: PromptSource, model: ModelRef) -> str:
+    """The key of prompt features: sha256 over the canonical JSON of all that they depend on."""
+    parts = {k: v for k, v in asdict(source).items() if k != "voice_id"}
+    parts |= {"model_id": model.id, "model_revision": model.revision, "format": PROMPT_FORMAT}
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_transient(voice_id: str) -> bool:
+    return voice_id.startswith(TRANSIENT_PREFIX)
+
+
+@dataclass(frozen=True)
+class SpeakParams:
+    """The knobs of one request; None means the model's own default."""
+
+    language: str | None = None
+    mode: str | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {knob: value for knob, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Description:
+    """The model in words. dtype and device are None until it is loaded, or where nobody says."""
+
+    model: ModelRef
+    source: str
+    languages: tuple[str, ...]
+    sample_rate: int  # Hz
+    weights_bytes: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """How busy inference is."""
+
+    state: State
+    queued: int = 0
+    running: int = 0  # speeches, or 1 while the model loads
+    slots: int | None = None  # None until the model is loaded
+    queue_limit: int | None = None  # of speeches that may wait for a slot
+    error: str | None = None  # why it failed
+
+
+@dataclass(frozen=True)
+class ExtractedPrompt:
+    """A prompt file that was written: its address but for the voice, and what it offers."""
+
+    fingerprint: str
+    sha256: str
+    frames: int  # of 80 ms; 0 without a transcript
+    modes: tuple[str, ...]
+    model: ModelRef
+    room: int | None = None  # tokens of a text that fit into one request in icl
+
+
+class Chunks(Protocol):
+    """Mono PCM in order; may raise half-way. Whoever leaves before the end closes it, even before
+    taking the first one: that ends the request and frees its slot."""
+
+    def __aiter__(self) -> AsyncIterator[Samples]: ...
+    async def __anext__(self) -> Samples: ...
+    async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Speech whose first chunk exists already, so most of what can be refused was.
+
+    `chunks` may still raise; closing it early frees the slot at the next frame.
+    """
+
+    sample_rate: int  # Hz
+    seed: int
+    prompt_cache: Literal["memory", "file"]
+    mode: str  # icl or xvec
+    timings: Mapping[str, float]  # seconds: queue, load if it had to, prompt, ttfa
+    chunks: Chunks  # mono float32, in order
+
+
+class Inference(Protocol):
+    def describe(self) -> Description:
+        """The model, found without loading it. May read files: not for the event loop."""
+
+    def status(self) -> Status | None:
+        """Never loads, wakes or waits for anything; None if no model has been asked for."""
+
+    def is_spare(self) -> bool:
+        """Whether a short speech would keep nobody waiting, and be made at once."""
+
+    def refuse_full(self, ahead: int) -> None:
+        """Overloaded if that is what a speech that comes now would be told, after `ahead` others.
+
+        For the event loop: it waits for nothing, and what it lets pass may be refused later.
+        """
+
+    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+        """Read the conditioned clip, write the prompt file.
+
+        Who leaves early waits for a file that is being made, unless another machine makes it.
+        """
+
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        """Raises PromptBroken, and every other error, before the first chunk."""
+
+    def close(self) -> None: ...
