@@ -117,6 +117,30 @@ def test_a_storage_that_fails_stores_nothing_and_says_so(cloud: Cloud, point: st
     assert fresh(cloud).get("alice").row.description == "kept"
 
 
+@pytest.mark.parametrize(("fails_again", "told"), [(False, "Nothing was"), (True, "not known")])
+def test_what_can_not_be_taken_back_is_not_said_to_be_nothing(
+    cloud: Cloud, fails_again: bool, told: str
+) -> None:
+    """It counts if nobody asks before the ledger is forgotten, a week later."""
+    site = Site.start(cloud)
+    add(site, "alice")
+    failed = list[str]()
+
+    def at(point: str, container: Container) -> None:
+        lost = point == "commit.after" and not failed
+        gone = point == "commit.before" and len(failed) == 1 and fails_again
+        if container is site.container and (lost or gone):
+            failed.append(point)
+            raise ConnectionError("gone")
+
+    cloud.at = at
+    with pytest.raises(StorageUnavailable, match=told):
+        site.store.delete("alice", None)
+    cloud.at = lambda point, container: None
+    assert len(failed) == 1 + fails_again
+    assert names(fresh(cloud)) == ["alice"]
+
+
 def test_an_error_that_came_too_late_to_matter_is_none(cloud: Cloud) -> None:
     """The commit publishes, its answer gets lost, and another container counts the snapshot."""
     site = Site.start(cloud)

@@ -38,6 +38,8 @@ class Weeks(World):
                 self.living = self.living[1:]
             else:
                 self._ask(self.rng.choice((*self.living, None)))
+            for site in self.living:  # what is left to be published is, in seconds, not in days
+                site.container.background_commit()
         self.days += self.rng.choice((1, 4, 8, 10))
 
     def _die_late(self, site: Site, other: Site) -> None:

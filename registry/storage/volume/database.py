@@ -195,10 +195,16 @@ class SnapshotDatabase(Database):
             failed = error
         outcome = self._settled(snapshot, counts=failed is None)
         if outcome != snapshot.name:
-            with suppress(StorageUnavailable):
-                self._shelf.withdraw(snapshot)
+            self._take_back(snapshot)
             reason = failed.detail if failed else "Another container took over."
             raise StorageUnavailable(f"Nothing was stored; try again. {reason}")
+
+    def _take_back(self, snapshot: Snapshot) -> None:
+        """Raises StorageUnavailable where it may stay, and count once the ledger is forgotten."""
+        try:
+            self._shelf.withdraw(snapshot)
+        except StorageUnavailable as error:
+            raise _not_known(error) from error
 
     def _settled(self, snapshot: Snapshot, *, counts: bool) -> str:
         try:
@@ -206,8 +212,7 @@ class SnapshotDatabase(Database):
                 return self._ledger.settle(snapshot.number, snapshot.name)
             return self._ledger.abandon(snapshot.number, late=True)
         except StorageUnavailable as error:
-            detail = f"It is not known whether this was stored: look, then repeat. {error.detail}"
-            raise StorageUnavailable(detail) from error
+            raise _not_known(error) from error
 
     def _take(self, snapshot: Snapshot, file: Path) -> None:
         """Readers see the new state from here on; who reads the old one ends in peace."""
@@ -221,6 +226,12 @@ class SnapshotDatabase(Database):
 
     def _file(self, snapshot: Snapshot) -> Path:
         return self._local / f"state-{snapshot.number}.db"
+
+
+def _not_known(error: StorageUnavailable) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"It is not known whether this was stored: look, then repeat. {error.detail}"
+    )
 
 
 @contextmanager
