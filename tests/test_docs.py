@@ -83,12 +83,12 @@ def test_every_command_has_help_and_an_example() -> None:
             assert "  voices " in command.help or "$(voices" in command.help
 
 
-def test_the_readmes_file_tree_is_the_tree() -> None:
+def test_the_file_tree_is_the_tree() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if not listed.stdout:
         pytest.skip("not a git checkout")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Files")[2]
-    shown = set(tree(code_block(readme, "")))
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = set(tree(code_block(page.partition("\n## Files")[2], "")))
     opened = {"", *(path.rpartition("/")[0] + "/" for path in shown if "/" in path.rstrip("/"))}
     opened = {folder for folder in opened if folder == "" or is_opened(folder, shown)}
     assert shown == {entry for file in listed.stdout.split() for entry in entries(file, opened)}
