@@ -333,6 +333,13 @@ def test_pages_name_no_package_registry_and_no_place_on_one_machine(path: Path) 
     assert not re.findall(f"{hosts}|{places}", path.read_text(encoding="utf-8"))
 
 
+def test_contributors_are_led_to_files_that_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", page)
+    assert len(named) > 12
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
