@@ -45,7 +45,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        purge = asyncio.create_task(services.purge_surplus() if is_server else asyncio.sleep(0))
+        purge = asyncio.create_task(services.keep_purged() if is_server else asyncio.sleep(0))
         yield
         purge.cancel()
         await asyncio.wait([purge])

@@ -129,8 +129,8 @@ class Settings(BaseModel):
         ge=0,
         le=100000,
         description="Deleted voices that are kept, the newest; older ones are removed for good, "
-        "with their files, when another is deleted and when a server starts. Commands that work "
-        "without a server remove some after `voices rm` only.",
+        "with their files, when another is deleted, when a server starts, and hourly. Commands "
+        "that work without a server remove some after `voices rm` only.",
     )
     allowed_origins: str = Field(
         "",

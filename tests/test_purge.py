@@ -144,14 +144,19 @@ def test_only_deleted_voices_are_purged(store: VoiceStore, enrol: Enrol) -> None
     assert store.get("ben").row.id == ids[1] and files(store) == files_of(store, "ben")
 
 
-def touch(store: VoiceStore) -> None:
-    """As a copy does, or a restore: every file is as young as can be.
+def touch(store: VoiceStore, voice_id: str | None = None) -> None:
+    """As a copy does, or a restore: every file, or a voice's clip, is as young as can be.
 
     Later than any row by more than times in rows are rounded by.
     """
     now_s = time.time() + 2 * CLOCK_S
+    asked = "SELECT clip_sha256 FROM voice_version WHERE voice_id = ?"
+    with store._db.read() as session:
+        connection = session.connection()
+        clips = [*connection.exec_driver_sql(asked, (voice_id,)).scalars()] if voice_id else None
     for path in store.data.content_files():
-        os.utime(path, (now_s, now_s))
+        if clips is None or path.name in clips:
+            os.utime(path, (now_s, now_s))
 
 
 @pytest.mark.parametrize("dress", ["server"])
@@ -426,10 +431,10 @@ def test_a_server_answers_while_it_removes_deleted_voices(
             assert client.delete(f"/voices/{name}").status_code == 204
     begun, go_on, purge = threading.Event(), threading.Event(), VoiceStore.purge
 
-    def slowly(store: VoiceStore, voices: Sequence[str]) -> int:
+    def slowly(store: VoiceStore, voices: Sequence[str], most: int | None) -> int:
         begun.set()
         assert go_on.wait(60)
-        return purge(store, voices)
+        return purge(store, voices, most)
 
     monkeypatch.setattr(VoiceStore, "purge", slowly)
     with served(tmp_path, keep=0) as (client, store):
@@ -449,6 +454,39 @@ def test_a_server_answers_while_it_removes_deleted_voices(
         Timer(0.5, go_on.set).start()  # it is told to end while it is at work
     with closing(VoiceStore(DataDir(tmp_path))) as store:
         assert len(store.surplus(0)) == len(NAMES) - 1
+
+
+def test_voices_that_must_stay_for_now_keep_no_others(tmp_path: Path) -> None:
+    """Whoever enrolled two clips again each hour, and left, kept what all others had deleted."""
+    with served(tmp_path, keep=1000, is_server=False) as (client, store):
+        for name in NAMES:
+            add(client, name)
+            assert client.delete(f"/voices/{name}").status_code == 204
+        oldest = store.surplus(0)[0][:2]
+    with served(tmp_path, keep=0, is_server=False) as (client, store):
+        for voice_id in oldest:
+            touch(store, voice_id)
+        add(client, "zoe")
+        assert client.delete("/voices/zoe").status_code == 204
+        [left] = store.surplus(0)
+        assert len(left) == len(NAMES) + 1 - 2 and [*left[:2]] == [*oldest]
+
+
+def test_a_server_removes_later_what_must_stay_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.api.services.PURGE_EVERY_S", 0.02)
+    with served(tmp_path, keep=1000) as (client, store):
+        for name in NAMES:
+            add(client, name)
+            assert client.delete(f"/voices/{name}").status_code == 204
+    with closing(VoiceStore(DataDir(tmp_path))) as store:
+        touch(store)
+    with served(tmp_path, keep=0) as (client, store):
+        assert client.get("/voices").status_code == 200
+        assert len(store.surplus(0)[0]) == len(NAMES)
+        age(store.data)
+        gone_at_last(store)
 
 
 def test_no_reference_is_looked_up_for_what_is_forgotten(

@@ -22,6 +22,7 @@ from registry.voices.turns import FairTurns
 
 log = logging.getLogger("registry")
 
+PURGE_EVERY_S = 3600.0
 PAUSE_S = 0.05  # between two parts of the deleted voices that are removed
 LISTINGS = 2  # pages that are made at once: each is work for Python, which others wait for
 LINE = 64  # who wait to have one made; the largest page takes 0.3 s
@@ -38,20 +39,22 @@ class Services:
     uploads: Uploads
     listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
 
-    async def purge_surplus(self) -> None:
-        """All of it, with pauses for others."""
-        await self._purge(None)
+    async def keep_purged(self) -> None:
+        """Remove surplus deleted voices now, and what may go later within an hour of that."""
+        while True:
+            await self._purge(None)
+            await asyncio.sleep(PURGE_EVERY_S)
 
     async def purge_some(self) -> None:
         """As much as a deletion may wait for: two, so that it never grows, and shrinks."""
         await self._purge(2)
 
     async def _purge(self, most: int | None) -> None:
-        """What can't be removed now is later."""
+        """All of it, with pauses for others, or `most` of the oldest part."""
         try:
             parts = await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)
-            for part in parts if most is None else [part[:most] for part in parts[:1]]:
-                await to_its_end(self.store.purge, part)
+            for part in parts if most is None else parts[:1]:
+                await to_its_end(self.store.purge, part, most)
                 await asyncio.sleep(PAUSE_S)
         except (RegistryError, OSError) as error:
             log.warning("Deleted voices are kept for now: %s", error)

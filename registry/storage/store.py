@@ -263,9 +263,10 @@ class VoiceStore:
         with self._db.read() as session:
             return surplus(session, keep)
 
-    def purge(self, voices: Sequence[str]) -> int:
+    def purge(self, voices: Sequence[str], most: int | None = None) -> int:
         """Remove the deleted ones of these for good, by their ids: rows first, then their files.
 
+        At most the first so many of those that may go.
         None while a backup is being made, which must find the files of the rows that it has.
         """
         with may_remove(self._held()) as free:
@@ -273,7 +274,7 @@ class VoiceStore:
                 if not free or not self._forgettable(session, voices):
                     return 0
             with self._db.write(references=False) as session:
-                forgotten = self._forgettable(session, voices)
+                forgotten = self._forgettable(session, voices)[:most]
                 forget(session, forgotten)
             with self._db.write() as session, self._removing():
                 remove_files(self.data, session, forgotten)
