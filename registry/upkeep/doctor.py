@@ -7,9 +7,10 @@ or damaged can't be repaired: it is reported, for a backup to mend. What is not 
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -100,8 +101,9 @@ def examine_files(
 ) -> list[Finding]:
     """All but the database itself, which is open. Files are only touched within `files`.
 
-    Rows are looked at in a copy, and files after it, so that nobody waits for gigabytes to be
-    hashed. Only what is wrong there is looked at again, within a transaction.
+    Rows are looked at in a copy, and files after it, so that nobody waits meanwhile. What is wrong
+    there is looked at again, for it may have changed: in another copy, or to be repaired, within a
+    transaction, by the kinds that were found alone.
     """
     with database.copy() as session:
         renamed = {one.voice_id for one in renames(session)}
@@ -111,31 +113,14 @@ def examine_files(
             with files:
                 faults[path, sha256] = _fault(path, sha256, read_data)
         with files:
-            found = _findings(data, session, faults, read_data, repair=False)
-    if any(one.severity != "foreign" for one in found):
-        with database.write() if repair else database.read() as session, files:
-            found = _findings(data, session, faults, read_data, repair)
-    return [*map(_unbelieved, faulty), *found]
-
-
-def _findings(
-    data: DataDir,
-    session: Session,
-    faults: Mapping[tuple[Path, str], str],
-    read_data: bool,
-    repair: bool,
-) -> list[Finding]:
-    renamings = [*_renamings(session, repair)]
-    return [*renamings, *_Examination(data, session, faults, read_data, repair).findings()]
-
-
-def _renamings(session: Session, repair: bool) -> Iterator[Finding]:
-    found = renames(session)
-    if repair:
-        rename(session, found)
-    for one in found:
-        voices = (NamedVoice(one.voice_id, one.new if repair else one.old),)
-        yield Finding("repaired" if repair else "repairable", str(one), voices)
+            found = _Examination(data, session, faults, read_data, repair=False).findings(KINDS)
+    wrong = [k for k, told in found.items() if any(one.severity != "foreign" for one in told)]
+    if wrong:
+        with database.write() if repair else database.copy() as session, files:
+            again = _Examination(data, session, faults, read_data, repair).findings(wrong)
+        for kind, told in again.items():
+            found[kind] = [one for one in told if repair or one in found[kind]]
+    return [*map(_unbelieved, faulty), *chain.from_iterable(found.values())]
 
 
 def _unbelieved(fault: RowFault) -> Finding:
@@ -183,17 +168,22 @@ class _Examination:
     read_data: bool
     repair: bool
 
-    def findings(self) -> Iterator[Finding]:
-        yield from self._clips()
-        yield from self._prompts()
-        yield from self._near_names()
-        yield from self._orphans()
-        yield from self._strangers()
+    def findings(self, kinds: Iterable["Kind"]) -> dict["Kind", list[Finding]]:
+        return {kind: [*kind(self)] for kind in kinds}
+
+    def names(self) -> Iterator[Finding]:
+        found = renames(self.session)
+        if self.repair:
+            rename(self.session, found)
+        for one in found:
+            yield self._mend(
+                str(one), NamedVoice(one.voice_id, one.new if self.repair else one.old)
+            )
 
     def _mend(self, what: str, *voices: NamedVoice) -> Finding:
         return Finding("repaired" if self.repair else "repairable", what, voices)
 
-    def _clips(self) -> Iterator[Finding]:
+    def clips(self) -> Iterator[Finding]:
         for sha256 in sorted(self._clip_hashes()):
             if fault := self._fault(self.data.clip(sha256), sha256):
                 yield Finding("loss", f"clips/{sha256} {fault}", tuple(self._enrolled_with(sha256)))
@@ -203,7 +193,7 @@ class _Examination:
         joined = select(Voice.id, Voice.name).join(VoiceVersion).where(of_clip).distinct()
         yield from (NamedVoice(*row) for row in self.session.exec(joined.order_by(Voice.name)))
 
-    def _prompts(self) -> Iterator[Finding]:
+    def prompts(self) -> Iterator[Finding]:
         """A damaged prompt is forgotten: the voice is stale then, and made anew from its clip."""
         joined = select(Features, Voice.name).join(Voice, col(Voice.id) == Features.voice_id)
         for row, name in self.session.exec(joined).all():
@@ -220,7 +210,7 @@ class _Examination:
             elif fault:
                 yield Finding("loss", f"prompts/{row.voice_id}/{path.name} {fault}", (voice,))
 
-    def _near_names(self) -> Iterator[Finding]:
+    def near_names(self) -> Iterator[Finding]:
         found = defaultdict[str, set[str]](set)
         for voice_id, variant in self.session.exec(
             select(NameVariant.voice_id, NameVariant.variant)
@@ -236,7 +226,7 @@ class _Examination:
             what = f"the index of near names misses {name!r}"
             yield self._mend(what, NamedVoice(voice_id, name))
 
-    def _orphans(self) -> Iterator[Finding]:
+    def orphans(self) -> Iterator[Finding]:
         self.session.flush()
         referred = set(self._referred())
         found = (
@@ -275,7 +265,7 @@ class _Examination:
         for row in filter(_names_a_file, self.session.exec(select(Features))):
             yield self.data.stored_prompt(_ref(row))
 
-    def _strangers(self) -> Iterator[Finding]:
+    def strangers(self) -> Iterator[Finding]:
         for path in sorted(self.data.strangers()):
             where = str(path.relative_to(self.data.root))
             yield Finding("foreign", f"{ascii(where)[1:-1]} is no file of ours, and left alone")
@@ -285,6 +275,17 @@ class _Examination:
         if self.faults.get((path, sha256)) == "":
             return ""
         return _fault(path, sha256, self.read_data)
+
+
+Kind = Callable[[_Examination], Iterator[Finding]]
+KINDS: tuple[Kind, ...] = (
+    _Examination.names,
+    _Examination.clips,
+    _Examination.prompts,
+    _Examination.near_names,
+    _Examination.orphans,
+    _Examination.strangers,
+)
 
 
 def model_in_use(data: DataDir) -> tuple[str, str] | None:
