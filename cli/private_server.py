@@ -14,6 +14,8 @@ import click
 from cli.compose import load_settings, make_app, open_store
 from cli.exits import Interrupted
 
+DROP_S = 1.0  # that Ctrl-C waits for unfinished files to be removed; else the doctor takes them
+
 if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
@@ -64,6 +66,11 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
         finally:
             server.should_exit = True
             thread.join(patience_s)
+            if thread.is_alive():  # it dies with this process, in the middle of what it does
+                drop = app.state.services.enroller.drop_unfinished
+                dropping = threading.Thread(target=drop, daemon=True)
+                dropping.start()
+                dropping.join(DROP_S)
             log.setLevel(level)
 
 

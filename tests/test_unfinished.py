@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
 from uploading import clip_of, enrol_bytes
 
+from cli.private_server import serving_privately
 from registry.contract import PromptSource
 from registry.errors import NameTaken, Overloaded, RegistryError, StorageUnavailable, VoiceNotFound
 from registry.settings import Settings
@@ -23,6 +25,7 @@ from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.volume.store import VolumeStore
+from registry.threads import to_its_end
 from registry.voices import unfinished
 from registry.voices.enrolment import Change, Words
 
@@ -434,3 +437,36 @@ def test_what_has_written_nothing_publishes_nothing(
             with pytest.raises(Overloaded):
                 asyncio.run(WORK[work](enroller))
     assert store._db.number == number
+
+
+def test_ctrl_c_in_a_command_without_a_server_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command does not wait for a model that loads, and its server dies with it."""
+    data = DataDir(tmp_path / "data")
+    store, begun, go_on = VoiceStore(data), threading.Event(), threading.Event()
+    fake = FakeInference(data)
+
+    async def loading(source: PromptSource) -> None:
+        begun.set()
+        await to_its_end(go_on.wait, 60)
+        raise RuntimeError("nobody waits for it")
+
+    monkeypatch.setattr(fake, "extract_prompt", loading)
+    app = quick_app(store, fake, Settings(home=data.root), is_server=False)
+    form, clip = {"name": "alice"}, {"audio": BOB}
+
+    def add(http: httpx.Client) -> None:
+        with suppress(httpx.HTTPError):
+            http.post("/voices", data=form, files=clip)
+
+    with pytest.raises(KeyboardInterrupt), serving_privately(app) as http:
+        adding = threading.Thread(target=add, args=(http,))
+        adding.start()
+        assert begun.wait(60)
+        assert len([*data.content_files()]) == 2
+        raise KeyboardInterrupt
+    left = [*data.content_files()]
+    go_on.set()
+    adding.join(60)
+    assert left == []

@@ -90,6 +90,10 @@ class Enroller:
         self._unfinished = Unfinished(store)
         self._decoders = FairTurns(DECODERS)
 
+    def drop_unfinished(self) -> None:
+        """For a process that ends now, and not once its enrolments have."""
+        self._unfinished.drop_now()
+
     async def enrol(self, request: Enrolment) -> StoredVoice:
         """Cheap refusals first, files before the row, the row in one transaction."""
         name = check_name(request.name)

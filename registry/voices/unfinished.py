@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -46,6 +46,15 @@ class Unfinished:
             self._needed -= needed
             if not finished:
                 await asyncio.shield(self._drop(source, lock))
+
+    def drop_now(self) -> None:
+        """Remove what the work under way has written by now, for a process that ends without it.
+
+        From any thread but that of the work.
+        """
+        for source in [one for one in self._needed if isinstance(one, PromptSource)]:
+            with suppress(RegistryError, OSError):
+                self._store.drop_unfinished(source, clip=True)
 
     async def _drop(self, source: PromptSource, lock: asyncio.Lock) -> None:
         async with lock:
