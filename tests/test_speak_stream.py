@@ -9,7 +9,6 @@ import struct
 import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import av
 import httpx
@@ -22,7 +21,7 @@ from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 from registry.api.native import speak
 from registry.api.native.speak import AudioStream
 from registry.audio.encoders import FLAC_HEADER_BYTES
-from registry.contract import PromptRef, SpeakParams
+from registry.contract import PromptRef, SpeakParams, Speech
 from registry.errors import SpeechFailed
 from registry.speech.local import LocalInference
 
@@ -275,9 +274,8 @@ class LocalService:
     def __init__(self, pace: Pace) -> None:
         self.chunks = Chunks(tone("voice", 4), pace)
 
-    async def speak(self, ref: PromptRef, text: str, params: object) -> SimpleNamespace:
-        about = {"sample_rate": 24_000, "seed": 0, "prompt_cache": "file", "mode": "icl"}
-        return SimpleNamespace(**about, timings={}, chunks=self.chunks)
+    async def speak(self, ref: PromptRef, text: str, params: object) -> Speech:
+        return Speech(24_000, 0, "file", "icl", {}, self.chunks)
 
 
 class CodedError(RuntimeError):
