@@ -164,6 +164,8 @@ class Connection(H11Protocol):
         size = len(self._unread) if self._parser.is_in_plain_body() else PART_BYTES
         part, self._unread = bytes(self._unread[:size]), self._unread[size:]
         super().data_received(part)
+        if not self.transport.get_write_buffer_size():  # of which nobody has told us
+            self._limits.unread.pop(self, None)
         if self._is_answering():
             self._limits.waiting.pop(self, None)
             self._head_alarm.stop()

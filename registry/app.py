@@ -33,7 +33,7 @@ Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a s
 def create_app(
     store: VoiceStore, inference: Inference, settings: Settings, *, is_server: bool = False
 ) -> FastAPI:
-    """A server lives long: it removes surplus deleted voices when it starts, not only after others.
+    """A server lives long: it removes surplus deleted voices by itself, not only after deletions.
 
     What serves a single command does not, for its settings may not be the server's.
     """

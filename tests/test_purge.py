@@ -456,8 +456,11 @@ def test_a_server_answers_while_it_removes_deleted_voices(
         assert len(store.surplus(0)) == len(NAMES) - 1
 
 
-def test_voices_that_must_stay_for_now_keep_no_others(tmp_path: Path) -> None:
+def test_voices_that_must_stay_for_now_keep_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever enrolled two clips again each hour, and left, kept what all others had deleted."""
+    monkeypatch.setattr("registry.api.services.PAUSE_S", 3600)  # a deletion has none
     with served(tmp_path, keep=1000, is_server=False) as (client, store):
         for name in NAMES:
             add(client, name)

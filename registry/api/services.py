@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -42,22 +44,29 @@ class Services:
     async def keep_purged(self) -> None:
         """Remove surplus deleted voices now, and what may go later within an hour of that."""
         while True:
-            await self._purge(None)
+            with kept_for_now():
+                for part in await self._surplus():
+                    await to_its_end(self.store.purge, part, None)
+                    await asyncio.sleep(PAUSE_S)
             await asyncio.sleep(PURGE_EVERY_S)
 
     async def purge_some(self) -> None:
         """As much as a deletion may wait for: two, so that it never grows, and shrinks."""
-        await self._purge(2)
+        with kept_for_now():
+            for oldest in (await self._surplus())[:1]:
+                await to_its_end(self.store.purge, oldest, 2)
 
-    async def _purge(self, most: int | None) -> None:
-        """All of it, with pauses for others, or `most` of the oldest part."""
-        try:
-            parts = await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)
-            for part in parts if most is None else parts[:1]:
-                await to_its_end(self.store.purge, part, most)
-                await asyncio.sleep(PAUSE_S)
-        except (RegistryError, OSError) as error:
-            log.warning("Deleted voices are kept for now: %s", error)
+    async def _surplus(self) -> list[Sequence[str]]:
+        return await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)
+
+
+@contextmanager
+def kept_for_now() -> Iterator[None]:
+    """Deleted voices that can't be removed hinder nothing."""
+    try:
+        yield
+    except (RegistryError, OSError) as error:
+        log.warning("Deleted voices are kept for now: %s", error)
 
 
 def services_of(request: Request) -> Services:

@@ -52,7 +52,7 @@ class Unfinished:
 
         From any thread but that of the work.
         """
-        for source in [one for one in self._needed if isinstance(one, PromptSource)]:
+        for source in [one for one in [*self._needed] if isinstance(one, PromptSource)]:
             with suppress(RegistryError, OSError):
                 self._store.drop_unfinished(source, clip=True)
 
