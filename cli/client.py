@@ -190,7 +190,8 @@ def voice_path(reference: str, part: str = "") -> str:
 
 
 def etag(voice: dict[str, Any]) -> str:
-    return f'"{voice["row_version"]}"'
+    """As the server makes it; a voice in a page comes without the header."""
+    return f'"{voice["row_version"]}-{voice["id"][-8:]}"'
 
 
 def _voice(answer: httpx.Response) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from faults import RowFirst, WriteBehind, add, age, client_of, noise, server
 
+from registry.api.etags import voice_tag
 from registry.names import name_key
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
@@ -78,7 +79,7 @@ class Owner:
         mark = self._mark()
         after = replace(voice, mark=mark, row_version=voice.row_version + 1)
         self.doubt = (voice, after)
-        match = {"If-Match": f'"{voice.row_version}"'}
+        match = {"If-Match": voice_tag(voice.id, voice.row_version)}
         reply = http.patch(f"/voices/{voice.id}", json=marked(mark), headers=match)
         self._checked(reply, after, 200)
         return True

@@ -1,6 +1,7 @@
 """The voices over HTTP: the real app and database, and a stand-in for the model."""
 
 import sys
+from typing import Any
 
 import httpx
 import pytest
@@ -8,6 +9,7 @@ from api import CLIP, add, problem
 from dresses import DRESSES
 from fakes import FakeInference
 
+from registry.api.etags import voice_tag
 from registry.audio import clips as audio
 from registry.storage.store import VoiceStore
 
@@ -19,7 +21,7 @@ def test_a_voice_is_enrolled_and_read_by_name_and_id(client: httpx.Client) -> No
     assert created.status_code == 201
     voice = created.json()
     assert created.headers["location"] == f"/voices/{voice['id']}"
-    assert created.headers["etag"] == '"1"'
+    assert created.headers["etag"] == voice_tag(voice["id"], 1)
     assert client.get("/voices/aLICE").json() == voice
     assert client.get(created.headers["location"]).json() == voice
     assert voice["modes"] == ["icl", "xvec"]
@@ -140,8 +142,9 @@ def test_search_is_a_part_of_the_name_and_labels_all_hold(client: httpx.Client) 
 def test_edits_replace_what_they_name_and_count(client: httpx.Client) -> None:
     voice = add(client, "alice", description="old", labels='{"a": "1"}').json()
     patch = {"description": "new", "defaults": {"temperature": 0.5}}
-    edited = client.patch("/voices/alice", json=patch, headers={"If-Match": '"1"'})
-    assert edited.headers["etag"] == '"2"'
+    match = {"If-Match": voice_tag(voice["id"], 1)}
+    edited = client.patch("/voices/alice", json=patch, headers=match)
+    assert edited.headers["etag"] == voice_tag(voice["id"], 2)
     assert edited.json()["description"] == "new"
     assert edited.json()["labels"] == {"a": "1"}
     assert edited.json()["defaults"]["temperature"] == 0.5
@@ -149,32 +152,85 @@ def test_edits_replace_what_they_name_and_count(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ['"1"', "1", "2", "garbage", '"99"', 'W/"2"', '"1", "3"', "", '"2', "*, *", "'2'"]
+    "sent",
+    [
+        '"1-ID"',
+        '"2"',
+        '"2-00000000"',
+        "2-ID",
+        "garbage",
+        '"99"',
+        'W/"2-ID"',
+        '"1-ID", "3-ID"',
+        "",
+        '"2-ID',
+        "*, *",
+        "'2-ID'",
+    ],
 )
-def test_a_stale_or_foreign_etag_changes_nothing(client: httpx.Client, tag: str) -> None:
+def test_a_stale_or_foreign_etag_changes_nothing(client: httpx.Client, sent: str) -> None:
     add(client, "alice")
     before = client.patch("/voices/alice", json={"description": "theirs"}).json()
     assert before["row_version"] == 2
-    stale = client.patch("/voices/alice", json={"description": "mine"}, headers={"If-Match": tag})
+    match = {"If-Match": sent.replace("ID", before["id"][-8:])}
+    stale = client.patch("/voices/alice", json={"description": "mine"}, headers=match)
     assert problem(stale) == (412, "edit-conflict")
-    assert 'its ETag is "2"' in stale.json()["detail"] and stale.json()["row_version"] == 2
-    gone = client.delete("/voices/alice", headers={"If-Match": tag})
+    assert f"its ETag is {voice_tag(before['id'], 2)}" in stale.json()["detail"]
+    assert stale.json()["row_version"] == 2
+    gone = client.delete("/voices/alice", headers=match)
     assert problem(gone) == (412, "edit-conflict")
     assert client.get("/voices/alice").json() == before
 
 
-@pytest.mark.parametrize("tag", ['"1"', "*", '"0", "1"', '"1","2"', ', W/"1" , "1",'])
-def test_an_edit_goes_by_the_etag_that_was_read(client: httpx.Client, tag: str) -> None:
-    add(client, "alice")
-    edited = client.patch("/voices/alice", json={"description": "x"}, headers={"If-Match": tag})
-    assert (edited.status_code, edited.headers["etag"]) == (200, '"2"')
-    missing = client.patch("/voices/bob", json={"description": "x"}, headers={"If-Match": tag})
+@pytest.mark.parametrize(
+    "sent", ['"1-ID"', "*", '"0-ID", "1-ID"', '"1-ID","2-ID"', ', W/"1-ID" , "1-ID",']
+)
+def test_an_edit_goes_by_the_etag_that_was_read(client: httpx.Client, sent: str) -> None:
+    voice = add(client, "alice").json()
+    match = {"If-Match": sent.replace("ID", voice["id"][-8:])}
+    edited = client.patch("/voices/alice", json={"description": "x"}, headers=match)
+    assert edited.status_code == 200
+    assert edited.headers["etag"] == voice_tag(voice["id"], 2)
+    missing = client.patch("/voices/bob", json={"description": "x"}, headers=match)
     assert problem(missing) == (404, "voice-not-found")
 
 
+def test_an_etag_is_of_the_voice_that_was_read_not_of_its_name(client: httpx.Client) -> None:
+    read = add(client, "zed").headers["etag"]
+    assert client.delete("/voices/zed").status_code == 204
+    other = add(client, "zed").json()
+    match = {"If-Match": read}
+    edited = client.patch("/voices/zed", json={"description": "x"}, headers=match)
+    assert problem(edited) == (412, "edit-conflict")
+    assert problem(client.delete("/voices/zed", headers=match)) == (412, "edit-conflict")
+    assert client.get("/voices/zed").json() == other
+
+
+def test_a_matched_voice_is_edited_though_its_name_goes_to_another_meanwhile(
+    client: httpx.Client, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at If-Match and the edit itself."""
+    created = add(client, "zed")
+    other, mine = add(client, "other").json(), created.json()
+    edit = store.edit
+
+    def swapped(*of: Any, **named: Any) -> Any:
+        monkeypatch.setattr(store, "edit", edit)
+        assert client.patch("/voices/zed", json={"name": "old"}).status_code == 200
+        assert client.patch("/voices/other", json={"name": "zed"}).status_code == 200
+        return edit(*of, **named)
+
+    monkeypatch.setattr(store, "edit", swapped)
+    match = {"If-Match": created.headers["etag"]}
+    edited = client.patch("/voices/zed", json={"description": "x"}, headers=match)
+    assert problem(edited) == (412, "edit-conflict")
+    assert client.get(f"/voices/{other['id']}").json()["description"] == ""
+    assert client.get(f"/voices/{mine['id']}").json()["description"] == ""
+
+
 def test_if_match_may_come_in_several_lines(client: httpx.Client) -> None:
-    add(client, "alice")
-    lines = [("If-Match", '"7"'), ("If-Match", '"1"')]
+    tag = add(client, "alice").headers["etag"]
+    lines = [("If-Match", '"7"'), ("If-Match", tag)]
     assert client.delete("/voices/alice", headers=lines).status_code == 204
 
 

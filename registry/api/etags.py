@@ -28,3 +28,8 @@ class Tags:
     def has_like(self, tag: str) -> bool:
         """The weak comparison, of If-None-Match."""
         return self.any or tag in {sent.removeprefix("W/") for sent in self.tags}
+
+
+def voice_tag(voice_id: str, row_version: int) -> str:
+    """The tag of one edit of one voice: every voice begins at 1, and a name may be given anew."""
+    return f'"{row_version}-{voice_id[-8:]}"'

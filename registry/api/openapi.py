@@ -65,7 +65,9 @@ SPEECH: Codes = {
 }
 
 RETRY_AFTER = {"Retry-After": "Seconds after which it may work."}
-ETAG = {"ETag": "The `row_version` in quotation marks, for `If-Match`."}
+ETAG = {
+    "ETag": "For `If-Match`: the `row_version`, a hyphen, and the last 8 digits of the id, quoted."
+}
 LOCATION = {"Location": "The path of the voice, by its id."}
 FILE_HEADERS = {
     "ETag": "The SHA-256 of the file, in quotation marks.",

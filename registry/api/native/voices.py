@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from registry.api import openapi as of
-from registry.api.etags import Tags
+from registry.api.etags import Tags, voice_tag
 from registry.api.file_answers import answer, clip_file, prompt_file
 from registry.api.forms import form_body, taken_in
 from registry.api.requests import (
@@ -57,28 +57,33 @@ LabelQuery = Annotated[str, StringConstraints(max_length=320)]
 
 IfMatch = Annotated[
     str | SkipJsonSchema[None],
-    Header(description="The ETag you read; a stale one answers 412.", examples=['"3"']),
+    Header(description="The ETag you read; a stale one answers 412.", examples=['"3-594f2441"']),
 ]
 
 
 class Precondition:
-    """If-Match: which edit of a voice the request is about; asked once the rest of it is sound."""
+    """If-Match: which edit of which voice is meant; asked once the rest of the request is sound."""
 
     def __init__(self, request: Request, if_match: IfMatch = None) -> None:
         self._sent = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
 
-    def row_version(self, store: VoiceStore, voice: str) -> int | None:
-        """The one that an edit may find; None if any will do. Raises EditConflict."""
+    def target(self, store: VoiceStore, voice: str) -> tuple[str, int | None]:
+        """The voice to edit, and the row_version it must be at; None if any will do.
+
+        A voice that was matched is named by its id from here on: another may take its name.
+        Raises EditConflict.
+        """
         if self._sent is None or (tags := Tags.of(self._sent)).any:
-            return None
+            return voice, None
         row = store.get(voice).row
-        if not tags.has(f'"{row.row_version}"'):
+        tag = voice_tag(row.id, row.row_version)
+        if not tags.has(tag):
             raise EditConflict(
-                f'{row.name!r} is at edit {row.row_version}, and its ETag is "{row.row_version}"; '
+                f"{row.name!r} is at edit {row.row_version}, and its ETag is {tag}; "
                 f"If-Match has {self._sent[:80] or 'nothing'}. Read it again and repeat the edit.",
                 row_version=row.row_version,
             )
-        return row.row_version
+        return row.id, row.row_version
 
 
 IfMatches = Annotated[Precondition, Depends()]
@@ -253,9 +258,9 @@ async def edit_voice(
 ) -> VoiceShape:
     """All of it or nothing. A patch that says what is so already changes nothing."""
     change = patch.change().checked()
-    expected = await to_thread.run_sync(precondition.row_version, services.store, voice)
+    target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
     client = client_of(request.scope)
-    work = services.enroller.edit(voice, change, expected, client)
+    work = services.enroller.edit(target, change, expected, client)
     return _shown(response, await while_connected(request, work))
 
 
@@ -271,8 +276,8 @@ async def delete_voice(voice: str, services: ServicesDep, precondition: IfMatche
 
     It is kept until VOICES_DELETED_KEEP others have been deleted after it.
     """
-    expected = await to_thread.run_sync(precondition.row_version, services.store, voice)
-    await to_thread.run_sync(services.store.delete, voice, expected)
+    target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
+    await to_thread.run_sync(services.store.delete, target, expected)
     await services.purge_some()
 
 
@@ -321,7 +326,7 @@ async def rebuild_voice(
 
 
 def _shown(response: Response, voice: StoredVoice) -> VoiceShape:
-    response.headers["ETag"] = f'"{voice.row.row_version}"'
+    response.headers["ETag"] = voice_tag(voice.row.id, voice.row.row_version)
     return voice.shape()
 
 
