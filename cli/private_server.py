@@ -2,19 +2,22 @@
 
 import logging
 import shutil
+import signal
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from cli.compose import load_settings, make_app, open_store
 from cli.exits import Interrupted
 
-DROP_S = 1.0  # that Ctrl-C waits for unfinished files to be removed; else the doctor takes them
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+DROP_S = 1.0  # that an interrupted command takes to remove unfinished files; then the doctor has to
 
 if TYPE_CHECKING:
     import httpx
@@ -38,14 +41,15 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
     """The app on a Unix socket in a folder of our own, and a client that talks to it.
 
-    Who presses Ctrl-C does not wait for it: what is not stored yet is not there.
+    Who presses Ctrl-C, or ends the command by a signal, does not wait for it: what is not stored
+    yet is not there.
     """
     import httpx
     import uvicorn
 
     from cli.connection import TIMEOUT
 
-    with listening() as (listener, path):
+    with ending_by_signals(), listening() as (listener, path):
         config = uvicorn.Config(app, http="h11", ws="none", log_level="critical", access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -60,7 +64,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
                 transport=transport, base_url="http://voices", timeout=TIMEOUT
             ) as http:
                 yield http
-        except (KeyboardInterrupt, Interrupted, click.Abort):
+        except (KeyboardInterrupt, Interrupted, click.Abort, SystemExit):
             patience_s = 0.3
             raise
         finally:
@@ -72,6 +76,30 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
                 dropping.start()
                 dropping.join(DROP_S)
             log.setLevel(level)
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """SIGTERM, and the SIGHUP of a terminal that is closed, unwind the command as Ctrl-C does.
+
+    It ends with 128 and the signal's number, as a shell has it. A signal that is ignored, as by
+    nohup, or has a handler, keeps what it has.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [one for one in ENDING if signal.getsignal(one) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """An enrolment, an edit or a rebuild that gets no row leaves the directory as it was."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
@@ -439,8 +440,16 @@ def test_what_has_written_nothing_publishes_nothing(
     assert store._db.number == number
 
 
-def test_ctrl_c_in_a_command_without_a_server_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [
+        (signal.SIGINT, KeyboardInterrupt()),
+        (signal.SIGTERM, SystemExit(143)),
+        (signal.SIGHUP, SystemExit(129)),
+    ],
+)
+def test_a_signal_to_a_command_without_a_server_leaves_nothing(
+    number: int, ended: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command does not wait for a model that loads, and its server dies with it."""
     data = DataDir(tmp_path / "data")
@@ -460,12 +469,15 @@ def test_ctrl_c_in_a_command_without_a_server_leaves_nothing(
         with suppress(httpx.HTTPError):
             http.post("/voices", data=form, files=clip)
 
-    with pytest.raises(KeyboardInterrupt), serving_privately(app) as http:
+    handler = signal.getsignal(number)
+    with pytest.raises(type(ended)) as raised, serving_privately(app) as http:
         adding = threading.Thread(target=add, args=(http,))
         adding.start()
         assert begun.wait(60)
         assert len([*data.content_files()]) == 2
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
+    assert raised.value.args == ended.args
+    assert signal.getsignal(number) is handler
     left = [*data.content_files()]
     go_on.set()
     adding.join(60)
