@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench soak wheel clean
+.PHONY: demo test lint bench soak wheel docs clean
 
 demo: $(VENV)/.user
 	$(BIN)/voices demo
@@ -29,8 +29,11 @@ bench: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	$(BIN)/python tests/check_wheel.py
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) .demo demo.wav build dist *.egg-info
+	rm -rf site $(VENV) .demo demo.wav build dist *.egg-info
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -45,3 +48,7 @@ $(VENV)/.user: $(VENV)/.created pyproject.toml
 $(VENV)/.dev: $(VENV)/.created pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[inference,dev]'
 	@touch $@ $(VENV)/.user
+
+$(VENV)/.docs: $(VENV)/.created pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
