@@ -1,5 +1,6 @@
 """One error shape for everything that goes wrong: RFC 9457 problem details with a stable `code`."""
 
+import json
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -40,6 +41,16 @@ class Problem(BaseModel):
     code: str
 
 
+class ProblemResponse(JSONResponse):
+    """Half of a character, as JSON can bring one, is sent as `?` where a refusal quotes it."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: object) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode(errors="replace")
+
+
 RESPONSES: dict[int | str, dict[str, object]] = {
     "default": {
         "description": "What went wrong.",
@@ -78,7 +89,7 @@ def problem(
         "code": code,
         **extra,
     }
-    return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
+    return ProblemResponse(content, status, dict(headers or {}))
 
 
 def from_error(error: RegistryError) -> Response:
