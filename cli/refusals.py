@@ -87,7 +87,7 @@ def _joined(base: httpx.URL, text: str) -> httpx.URL | None:
     """None if it is no URL, by itself or behind the other."""
     try:
         return base.join(text)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):  # the latter of urllib, which joins them
         return None
 
 
