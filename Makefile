@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench soak wheel docs clean
+.PHONY: demo test lint bench soak wheel docs constraints clean
 
 demo: $(VENV)/.user
 	$(BIN)/voices demo
@@ -31,6 +31,12 @@ wheel: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The versions that are installed here, without what tells one build of them from another.
+constraints: $(VENV)/.dev $(VENV)/.docs
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/frozen.txt
+	{ sed -n '/^#/p' constraints.txt; sed 's/+.*//' $(VENV)/frozen.txt; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 clean:
 	rm -rf site $(VENV) .demo demo.wav build dist *.egg-info
