@@ -47,14 +47,14 @@ $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.user: $(VENV)/.created pyproject.toml
+$(VENV)/.user: $(VENV)/.created pyproject.toml registry/__init__.py
 	$(BIN)/pip install --quiet --editable '.[inference]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.created pyproject.toml
+$(VENV)/.dev: $(VENV)/.created pyproject.toml registry/__init__.py
 	$(BIN)/pip install --quiet --editable '.[inference,dev]'
 	@touch $@ $(VENV)/.user
 
-$(VENV)/.docs: $(VENV)/.created pyproject.toml
+$(VENV)/.docs: $(VENV)/.created pyproject.toml registry/__init__.py
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	@touch $@

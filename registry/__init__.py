@@ -1,3 +1,3 @@
 """The service: names to voices."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
