@@ -1,12 +1,15 @@
 """Build the wheel, install it where nothing else is, and use it from there.
 
-Not a pytest test: it needs minutes and the package index. `make wheel` and CI run it.
+Not a pytest test: it needs minutes and the package index. `make wheel` and CI run it. It warns of
+distributions in its own environment that have packages of the names of ours.
 """
 
 import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +28,8 @@ TRY_OUT = ("--help", "version", "list", "doctor")
 
 
 def main() -> None:
+    for warning in collisions(packages_distributions()):
+        print(warning, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         wheel = build(Path(folder))
         assert set(contents(wheel)) >= DEMO, DEMO
@@ -36,6 +41,19 @@ def main() -> None:
         for verb in TRY_OUT:
             run(str(Path(python).with_name("voices")), verb, env=environ, cwd=folder)
     print(f"{wheel.name}: {', '.join(sorted(PACKAGES))} are ours, and it works without torch")
+
+
+def collisions(owners: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """A sentence for each of our packages that another distribution has too.
+
+    Whichever is installed last overwrites files of the other, and pip says nothing of it.
+    """
+    for name in sorted(PACKAGES):
+        if others := sorted(set(owners.get(name, ())) - {"voice-registry"}):
+            yield (
+                f"Warning: {', '.join(others)} has a package {name!r} too, and files of one would "
+                "overwrite those of the other. Install voice-registry in an environment of its own."
+            )
 
 
 def build(folder: Path) -> Path:
