@@ -32,7 +32,19 @@ def http_client(url: str, headers: dict[str, str], wait_s: float | None = None) 
         trust_env=False,  # it is read here, where a fault of it gets a sentence
         proxy=proxy_for(target),
         verify=certificates() if target.scheme == "https" else False,  # http:// has none
+        event_hooks={"response": [_refuse_half_a_url]},
     )
+
+
+def _refuse_half_a_url(answer: httpx.Response) -> None:
+    """httpx reads where a redirect leads though it follows none, and lets urllib's error out."""
+    if answer.has_redirect_location:
+        try:
+            answer.request.url.join(answer.headers["location"])
+        except httpx.InvalidURL:
+            return  # which it refuses itself
+        except ValueError as error:
+            raise httpx.RemoteProtocolError(f"its redirect leads nowhere: {error}") from error
 
 
 def certificates() -> ssl.SSLContext:
