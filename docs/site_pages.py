@@ -32,6 +32,7 @@ BROUGHT = {  # where it lies, and where it is on the site
     "CHANGELOG.md": "CHANGELOG.md",
     "LICENSE": "LICENSE",
     "NOTICE": "NOTICE",
+    "tests/README.md": "tests.md",
     "training/demo_model/README.md": "training.md",
 }
 REFERENCE = {
