@@ -49,7 +49,8 @@ def settings() -> str:
     """Every setting of the service, its variable and its default, as a Markdown table."""
     rows = ["| variable | default | takes | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.is_required() or field.default is None else f"`{field.default}`"
+        has_none = field.is_required() or field.default in (None, "")
+        default = "" if has_none else f"`{field.default}`"
         rows.append(f"| `{variable(name)}` | {default} | {takes(field)} | {field.description} |")
     return "\n".join(rows)
 

@@ -320,8 +320,9 @@ def test_the_example_on_the_engine_page_speaks(
     assert len({sound.tobytes() for sound in sounds}) == 3
 
 
-def test_the_readme_leads_to_every_page() -> None:
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 120
     for path in ROOT.glob("docs/*.md"):
         assert f"](docs/{path.name})" in readme
 
