@@ -234,13 +234,10 @@ class InferenceService:
     @contextlib.contextmanager
     def _cancelled_if_left(self, listener: Listener) -> Iterator[None]:
         """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
-        left = True
-        try:
+        with contextlib.ExitStack() as leaving:
+            leaving.callback(self._forget, listener)
             yield
-            left = False
-        finally:
-            if left:
-                self._forget(listener)
+            leaving.pop_all()
 
     def _step(self) -> bool:
         """The device thread's work between jobs. An engine that breaks is loaded again."""
