@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from uploading import read_clip
 
 from inference.engine.extract import Extractor
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 from registry.audio.clips import ClipLimits
 
 RATE = 24_000
@@ -55,7 +55,7 @@ def cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 def main() -> None:
     measure.arguments(__doc__).parse_args()
-    extractor = Extractor.load(FOLDER, read_shape(FOLDER), "cpu")
+    extractor = Extractor.load(FOLDER, read_model_config(FOLDER), "cpu")
 
     def embedding(samples: NDArray[np.float32]) -> NDArray[np.float32]:
         return extractor.extract(samples, None).ref_spk_embedding

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from random_weights import decoder_sizes
 
-from inference.engine.shapes import ModelShape, StackShape
+from inference.engine.model_config import ModelConfig, TransformerConfig
 
 T4_BYTES_S = 300e9
 T4_FLOPS = 65e12  # fp16 with tensor cores
@@ -29,13 +29,13 @@ class Frame:
     codec_parameters: int  # read for every chunk
 
     @classmethod
-    def of(cls, shape: ModelShape) -> "Frame":
-        talker, predictor = shape.talker, shape.predictor
-        passes = shape.groups - 1
+    def of(cls, config: ModelConfig) -> "Frame":
+        talker, predictor = config.talker, config.code_predictor
+        passes = config.num_code_groups - 1
         parameters = stack_parameters(talker) + passes * stack_parameters(predictor)
-        parameters += (shape.vocabulary + predictor.width) * talker.width
-        parameters += passes * shape.codes * predictor.width
-        sizes = decoder_sizes(shape.decoder)
+        parameters += (config.vocab_size + predictor.hidden_size) * talker.hidden_size
+        parameters += passes * config.codebook_size * predictor.hidden_size
+        sizes = decoder_sizes(config.decoder_config)
         codec = sum(math.prod(size) for name, size in sizes.items() if "codebook" not in name)
         return cls(parameters, codec)
 
@@ -48,14 +48,16 @@ class Frame:
         return 2 * self.language_parameters + CODEC_FLOP
 
 
-def stack_parameters(shape: StackShape) -> int:
-    attention = shape.width * (2 * shape.query_width + 2 * shape.kv_width)
-    return shape.layers * (attention + 3 * shape.width * shape.hidden)
+def stack_parameters(config: TransformerConfig) -> int:
+    attention = config.hidden_size * (2 * config.q_size + 2 * config.kv_size)
+    return config.num_hidden_layers * (
+        attention + 3 * config.hidden_size * config.intermediate_size
+    )
 
 
-def floor(shape: ModelShape, itemsize: int, device: torch.device) -> dict[str, float]:
+def floor(config: ModelConfig, itemsize: int, device: torch.device) -> dict[str, float]:
     """Milliseconds a frame at the speed at which this device copies."""
-    nbytes, speed = Frame.of(shape).nbytes(itemsize), copy_bytes_s(device)
+    nbytes, speed = Frame.of(config).nbytes(itemsize), copy_bytes_s(device)
     return {
         "gb_per_frame": round(nbytes / 1e9, 3),
         "copy_gb_s": round(speed / 1e9, 1),
@@ -63,9 +65,9 @@ def floor(shape: ModelShape, itemsize: int, device: torch.device) -> dict[str, f
     }
 
 
-def t4_estimate(shape: ModelShape) -> dict[str, object]:
+def t4_estimate(config: ModelConfig) -> dict[str, object]:
     """A roofline, not a measurement: the larger of reading the weights and multiplying."""
-    frame = Frame.of(shape)
+    frame = Frame.of(config)
     reading_s = frame.nbytes(2) / T4_BYTES_S
     return {
         "estimate": f"roofline at {T4_BYTES_S / 1e9:.0f} GB/s and {T4_FLOPS / 1e12:.0f} TFLOP/s",

@@ -95,10 +95,10 @@ def _row(kind: str, what: str, value: float, limit: float | None, at_least: bool
 
 
 def made_engine(config: EngineConfig, device: torch.device, size: str, end_gain: float) -> Engine:
-    shape, text = described(size)
+    model_config, text = described(size)
     config = replace(config, device=str(device), slots=SLOTS, queue_limit=ALIVE)
-    weights = random_weights(shape, Setup.of(config).dtype, device, end_gain=end_gain)
-    made = Engine(shape, weights, text, config)
+    weights = random_weights(model_config, Setup.of(config).dtype, device, end_gain=end_gain)
+    made = Engine(model_config, weights, text, config)
     made.capture()
     return made
 

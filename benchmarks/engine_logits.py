@@ -18,8 +18,8 @@ from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.generator import Generator
 from inference.engine.layout import Composer, Layout, Script
+from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
-from inference.engine.shapes import ModelShape
 from inference.engine.state import Choice, Limits, State
 from inference.engine.text import PlainText
 
@@ -55,32 +55,36 @@ def compared(
 ) -> Iterator[tuple[str, float, float | None, bool]]:
     """(what, found, limit, whether that is the least)"""
     setup = Setup.of(replace(config, device=str(device)))
-    shape, text = described(size)
+    model_config, text = described(size)
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(shape.codes, (FRAMES, ROWS, shape.groups), generator=generator)
+    codes = torch.randint(
+        model_config.codebook_size,
+        (FRAMES, ROWS, model_config.num_code_groups),
+        generator=generator,
+    )
     codes = codes.to(device)
-    reference = logits(shape, text, TorchOps(), codes, torch.float32)
-    found = logits(shape, text, setup.ops, codes, setup.dtype)
+    reference = logits(model_config, text, TorchOps(), codes, torch.float32)
+    found = logits(model_config, text, setup.ops, codes, setup.dtype)
     for stage in reference:
         apart = (found[stage] - reference[stage]).pow(2).mean().sqrt()
         share = float(apart / reference[stage].pow(2).mean().sqrt())
         yield f"{stage}, apart from fp32", share, LOGITS[setup.dtype], False
         same = found[stage].argmax(-1) == reference[stage].argmax(-1)
         yield f"{stage}, same best code", float(same.float().mean()), None, True
-    loudness = sound_db(shape, codes, setup)
+    loudness = sound_db(model_config, codes, setup)
     yield "codec, dB above the difference", loudness, SOUND_DB[setup.codec_dtype], True
 
 
 def logits(
-    shape: ModelShape, text: PlainText, ops: TorchOps, codes: Tensor, dtype: torch.dtype
+    model_config: ModelConfig, text: PlainText, ops: TorchOps, codes: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Of every frame: (frames, rows, codes) of the talker, and of all the predictor's heads."""
-    weights = random_weights(shape, dtype, codes.device)
+    weights = random_weights(model_config, dtype, codes.device)
     teacher = Teacher(ops, codes)
-    composer = Composer(shape, weights, text.target("")[:3])
-    state = State(shape, LIMITS, composer.pad, dtype)
-    generator = Generator(shape, weights, LIMITS, state, teacher)  # type: ignore[arg-type]
-    layouts = [_layout(shape, text, composer, row) for row in range(ROWS)]
+    composer = Composer(model_config, weights, text.target("")[:3])
+    state = State(model_config, LIMITS, composer.pad, dtype)
+    generator = Generator(model_config, weights, LIMITS, state, teacher)  # type: ignore[arg-type]
+    layouts = [_layout(model_config, text, composer, row) for row in range(ROWS)]
     for row, layout in enumerate(layouts):
         cache_rows = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
         state.begin(row, layout, cache_rows, CHOICE)
@@ -91,40 +95,40 @@ def logits(
     for _ in range(FRAMES):
         generator.speak(slots)
         generator.listen(slots, POSITIONS)
-    groups = shape.groups
+    groups = model_config.num_code_groups
     first, rest = teacher.logits[::groups], teacher.logits
     rest = [made for index, made in enumerate(rest) if index % groups]
     return {"talker's logits": torch.stack(first), "predictor's logits": torch.stack(rest)}
 
 
-def _layout(shape: ModelShape, text: PlainText, composer: Composer, row: int) -> Layout:
+def _layout(model_config: ModelConfig, text: PlainText, composer: Composer, row: int) -> Layout:
     """In context, each row with a clip of another length."""
     device, generator = composer.pad.device, torch.Generator().manual_seed(row)
-    size = (REFERENCE + row, shape.groups)
-    codes = torch.randint(shape.codes, size, generator=generator).to(device)
-    speaker = (torch.randn(shape.talker.width, generator=generator) / 10).to(device)
+    size = (REFERENCE + row, model_config.num_code_groups)
+    codes = torch.randint(model_config.codebook_size, size, generator=generator).to(device)
+    speaker = (torch.randn(model_config.talker.hidden_size, generator=generator) / 10).to(device)
     reference = composer.reference(codes, text.ids(TRANSCRIPT[:REFERENCE]))
     return composer.compose(Script(speaker, reference, text.ids(TEXT)))
 
 
-def sound_db(shape: ModelShape, codes: Tensor, setup: Setup) -> float:
+def sound_db(model_config: ModelConfig, codes: Tensor, setup: Setup) -> float:
     """Power of float32's sound over that of the difference."""
-    weights = random_weights(shape, torch.float32, codes.device).decoder
-    expected = _sound(shape, weights, codes, torch.float32, TorchOps())
-    found = _sound(shape, weights, codes, setup.codec_dtype, setup.codec_ops)
+    weights = random_weights(model_config, torch.float32, codes.device).decoder
+    expected = _sound(model_config, weights, codes, torch.float32, TorchOps())
+    found = _sound(model_config, weights, codes, setup.codec_dtype, setup.codec_ops)
     difference = found - expected
     power = expected.pow(2).mean() / difference.pow(2).mean().clamp(min=1e-30)
     return float(10 * power.log10())
 
 
 def _sound(
-    shape: ModelShape,
+    model_config: ModelConfig,
     weights: dict[str, Tensor],
     codes: Tensor,
     dtype: torch.dtype,
     ops: TorchOps,
 ) -> Tensor:
-    decoder = StreamingDecoder(weights, shape.decoder, ROWS, codes.device, dtype, ops)
+    decoder = StreamingDecoder(weights, model_config.decoder_config, ROWS, codes.device, dtype, ops)
     slots = torch.arange(ROWS, device=codes.device)
     chunks = codes.transpose(0, 1).split(8, dim=1)
     return torch.cat([decoder.decode(chunk, slots) for chunk in chunks], dim=1).float()

@@ -23,8 +23,8 @@ from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
+from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.request import Request, Voice
-from inference.engine.shapes import ModelShape, read_shape
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
 from inference.serving import bench
@@ -64,14 +64,14 @@ class Subject:
         )
 
     @cached_property
-    def parts(self) -> tuple[ModelShape, Weights, PlainText]:
+    def parts(self) -> tuple[ModelConfig, Weights, PlainText]:
         setup, folder = Setup.of(self.config), self.asked.model
         if folder is not None:
-            shape = read_shape(folder)
-            weights = load_weights(folder, shape, setup.dtype, setup.device)
-            return shape, weights, load_tokenizer(folder)
-        shape, text = described(self.asked.size)
-        return shape, random_weights(shape, setup.dtype, setup.device), text
+            model_config = read_model_config(folder)
+            weights = load_weights(folder, model_config, setup.dtype, setup.device)
+            return model_config, weights, load_tokenizer(folder)
+        model_config, text = described(self.asked.size)
+        return model_config, random_weights(model_config, setup.dtype, setup.device), text
 
     def engine(self, slots: int) -> Engine:
         """One with at least so many slots; its graphs are captured."""
@@ -82,9 +82,9 @@ class Subject:
         return self._engine
 
     def fresh_engine(self, slots: int) -> Engine:
-        shape, weights, text = self.parts
+        model_config, weights, text = self.parts
         config = replace(self.config, slots=slots, positions=slots * POSITIONS)
-        return Engine(shape, weights, text, config)
+        return Engine(model_config, weights, text, config)
 
     def forget_engine(self) -> None:
         self._engine = None
@@ -101,10 +101,10 @@ def single(subject: Subject) -> Found:
     engine = subject.engine(max(subject.asked.streams))
     rows = [_alone(subject, engine, mode) for mode in ("xvec", "icl")]
     setup = engine.setup
-    lowest = engine_floor.floor(engine.shape, setup.dtype.itemsize, setup.device)
+    lowest = engine_floor.floor(engine.model_config, setup.dtype.itemsize, setup.device)
     for row in rows:
         row["of_floor"] = round(lowest["floor_ms"] / row["ms_per_frame"], 3)
-    return {"rows": rows, "floor": lowest, "t4": engine_floor.t4_estimate(engine.shape)}
+    return {"rows": rows, "floor": lowest, "t4": engine_floor.t4_estimate(engine.model_config)}
 
 
 def _alone(subject: Subject, engine: Engine, mode: Any) -> Found:
@@ -210,12 +210,17 @@ def _grown(subject: Subject) -> Iterator[Found]:
     """What each step of a start adds."""
     before = _held()
     torch.cuda.reset_peak_memory_stats()
-    shape, weights, _ = subject.parts
+    model_config, weights, _ = subject.parts
     torch.cuda.empty_cache()  # random numbers take memory to make, which loading does not
     yield {"part": "weights", **_more(before), "tensors_gib": _gib(nbytes(weights))}
     before = _held()
     engine = subject.fresh_engine(STREAMS_IN_MEMORY)
-    cache = 2 * shape.talker.layers * shape.talker.kv_width * engine.setup.dtype.itemsize
+    cache = (
+        2
+        * model_config.talker.num_hidden_layers
+        * model_config.talker.kv_size
+        * engine.setup.dtype.itemsize
+    )
     cache *= engine.setup.limits.rows
     yield {"part": "cache, codec, state", **_more(before), "tensors_gib": _gib(cache)}
     before = _held()

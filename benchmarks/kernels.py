@@ -305,15 +305,15 @@ def graph_ms(work: Callable[[], object]) -> float:
 def framed(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Milliseconds of a whole frame but its sound: choose 16 codes, then the talker's layers."""
     dtype, _ = BUILDS[asked.build]
-    shape, _ = described(asked.size)
-    weights, most = random_weights(shape, dtype, GPU), max(asked.rows)
+    model_config, _ = described(asked.size)
+    weights, most = random_weights(model_config, dtype, GPU), max(asked.rows)
     limits = Limits(most, most * POSITIONS, POSITIONS, POSITIONS, 8)
     for rows in asked.rows:
         row: dict[str, Any] = {"rows": rows}
         for ops in contenders(asked):
-            pad = torch.zeros(shape.talker.width, device=GPU)
-            state = seated(State(shape, limits, pad, dtype))
-            row |= frame_ms(Generator(shape, weights, limits, state, ops), rows)
+            pad = torch.zeros(model_config.talker.hidden_size, device=GPU)
+            state = seated(State(model_config, limits, pad, dtype))
+            row |= frame_ms(Generator(model_config, weights, limits, state, ops), rows)
         yield row
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from inference.engine.checkpoint import loading
 from inference.engine.checkpoint.tensor_file import Stored
-from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.model_config import ModelConfig, read_model_config
 from inference.testing.checkpoint import constant_of, deviation_of, write_configs
 from inference.testing.text import ADDED_TOKENS, _tokenizer_config, bpe, write_json
 
@@ -27,19 +27,19 @@ def write(folder: Path, size: str) -> None:
     write_configs(folder, size)
     if size in RELEASED:
         _write_vocabulary(folder)
-    shape = read_shape(folder)
+    config = read_model_config(folder)
     torch.manual_seed(0)
-    _write_tensors(folder / FILES[0], main_sizes(shape), torch.bfloat16)
-    speech = {f"decoder.{name}": s for name, s in decoder_sizes(shape.decoder).items()}
+    _write_tensors(folder / FILES[0], main_sizes(config), torch.bfloat16)
+    speech = {f"decoder.{name}": s for name, s in decoder_sizes(config.decoder_config).items()}
     _write_tensors(folder / FILES[1], speech, torch.float32)
 
 
-def main_sizes(shape: ModelShape) -> Sizes:
+def main_sizes(config: ModelConfig) -> Sizes:
     """Every tensor that loading asks of the main file."""
     asked = _Asked()
     plan = loading._Plan(asked, torch.bfloat16, torch.device("meta"))  # type: ignore[arg-type]
-    loading._text(plan, shape)
-    loading._predictor(plan, shape, loading._talker(plan, shape))
+    loading._text(plan, config)
+    loading._predictor(plan, config, loading._talker(plan, config))
     return asked.sizes
 
 

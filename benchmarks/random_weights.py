@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inference.engine.checkpoint.tokenizer import load_tokenizer
-from inference.engine.shapes import ModelShape, StackShape, read_shape
+from inference.engine.model_config import ModelConfig, TransformerConfig, read_model_config
 from inference.engine.text import PlainText
 from inference.engine.weights import (
     LayerWeights,
@@ -34,13 +34,13 @@ DILATED_UNITS = (2, 3, 4)  # of a decoder block
 Sizes = dict[str, tuple[int, ...]]
 
 
-def described(size: str) -> tuple[ModelShape, PlainText]:
-    """The shape of a size, and the byte-level tokenizer of inference.testing.text."""
+def described(size: str) -> tuple[ModelConfig, PlainText]:
+    """The config of a size, and the byte-level tokenizer of inference.testing.text."""
     with TemporaryDirectory() as place:
         folder = Path(place)
         (folder / "speech_tokenizer").mkdir()
         write_configs(folder, size)
-        return read_shape(folder), load_tokenizer(folder)
+        return read_model_config(folder), load_tokenizer(folder)
 
 
 class Noise:
@@ -64,7 +64,7 @@ class Noise:
 
 
 def random_weights(
-    shape: ModelShape,
+    config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
@@ -72,18 +72,18 @@ def random_weights(
 ) -> Weights:
     """Ready for any stream: the device has made them when this returns."""
     noise = Noise(dtype, device, seed)
-    talker = _talker(shape, noise, end_gain)
-    predictor = _predictor(shape, noise, talker)
-    made = Weights(_text(shape, noise), talker, predictor, _decoder(shape, noise))
+    talker = _talker(config, noise, end_gain)
+    predictor = _predictor(config, noise, talker)
+    made = Weights(_text(config, noise), talker, predictor, _decoder(config, noise))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return made
 
 
-def _text(shape: ModelShape, noise: Noise) -> TextWeights:
-    width, out = shape.text_width, shape.talker.width
+def _text(config: ModelConfig, noise: Noise) -> TextWeights:
+    width, out = config.text_hidden_size, config.talker.hidden_size
     return TextWeights(
-        embedding=noise(shape.text_vocabulary, width, deviation=TABLE_DEVIATION),
+        embedding=noise(config.text_vocab_size, width, deviation=TABLE_DEVIATION),
         fc1=noise(width, width),
         fc1_bias=noise.zeros(width).to(noise.dtype),
         fc2=noise(out, width),
@@ -91,28 +91,30 @@ def _text(shape: ModelShape, noise: Noise) -> TextWeights:
     )
 
 
-def _talker(shape: ModelShape, noise: Noise, end_gain: float) -> TalkerWeights:
-    width, small = shape.talker.width, shape.predictor.width
-    codec = noise(shape.vocabulary, width, deviation=HEAD_GAIN / math.sqrt(width))
-    codec[shape.codec.eos] *= end_gain
+def _talker(config: ModelConfig, noise: Noise, end_gain: float) -> TalkerWeights:
+    width, small = config.talker.hidden_size, config.code_predictor.hidden_size
+    codec = noise(config.vocab_size, width, deviation=HEAD_GAIN / math.sqrt(width))
+    codec[config.codec_tokens.eos] *= end_gain
     same = torch.eye(small, dtype=noise.dtype, device=noise.device)
     projection = same if small == width else noise(small, width)
     return TalkerWeights(
-        stack=_stack(shape.talker, noise),
+        stack=_stack(config.talker, noise),
         head=torch.cat([codec, projection]),
         head_bias=noise.zeros(small),
-        first=noise(shape.vocabulary, width, deviation=TABLE_DEVIATION),
-        rest=noise(shape.groups - 1, shape.codes, width, deviation=TABLE_DEVIATION),
+        first=noise(config.vocab_size, width, deviation=TABLE_DEVIATION),
+        rest=noise(
+            config.num_code_groups - 1, config.codebook_size, width, deviation=TABLE_DEVIATION
+        ),
     )
 
 
-def _predictor(shape: ModelShape, noise: Noise, talker: TalkerWeights) -> PredictorWeights:
-    width = shape.predictor.width
+def _predictor(config: ModelConfig, noise: Noise, talker: TalkerWeights) -> PredictorWeights:
+    width = config.code_predictor.hidden_size
     gain = HEAD_GAIN / math.sqrt(width)
-    same = width == shape.talker.width
+    same = width == config.talker.hidden_size
     return PredictorWeights(
-        stack=_stack(shape.predictor, noise),
-        heads=noise(shape.groups - 1, shape.codes, width, deviation=gain),
+        stack=_stack(config.code_predictor, noise),
+        heads=noise(config.num_code_groups - 1, config.codebook_size, width, deviation=gain),
         first=talker.first if same else _projected(talker.first, talker, width),
         rest=talker.rest[:-1] if same else _projected(talker.rest[:-1], talker, width),
     )
@@ -122,30 +124,30 @@ def _projected(table: Tensor, talker: TalkerWeights, width: int) -> Tensor:
     return F.linear(table.float(), talker.head[-width:].float()).to(table.dtype)
 
 
-def _stack(shape: StackShape, noise: Noise) -> StackWeights:
-    layers = tuple(_layer(shape, noise) for _ in range(shape.layers))
-    return StackWeights(layers, noise.ones(shape.width))
+def _stack(config: TransformerConfig, noise: Noise) -> StackWeights:
+    layers = tuple(_layer(config, noise) for _ in range(config.num_hidden_layers))
+    return StackWeights(layers, noise.ones(config.hidden_size))
 
 
-def _layer(shape: StackShape, noise: Noise) -> LayerWeights:
+def _layer(config: TransformerConfig, noise: Noise) -> LayerWeights:
     return LayerWeights(
-        input_norm=noise.ones(shape.width),
-        qkv=noise(shape.query_width + 2 * shape.kv_width, shape.width),
-        q_norm=noise.ones(shape.head_width),
-        k_norm=noise.ones(shape.head_width),
-        o=noise(shape.width, shape.query_width),
-        post_norm=noise.ones(shape.width),
-        gate_up=noise(2 * shape.hidden, shape.width),
-        down=noise(shape.width, shape.hidden),
+        input_norm=noise.ones(config.hidden_size),
+        qkv=noise(config.q_size + 2 * config.kv_size, config.hidden_size),
+        q_norm=noise.ones(config.head_dim),
+        k_norm=noise.ones(config.head_dim),
+        o=noise(config.hidden_size, config.q_size),
+        post_norm=noise.ones(config.hidden_size),
+        gate_up=noise(2 * config.intermediate_size, config.hidden_size),
+        down=noise(config.hidden_size, config.intermediate_size),
     )
 
 
-def _decoder(shape: ModelShape, noise: Noise) -> dict[str, Tensor]:
+def _decoder(config: ModelConfig, noise: Noise) -> dict[str, Tensor]:
     """In float32, as it is stored."""
-    scale = shape.decoder["layer_scale_initial_scale"]
+    scale = config.decoder_config["layer_scale_initial_scale"]
     return {
         name: _filled(name, size, noise, scale)
-        for name, size in decoder_sizes(shape.decoder).items()
+        for name, size in decoder_sizes(config.decoder_config).items()
     }
 
 

@@ -31,7 +31,7 @@ class Start:
         self.folder, self.device_name, self.dtype_name = folder, device or None, dtype or None
         self.reading = contextlib.ExitStack()  # ahead, while modules are imported
         self.config: Any = None
-        self.shape: Any = None
+        self.model_config: Any = None
         self.parts: tuple[Any, ...] = ()  # weights, text and setup
         self.engine: Any = None
         self.voice: Any = None
@@ -64,11 +64,11 @@ def load_model(start: Start) -> None:
     from inference.engine.checkpoint.loading import load_with_report
     from inference.engine.checkpoint.tokenizer import load_tokenizer
     from inference.engine.config import Setup, place
-    from inference.engine.shapes import read_shape
+    from inference.engine.model_config import read_model_config
 
-    start.shape, (device, dtype) = read_shape(start.folder), place(start.config)
+    start.model_config, (device, dtype) = read_model_config(start.folder), place(start.config)
     with ThreadPoolExecutor(1) as reader:
-        loading = reader.submit(load_with_report, start.folder, start.shape, dtype, device)
+        loading = reader.submit(load_with_report, start.folder, start.model_config, dtype, device)
         setup = timed(start, "kernels", lambda: Setup.of(start.config))
         text = timed(start, "tokenizer", lambda: load_tokenizer(start.folder))
     weights, report = loading.result()
@@ -85,7 +85,7 @@ def load_model(start: Start) -> None:
 def engine(start: Start) -> None:
     from inference.engine import Engine
 
-    start.engine = Engine(start.shape, *start.parts)
+    start.engine = Engine(start.model_config, *start.parts)
 
 
 def graphs(start: Start) -> None:
@@ -96,9 +96,11 @@ def voice(start: Start) -> None:
     """Random features of a clip: there is no clip, and no encoder."""
     import numpy as np
 
-    random, shape = np.random.default_rng(0), start.shape
-    embedding = random.normal(0, 0.3, shape.talker.width).astype(np.float32)
-    codes = random.integers(0, shape.codes, (REFERENCE_FRAMES, shape.groups)).astype(np.int16)
+    random, model_config = np.random.default_rng(0), start.model_config
+    embedding = random.normal(0, 0.3, model_config.talker.hidden_size).astype(np.float32)
+    codes = random.integers(
+        0, model_config.codebook_size, (REFERENCE_FRAMES, model_config.num_code_groups)
+    ).astype(np.int16)
     start.voice = start.engine.prepare(embedding, codes, TRANSCRIPT)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.codec.decoder import CodecState, StreamingDecoder
-from inference.engine.shapes import FRAME_SAMPLES
+from inference.engine.model_config import FRAME_SAMPLES
 from inference.testing.config import speech_config
 
 CPU = torch.device("cpu")

@@ -56,7 +56,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def voices(engine: Engine) -> dict[str, Voice]:
-    extractor = Extractor.load(DEMO_FOLDER, engine.shape, device="cpu")
+    extractor = Extractor.load(DEMO_FOLDER, engine.model_config, device="cpu")
     found = {n: extractor.extract(clip.sound, clip.transcript) for n, clip in CLIPS.items()}
     return {
         name: engine.prepare(f.ref_spk_embedding, f.ref_code, f.ref_text)

@@ -189,7 +189,7 @@ def test_an_unknown_language_is_refused_with_the_known_ones(engine: Engine, lang
 
 
 def test_languages_are_those_of_the_located_model(engine: Engine, located: LocatedModel) -> None:
-    assert sorted(engine.shape.codec.languages) == list(located.languages)
+    assert sorted(engine.model_config.codec_tokens.languages) == list(located.languages)
 
 
 @pytest.mark.parametrize(

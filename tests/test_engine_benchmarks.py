@@ -18,8 +18,8 @@ from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.config import EngineConfig
 from inference.engine.engine import Engine
+from inference.engine.model_config import read_model_config
 from inference.engine.request import Request
-from inference.engine.shapes import read_shape
 from inference.serving.bench import Arrival, Caller, Session, random_voice, text_of
 from inference.testing.config import speech_config
 
@@ -66,9 +66,9 @@ def endless() -> Engine:
 def random_engine(end_gain: float) -> Engine:
     from random_weights import described, random_weights
 
-    shape, text = described("tiny")
-    weights = random_weights(shape, torch.float32, CPU, end_gain=end_gain)
-    return Engine(shape, weights, text, EngineConfig(device="cpu", slots=4))
+    config, text = described("tiny")
+    weights = random_weights(config, torch.float32, CPU, end_gain=end_gain)
+    return Engine(config, weights, text, EngineConfig(device="cpu", slots=4))
 
 
 def test_a_run_says_what_it_measured(measured: Path) -> None:
@@ -163,12 +163,12 @@ def test_random_weights_are_laid_out_as_loaded_ones(checkpoint: Path) -> None:
     from engine_stages import _tensors
     from random_weights import random_weights
 
-    shape = read_shape(checkpoint)
+    config = read_model_config(checkpoint)
     made, loaded = (
         make(torch.float16)
         for make in (
-            lambda dtype: random_weights(shape, dtype, CPU),
-            lambda dtype: load_weights(checkpoint, shape, dtype, CPU),
+            lambda dtype: random_weights(config, dtype, CPU),
+            lambda dtype: load_weights(checkpoint, config, dtype, CPU),
         )
     )
     assert made.decoder.keys() == loaded.decoder.keys()
@@ -193,8 +193,8 @@ def test_the_decoder_of_the_true_size_is_qwen_tts_own() -> None:
 def test_random_weights_are_the_same_numbers_in_every_dtype() -> None:
     from random_weights import described, random_weights
 
-    shape, _ = described("tiny")
-    single, half = (random_weights(shape, d, CPU) for d in (torch.float32, torch.bfloat16))
+    config, _ = described("tiny")
+    single, half = (random_weights(config, d, CPU) for d in (torch.float32, torch.bfloat16))
     assert torch.equal(single.talker.rest, half.talker.rest.float())
     assert torch.equal(single.talker.stack.layers[0].qkv, half.talker.stack.layers[0].qkv.float())
 

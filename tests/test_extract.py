@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from speaking import run_python
 
 from inference.engine.extract import Extractor, Features, InWindows
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 
 @pytest.fixture(scope="module")
 def extractor(checkpoint: Path) -> Extractor:
     torch.set_num_threads(1)
-    return Extractor.load(checkpoint, read_shape(checkpoint), "cpu")
+    return Extractor.load(checkpoint, read_model_config(checkpoint), "cpu")
 
 
 def by_qwen_tts(stock: Any, clip: NDArray[np.float32], transcript: str | None) -> Any:
@@ -71,9 +71,9 @@ LONGEST = """
 import resource, sys, numpy as np, torch
 from pathlib import Path
 from inference.engine.extract import Extractor
-from inference.models.catalog import DEMO_FOLDER, model_shape
+from inference.models.catalog import DEMO_FOLDER, load_model_config
 torch.set_num_threads(1)
-extractor = Extractor.load(DEMO_FOLDER, model_shape(DEMO_FOLDER), "cpu")
+extractor = Extractor.load(DEMO_FOLDER, load_model_config(DEMO_FOLDER), "cpu")
 noise = np.random.default_rng(1).uniform(-0.1, 0.1, 59 * 24_000).astype(np.float32)
 extractor.extract(noise[:24_000], "x")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -105,7 +105,7 @@ def test_codes_tell_clips_apart(extractor: Extractor) -> None:
 
 
 def test_without_a_transcript_the_codec_is_not_asked(extractor: Extractor) -> None:
-    deaf = Extractor(extractor._speaker, None, extractor._mel, extractor._shape, extractor._text)
+    deaf = Extractor(extractor._speaker, None, extractor._mel, extractor._config, extractor._text)
     clip = make_clip(3, 1.0)
     with_text, without = extractor.extract(clip, TRANSCRIPT), deaf.extract(clip, None)
     assert without.ref_code is None and without.ref_text is None
@@ -148,7 +148,9 @@ class Full(torch.nn.Linear):
 
 def test_a_full_device_is_not_called_a_bad_clip(checkpoint: Path) -> None:
     found = load(checkpoint)
-    full = Extractor(Full(1, 1), found._codec, found._mel, read_shape(checkpoint), found._text)
+    full = Extractor(
+        Full(1, 1), found._codec, found._mel, read_model_config(checkpoint), found._text
+    )
     with pytest.raises(Overloaded, match="memory"):
         full.extract(make_clip(0, 1.0), None)
 
@@ -159,7 +161,7 @@ def copy(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, device: str = "cpu") -> Extractor:
-    return Extractor.load(folder, read_shape(folder), device)
+    return Extractor.load(folder, read_model_config(folder), device)
 
 
 def test_an_embedding_that_is_not_finite_is_refused(copy: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_missing_tensor_is_named(copy: Path, file: str, name: str) -> None:
 def test_a_damaged_config_is_one_sentence(checkpoint: Path, copy: Path, content: str) -> None:
     (copy / "config.json").write_text(content, "utf-8")
     with pytest.raises(ModelUnavailable):
-        Extractor.load(copy, read_shape(checkpoint), "cpu")
+        Extractor.load(copy, read_model_config(checkpoint), "cpu")
 
 
 KERNELS = "someone/kernels-of-theirs"  # transformers would fetch and run it
@@ -252,11 +254,11 @@ import sys
 from pathlib import Path
 import numpy as np
 from inference.engine.extract import Extractor
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 assert not {"transformers", "qwen_tts", "librosa"} & set(sys.modules)
 folder = Path(sys.argv[1])
 clip = np.sin(np.arange(24000) / 20).astype(np.float32)
-found = Extractor.load(folder, read_shape(folder), "cpu").extract(clip, "Hi.")
+found = Extractor.load(folder, read_model_config(folder), "cpu").extract(clip, "Hi.")
 assert found.ref_code.shape == (13, 16)
 """
     done = run_python(script, str(checkpoint))

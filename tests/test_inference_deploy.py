@@ -438,10 +438,10 @@ heavy = {"qwen_tts", "inference.serving.loaded_engine", "inference.engine.extrac
 assert heavy <= set(sys.modules)
 
 from inference.engine.extract import Extractor
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 import numpy as np
 
-extractor = Extractor.load(kept.model.path, read_shape(kept.model.path), "cpu")
+extractor = Extractor.load(kept.model.path, read_model_config(kept.model.path), "cpu")
 extractor.extract(np.zeros(24_000, np.float32), "Words.")
 """
 

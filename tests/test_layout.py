@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.layout import Composer, Layout, Script
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 from inference.engine.text import PlainText
 
 CPU = torch.device("cpu")
@@ -79,9 +79,9 @@ def maker(stock: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Make
         )
 
     monkeypatch.setattr(stock.model.talker, "generate", intercept)
-    shape, text = read_shape(checkpoint), load_tokenizer(checkpoint)
-    weights = load_weights(checkpoint, shape, torch.float32, CPU)
-    return Maker(stock, Composer(shape, weights, text.target("")[:3]), text)
+    config, text = read_model_config(checkpoint), load_tokenizer(checkpoint)
+    weights = load_weights(checkpoint, config, torch.float32, CPU)
+    return Maker(stock, Composer(config, weights, text.target("")[:3]), text)
 
 
 @pytest.mark.parametrize("frames", REFERENCES)

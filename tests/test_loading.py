@@ -17,7 +17,7 @@ from inference.engine.checkpoint import transfer as transfer_module
 from inference.engine.checkpoint.loading import FOLD, load_weights, load_with_report, move
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.transfer import Memory, Piece, transfer
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 from inference.engine.weights import GATE_ROWS, Weights
 from inference.errors import ModelUnavailable
 
@@ -29,7 +29,7 @@ MAIN, SPEECH = "model.safetensors", "speech_tokenizer/model.safetensors"
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Weights:
-    return load_weights(folder, read_shape(folder), dtype, CPU)
+    return load_weights(folder, read_model_config(folder), dtype, CPU)
 
 
 def edited(source: Path, folder: Path, tensors: dict[str, Tensor], **talker: Any) -> Path:
@@ -210,7 +210,7 @@ def test_moving_to_where_weights_are_copies_nothing(checkpoint: Path) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loading_and_moving_to_cuda_give_what_a_cpu_loads(either: Path, dtype: torch.dtype) -> None:
     cuda, on_cpu = torch.device("cuda"), load(either, dtype)
-    loaded = load_weights(either, read_shape(either), dtype, cuda)
+    loaded = load_weights(either, read_model_config(either), dtype, cuda)
     for found in (loaded, move(on_cpu, cuda)):
         for (name, a), (_, b) in zip(tensors_of(found), tensors_of(on_cpu), strict=True):
             assert a.is_cuda and a.dtype == b.dtype, name
@@ -221,7 +221,7 @@ def test_loading_and_moving_to_cuda_give_what_a_cpu_loads(either: Path, dtype: t
 
 def test_conversions_are_logged_once(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "inference.engine.checkpoint.loading"):
-        _, report = load_with_report(checkpoint, read_shape(checkpoint), torch.float16, CPU)
+        _, report = load_with_report(checkpoint, read_model_config(checkpoint), torch.float16, CPU)
     text = [record.getMessage() for record in caplog.records]
     assert sum("from torch.bfloat16 to torch.float16" in line for line in text) == 1
     stored = [*load_file(checkpoint / MAIN).items(), *load_file(checkpoint / SPEECH).items()]
@@ -355,7 +355,7 @@ import sys
 from pathlib import Path
 import torch
 from inference.engine.checkpoint.loading import load_weights
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 
 def peak_kib():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -364,7 +364,7 @@ def peak_kib():
 
 torch.ones(1000).bfloat16().float().sum()
 folder, before = Path(sys.argv[1]), peak_kib()
-weights = load_weights(folder, read_shape(folder), torch.bfloat16, torch.device("cpu"))
+weights = load_weights(folder, read_model_config(folder), torch.bfloat16, torch.device("cpu"))
 print(peak_kib() - before)
 """
 
@@ -375,9 +375,9 @@ import sys
 from pathlib import Path
 import torch
 from inference.engine.checkpoint.loading import load_weights
-from inference.engine.shapes import read_shape
+from inference.engine.model_config import read_model_config
 folder = Path(sys.argv[1])
-load_weights(folder, read_shape(folder), torch.float16, torch.device("cpu"))
+load_weights(folder, read_model_config(folder), torch.float16, torch.device("cpu"))
 assert not {"transformers", "qwen_tts", "librosa"} & set(sys.modules)
 """
     done = run_python(script, str(checkpoint))

@@ -209,7 +209,7 @@ def test_a_config_that_is_too_deep_has_no_shape(
     copy = shutil.copytree(checkpoint, tmp_path / "x")
     (copy / name).write_text('{"a":' * 50_000)
     with pytest.raises(ModelUnavailable, match="unusable"):
-        weights.model_shape(copy)
+        weights.load_model_config(copy)
 
 
 def test_a_config_without_languages_is_refused(

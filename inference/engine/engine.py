@@ -28,9 +28,9 @@ from inference.engine.frames import Frames
 from inference.engine.generator import Generator
 from inference.engine.intake import Intake
 from inference.engine.layout import Composer, Layout
+from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.prefill import Prefill
 from inference.engine.request import Counters, Output, Request, Voice
-from inference.engine.shapes import ModelShape, read_shape
 from inference.engine.state import State
 from inference.engine.stream import Stream
 from inference.engine.text import PlainText
@@ -48,28 +48,32 @@ class Engine:
     """See `submit`, `step` and `cancel`; `run` is for scripts."""
 
     def __init__(
-        self, shape: ModelShape, weights: Weights, text: PlainText, config: EngineConfig | Setup
+        self,
+        model_config: ModelConfig,
+        weights: Weights,
+        text: PlainText,
+        config: EngineConfig | Setup,
     ) -> None:
         setup = config if isinstance(config, Setup) else Setup.of(config)
-        self.shape, self.setup, self.counters = shape, setup, Counters()
+        self.model_config, self.setup, self.counters = model_config, setup, Counters()
         self._text = text
         self._lane = Lane(setup.device)
         with self._lane.on():
-            self._composer = Composer(shape, weights, text.target("")[:3])
-            self._state = State(shape, setup.limits, self._composer.pad, setup.dtype)
-            self._generator = Generator(shape, weights, setup.limits, self._state, setup.ops)
+            self._composer = Composer(model_config, weights, text.target("")[:3])
+            self._state = State(model_config, setup.limits, self._composer.pad, setup.dtype)
+            self._generator = Generator(model_config, weights, setup.limits, self._state, setup.ops)
         self._prefill = Prefill(self._generator, self._state, self._lane)
         self._frames = Frames(self._generator, self._state, setup, self._lane)
         decoder = StreamingDecoder(
             weights.decoder,
-            shape.decoder,
+            model_config.decoder_config,
             setup.limits.slots,
             setup.device,
             setup.codec_dtype,
             setup.codec_ops,
         )
-        self._vocoder = Vocoder(decoder, self._state.frames, shape.codes)
-        self._intake = Intake(shape, self._composer, text, setup.limits)
+        self._vocoder = Vocoder(decoder, self._state.frames, model_config.codebook_size)
+        self._intake = Intake(model_config, self._composer, text, setup.limits)
         self._queue = Queue(setup.queue_limit, setup.prefill_positions)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
         self._rows = CacheRows(setup.limits.rows)
@@ -271,7 +275,7 @@ class Engine:
     def _read_reports(self) -> None:
         while flight := self._frames.land():
             for stream, row in zip(flight.streams, flight.report.numpy(), strict=True):
-                stream.see(row[:-1].copy(), self.shape.codec.eos, bool(row[-1]))
+                stream.see(row[:-1].copy(), self.model_config.codec_tokens.eos, bool(row[-1]))
 
     def _deliver(self, stream: Stream) -> list[Output]:
         """The stream's PCM that is ready, and its end; an end frees its slot."""
@@ -318,11 +322,11 @@ def _grain(waiting: Waiting) -> int:
 def _loaded(folder: Path, config: EngineConfig) -> Engine:
     """Read the weights while the kernels compile."""
     _set_threads(config)
-    shape, (device, dtype) = read_shape(folder), place(config)
+    model_config, (device, dtype) = read_model_config(folder), place(config)
     with ThreadPoolExecutor(1) as reader:
-        weights = reader.submit(load_weights, folder, shape, dtype, device)
+        weights = reader.submit(load_weights, folder, model_config, dtype, device)
         setup, text = Setup.of(config), load_tokenizer(folder)
-    return Engine(shape, weights.result(), text, setup)
+    return Engine(model_config, weights.result(), text, setup)
 
 
 def _placed(parts: Parts, config: EngineConfig) -> Engine:
@@ -332,7 +336,7 @@ def _placed(parts: Parts, config: EngineConfig) -> Engine:
         weights = mover.submit(move, parts.weights, place(config)[0])
         setup = Setup.of(config)
     assert parts.weights.talker.head.dtype == setup.dtype
-    return Engine(parts.shape, weights.result(), parts.text, setup)
+    return Engine(parts.model_config, weights.result(), parts.text, setup)
 
 
 def _set_threads(config: EngineConfig) -> None:

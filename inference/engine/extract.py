@@ -19,8 +19,8 @@ from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.tensor_file import TensorFile
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.checkpoint.transfer import Piece, transfer
+from inference.engine.model_config import FRAME_SAMPLES, SAMPLE_RATE, ModelConfig
 from inference.engine.room import room_beside
-from inference.engine.shapes import FRAME_SAMPLES, SAMPLE_RATE, ModelShape
 from inference.engine.text import PlainText
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
@@ -62,16 +62,16 @@ class Extractor:
     """The two encoders on a device. Gives bit for bit what qwen_tts gives in float32 on a CPU."""
 
     def __init__(
-        self, speaker: Any, codec: Any, mel: Any, shape: ModelShape, text: PlainText
+        self, speaker: Any, codec: Any, mel: Any, config: ModelConfig, text: PlainText
     ) -> None:
         """qwen_tts' Qwen3TTSSpeakerEncoder, Qwen3TTSTokenizerV2Encoder and mel_spectrogram."""
         self._speaker, self._codec, self._mel = speaker, codec, mel
-        self._shape, self._text = shape, text
+        self._config, self._text = config, text
         self._device = next(speaker.parameters()).device
 
     @classmethod
     def load(
-        cls, folder: Path, shape: ModelShape, device: str | torch.device | None = None
+        cls, folder: Path, config: ModelConfig, device: str | torch.device | None = None
     ) -> "Extractor":
         """The encoders of the checkpoint in `folder`; None for the device is cuda before cpu.
 
@@ -90,7 +90,7 @@ class Extractor:
         transfer(pieces, place)
         if codec.config.use_causal_conv:
             codec.encoder = InWindows(codec.encoder)
-        return cls(speaker, codec, mel, shape, load_tokenizer(folder))
+        return cls(speaker, codec, mel, config, load_tokenizer(folder))
 
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
         """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
@@ -124,7 +124,9 @@ class Extractor:
     def _codes(self, samples: NDArray[np.float32]) -> NDArray[np.int64]:
         """(T, groups): a frame for each 80 ms that have begun."""
         sound = torch.from_numpy(samples).to(self._device)[None, None]
-        encoded = self._codec.encode(sound, num_quantizers=self._shape.groups, return_dict=True)
+        encoded = self._codec.encode(
+            sound, num_quantizers=self._config.num_code_groups, return_dict=True
+        )
         frames = -(-len(samples) // FRAME_SAMPLES)
         found: NDArray[np.int64] = encoded.audio_codes[0, :, :frames].T.cpu().numpy()
         return found
@@ -132,7 +134,7 @@ class Extractor:
     def _checked(self, codes: NDArray[np.int64] | None) -> NDArray[np.int16] | None:
         if codes is None:
             return None
-        if codes.min() < 0 or codes.max() >= self._shape.codes:
+        if codes.min() < 0 or codes.max() >= self._config.codebook_size:
             raise ExtractionFailed("The clip's codes are outside of the model's codebook.")
         return codes.astype(np.int16)
 

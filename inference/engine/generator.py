@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from inference.engine.device import on_device
+from inference.engine.model_config import ModelConfig
 from inference.engine.ops import Rules, TorchOps, Where
-from inference.engine.shapes import ModelShape
 from inference.engine.stack import Cache, Stack, identity_table
 from inference.engine.state import Limits, State
 from inference.engine.weights import Weights
@@ -21,24 +21,26 @@ SPECIALS = 1024  # tokens above the codes in the talker's vocabulary; only the e
 
 class Generator:
     def __init__(
-        self, shape: ModelShape, weights: Weights, limits: Limits, state: State, ops: TorchOps
+        self, config: ModelConfig, weights: Weights, limits: Limits, state: State, ops: TorchOps
     ) -> None:
-        self._shape, self._state, self._ops = shape, state, ops
+        self._config, self._state, self._ops = config, state, ops
         self._talker_weights, self._predictor_weights = weights.talker, weights.predictor
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
-        self._talker = Stack(shape.talker, weights.talker.stack, limits.positions)
-        self._predictor = Stack(shape.predictor, weights.predictor.stack, shape.groups)
-        self._cache = Cache.empty(shape.talker, limits.rows, like)
-        batch, length = limits.slots, shape.groups
-        self._codes_cache = Cache.empty(shape.predictor, batch * length, like)
+        self._talker = Stack(config.talker, weights.talker.stack, limits.positions)
+        self._predictor = Stack(
+            config.code_predictor, weights.predictor.stack, config.num_code_groups
+        )
+        self._cache = Cache.empty(config.talker, limits.rows, like)
+        batch, length = limits.slots, config.num_code_groups
+        self._codes_cache = Cache.empty(config.code_predictor, batch * length, like)
         self._codes_table = identity_table(batch, length, device)
         self._batch = torch.arange(batch, dtype=torch.int32, device=device)
         self._places = torch.arange(length, dtype=torch.int32, device=device)[:, None]
         self._places = self._places.repeat(1, batch)  # [t] is position t of every row
-        allowed = torch.arange(shape.vocabulary, device=device) < shape.vocabulary - SPECIALS
-        allowed[shape.codec.eos] = True
-        self._rules = Rules(state.seen, allowed, shape.codec.eos)
+        allowed = torch.arange(config.vocab_size, device=device) < config.vocab_size - SPECIALS
+        allowed[config.codec_tokens.eos] = True
+        self._rules = Rules(state.seen, allowed, config.codec_tokens.eos)
 
     def prefill(self, slots: Tensor, prompts: Tensor, lengths: Tensor) -> Tensor:
         """Run the talker over prompts (B, P, D) float32: its state at each one's end, (B, D).
@@ -62,10 +64,10 @@ class Generator:
 
     def speak(self, slots: Tensor) -> Tensor:
         """Choose the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
-        state, ops, groups = self._state, self._ops, self._shape.groups
+        state, ops, groups = self._state, self._ops, self._config.num_code_groups
         index = slots.long()
         out = self._talker.head(ops, state.x[index], self._talker_weights.head)
-        logits, hidden = out.tensor_split([self._shape.vocabulary], dim=1)
+        logits, hidden = out.tensor_split([self._config.vocab_size], dim=1)
         code = ops.choose(logits, self._rules, state.knobs, slots, 0, state.bad)
         codes = [code, *self._rest(hidden, code, slots)]
         frame = torch.stack(codes, dim=1)
@@ -98,11 +100,11 @@ class Generator:
         pair = torch.stack([start, ops.embed(weights.first, first)], dim=1)  # (B, 2, Dp)
         x = self._predict(pair.flatten(0, 1), rows, 0).view(rows, 2, -1)[:, 1]
         codes = []
-        for group in range(1, self._shape.groups):
+        for group in range(1, self._config.num_code_groups):
             logits = self._predictor.head(ops, x.contiguous(), weights.heads[group - 1])
             code = ops.choose(logits, Rules(), self._state.knobs, slots, group, self._state.bad)
             codes.append(code)
-            if group < self._shape.groups - 1:
+            if group < self._config.num_code_groups - 1:
                 x = self._predict(ops.embed(weights.rest[group - 1], code), rows, group + 1)
         return codes
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from inference.engine.admission import Waiting
 from inference.engine.layout import Composer, Script
+from inference.engine.model_config import ModelConfig
 from inference.engine.params import (
     FRAMES_PER_S,
     GREEDY_BELOW,
@@ -16,7 +17,6 @@ from inference.engine.params import (
 )
 from inference.engine.request import Request
 from inference.engine.room import Room
-from inference.engine.shapes import ModelShape
 from inference.engine.state import Choice, Limits
 from inference.engine.text import PlainText
 from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
@@ -24,22 +24,26 @@ from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed,
 
 class Intake:
     def __init__(
-        self, shape: ModelShape, composer: Composer, text: PlainText, limits: Limits
+        self, config: ModelConfig, composer: Composer, text: PlainText, limits: Limits
     ) -> None:
-        self._shape, self._text, self._room = shape, text, Room(composer, limits)
+        self._config, self._text, self._room = config, text, Room(composer, limits)
 
     def check(self, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None) -> None:
         """ValueError if features do not fit the model."""
-        shape = self._shape
-        if embedding.shape != (shape.talker.width,) or not np.isfinite(embedding).all():
+        config = self._config
+        if embedding.shape != (config.talker.hidden_size,) or not np.isfinite(embedding).all():
             raise ValueError(f"The embedding {embedding.shape} is not finite or has a wrong shape.")
         if codes is None:
             return
-        if codes.ndim != 2 or codes.shape[1] != shape.groups or not len(codes):
-            raise ValueError(f"The codes have the shape {codes.shape}, not (T, {shape.groups}).")
+        if codes.ndim != 2 or codes.shape[1] != config.num_code_groups or not len(codes):
+            raise ValueError(
+                f"The codes have the shape {codes.shape}, not (T, {config.num_code_groups})."
+            )
         low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= shape.codes:
-            raise ValueError(f"The codes {low} to {high} are not within 0 to {shape.codes - 1}.")
+        if low < 0 or high >= config.codebook_size:
+            raise ValueError(
+                f"The codes {low} to {high} are not within 0 to {config.codebook_size - 1}."
+            )
 
     def waiting(self, request: Request) -> Waiting:
         """What the request comes to. Raises what Engine.submit does, but for Overloaded."""
@@ -60,7 +64,7 @@ class Intake:
 
     def _choice(self, asked: SamplingParams) -> Choice:
         """What is asked, else as the model came."""
-        model = self._shape.sampling
+        model = self._config.generation
         temperature = model.temperature if asked.temperature is None else asked.temperature
         return Choice(
             seed=asked.seed,
@@ -92,7 +96,7 @@ class Intake:
     def _language(self, name: str | None) -> str | None:
         if name is None or name.lower() == "auto":
             return None
-        languages = self._shape.codec.languages
+        languages = self._config.codec_tokens.languages
         if name.lower() not in languages:
             known = ", ".join(sorted(languages))
             raise LanguageUnsupported(f"The model doesn't speak {name!r}. It speaks {known}.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inference.engine.device import on_device
-from inference.engine.shapes import ModelShape
+from inference.engine.model_config import ModelConfig
 from inference.engine.weights import Weights
 
 
@@ -46,18 +46,18 @@ class Script:
 class Composer:
     """Makes layouts with a model's embeddings."""
 
-    def __init__(self, shape: ModelShape, weights: Weights, role: Sequence[int]) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, role: Sequence[int]) -> None:
         """`role`: the ids that open the assistant's turn."""
         self._text = weights.text
         self._talker = weights.talker
-        tokens = shape.codec
+        tokens = config.codec_tokens
         self._codec_pad, self._codec_bos = self._codec(tokens.pad), self._codec(tokens.bos)
         self._tags = {
             name: self._codec(tokens.think, tokens.think_bos, language, tokens.think_eos)
             for name, language in tokens.languages.items()
         }
         self._no_tags = self._codec(tokens.nothink, tokens.think_bos, tokens.think_eos)
-        names = [shape.text.pad, shape.text.bos, shape.text.eos]
+        names = [config.text_tokens.pad, config.text_tokens.bos, config.text_tokens.eos]
         self.pad, self._bos, self._eos = self.text(names).unbind()
         self._role = self.text(role)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.engine.model_config import TransformerConfig
 from inference.engine.ops import Heads, TorchOps, Where, rope_table
-from inference.engine.shapes import StackShape
 from inference.engine.weights import StackWeights
 
 
@@ -21,21 +21,26 @@ class Cache:
     values: Tensor
 
     @classmethod
-    def empty(cls, shape: StackShape, rows: int, like: Tensor) -> "Cache":
+    def empty(cls, config: TransformerConfig, rows: int, like: Tensor) -> "Cache":
         """Zeros in the dtype and on the device of `like`."""
-        size = (shape.layers, rows + 1, shape.kv_heads, shape.head_width)
+        size = (config.num_hidden_layers, rows + 1, config.num_key_value_heads, config.head_dim)
         return cls(like.new_zeros(size), like.new_zeros(size))
 
 
 class Stack:
     """Layers and their rope table. `ops` is TorchOps, or the same operations as kernels."""
 
-    def __init__(self, shape: StackShape, weights: StackWeights, positions: int) -> None:
+    def __init__(self, config: TransformerConfig, weights: StackWeights, positions: int) -> None:
         self.weights = weights
-        self.epsilon = shape.epsilon
-        self.heads = Heads(shape.heads, shape.kv_heads, shape.head_width, shape.epsilon)
+        self.epsilon = config.rms_norm_eps
+        self.heads = Heads(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rms_norm_eps,
+        )
         device = weights.norm.device
-        self.rope = rope_table(shape.rope_base, shape.head_width, positions, device)
+        self.rope = rope_table(config.rope_theta, config.head_dim, positions, device)
 
     def run(self, ops: TorchOps, x: Tensor, cache: Cache, where: Where) -> Tensor:
         """The residual stream (B·N, D) float32 after every layer, before the last norm."""

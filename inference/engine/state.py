@@ -8,9 +8,9 @@ from torch import Tensor
 
 from inference.engine.device import on_device
 from inference.engine.layout import Layout
+from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TextAhead
 from inference.engine.sampler import Knobs, key_of
-from inference.engine.shapes import ModelShape
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,18 @@ class Choice:
 class State:
     """Tensors with a line for every slot. S = slots + 1: the last is scratch."""
 
-    def __init__(self, shape: ModelShape, limits: Limits, pad: Tensor, dtype: torch.dtype) -> None:
-        lines, device, width = limits.slots + 1, pad.device, shape.talker.width
+    def __init__(
+        self, config: ModelConfig, limits: Limits, pad: Tensor, dtype: torch.dtype
+    ) -> None:
+        lines, device, width = limits.slots + 1, pad.device, config.talker.hidden_size
         self.scratch = limits.slots
         self.x = torch.zeros(lines, width, device=device)
         self.position = torch.zeros(lines, dtype=torch.int32, device=device)
         self.table = torch.zeros(lines, limits.positions, dtype=torch.int32, device=device)
-        self.seen = torch.zeros(lines, shape.vocabulary, dtype=torch.bool, device=device)
+        self.seen = torch.zeros(lines, config.vocab_size, dtype=torch.bool, device=device)
         self.bad = torch.zeros(lines, dtype=torch.bool, device=device)
         self.frames = torch.zeros(
-            lines, limits.frames, shape.groups, dtype=torch.int64, device=device
+            lines, limits.frames, config.num_code_groups, dtype=torch.int64, device=device
         )
         self.knobs = Knobs.empty(lines, device)
         self.text = TextAhead(

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.engine.codec.vocoder import CHUNKS, Sound
+from inference.engine.model_config import FRAME_SAMPLES
 from inference.engine.request import Request, Timings
-from inference.engine.shapes import FRAME_SAMPLES
 from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
 
 

@@ -13,7 +13,7 @@ GATE_ROWS = 8  # gate and up take turns by 8 rows, so that one tile of 16 rows h
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer; D, F and the head widths are those of its StackShape."""
+    """One layer; D, F and the head widths are those of its TransformerConfig."""
 
     input_norm: Tensor  # (D,) float32
     qkv: Tensor  # (query + 2 kv width, D)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.model_config import ModelConfig, read_model_config
 from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.models.hashes import HashCache, folder_revision, sha256_of_file
 from inference.models.whole_weights import cut_short
@@ -148,10 +148,10 @@ def _refuse_cut_short(wanted: ModelSpec, path: Path) -> None:
         raise ModelUnavailable(faults[0] + (again if wanted.kind == "hub" else " Copy it anew."))
 
 
-def model_shape(folder: Path) -> ModelShape:
-    """The shape in the configs of `folder`, or ModelUnavailable."""
+def load_model_config(folder: Path) -> ModelConfig:
+    """The config of the checkpoint in `folder`, or ModelUnavailable."""
     try:
-        return read_shape(folder)
+        return read_model_config(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error

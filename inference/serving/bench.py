@@ -169,11 +169,13 @@ def text_of(letters: int) -> str:
 
 def random_voice(engine: Engine, frames: int, transcript: str, seed: int = 0) -> Voice:
     """A voice with a reference of `frames` random codes, or with none; on the device for good."""
-    generator, shape = np.random.default_rng(seed), engine.shape
-    embedding = generator.normal(0, 0.1, shape.talker.width).astype(np.float32)
+    generator, model_config = np.random.default_rng(seed), engine.model_config
+    embedding = generator.normal(0, 0.1, model_config.talker.hidden_size).astype(np.float32)
     if not frames:
         return engine.prepare(embedding)
-    codes = generator.integers(0, shape.codes, (frames, shape.groups)).astype(np.int16)
+    codes = generator.integers(
+        0, model_config.codebook_size, (frames, model_config.num_code_groups)
+    ).astype(np.int16)
     return engine.prepare(embedding, codes, transcript)
 
 

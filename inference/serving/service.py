@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFailed
-from inference.models.catalog import LocatedModel, model_shape, not_imported
+from inference.models.catalog import LocatedModel, load_model_config, not_imported
 from inference.models.read_ahead import reading_ahead
 from inference.prompts.features import PromptFeatures, PromptShape
 from inference.serving.config import ServiceConfig
@@ -323,15 +323,17 @@ class InferenceService:
             except (ImportError, OSError) as error:
                 raise not_imported(error) from error
             self._extractor = Extractor.load(
-                model.path, model_shape(model.path), self._config.device
+                model.path, load_model_config(model.path), self._config.device
             )
         return self._extractor
 
     def _shape(self) -> PromptShape:
         """What features must look like; the configs are read once."""
         if self._prompt_shape is None:
-            shape = model_shape(self.located().path)
-            self._prompt_shape = PromptShape(shape.groups, shape.codes, shape.talker.width)
+            config = load_model_config(self.located().path)
+            self._prompt_shape = PromptShape(
+                config.num_code_groups, config.codebook_size, config.talker.hidden_size
+            )
         return self._prompt_shape
 
     def _read(self, ref: PromptRef) -> PromptFeatures:

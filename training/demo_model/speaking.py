@@ -85,7 +85,7 @@ class OurSpeaker:
 
         config = EngineConfig(device=device, dtype=dtype, slots=1, threads=1)
         self._engine = Engine.load(folder, config)
-        self._extractor = Extractor.load(folder, self._engine.shape, device)
+        self._extractor = Extractor.load(folder, self._engine.model_config, device)
 
     def clone(self, clip: Sound, transcript: str) -> Any:
         found = self._extractor.extract(clip, transcript)

@@ -1,7 +1,7 @@
 """A checkpoint's two weight files → Weights, without qwen_tts or transformers.
 
 The layout of the names is that of qwen_tts' Qwen3TTSForConditionalGeneration. A fault is a
-ModelUnavailable that names the tensor and the file. Reads no configs: the shape is given.
+ModelUnavailable that names the tensor and the file. It reads no config: that is given.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from inference.engine.checkpoint.tensor_file import TensorFile
 from inference.engine.checkpoint.transfer import Memory, Piece, Transferred, transfer
-from inference.engine.shapes import ModelShape, StackShape
+from inference.engine.model_config import ModelConfig, TransformerConfig
 from inference.engine.weights import (
     GATE_ROWS,
     LayerWeights,
@@ -44,14 +44,14 @@ class LoadReport:
 
 
 def load_weights(
-    folder: Path, shape: ModelShape, dtype: torch.dtype, device: torch.device
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> Weights:
     """The weights of the checkpoint in `folder`, in `dtype` on `device`; ModelUnavailable."""
-    return load_with_report(folder, shape, dtype, device)[0]
+    return load_with_report(folder, config, dtype, device)[0]
 
 
 def load_with_report(
-    folder: Path, shape: ModelShape, dtype: torch.dtype, device: torch.device
+    folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[Weights, LoadReport]:
     """`load_weights`, and what it took; both are logged too."""
     begun = time.perf_counter()
@@ -59,8 +59,8 @@ def load_with_report(
     speech = _Plan(
         TensorFile(folder / "speech_tokenizer" / "model.safetensors"), torch.float32, device
     )
-    text, talker = _text(main, shape), _talker(main, shape)
-    predictor, decoder = _predictor(main, shape, talker), _decoder(speech)
+    text, talker = _text(main, config), _talker(main, config)
+    predictor, decoder = _predictor(main, config, talker), _decoder(speech)
     moved = transfer([*main.pieces, *speech.pieces], device)
     _project(talker, predictor)
     if device.type == "cuda":
@@ -144,10 +144,14 @@ class _Plan:
         return made
 
 
-def _text(plan: _Plan, shape: ModelShape) -> TextWeights:
-    width, out, name = shape.text_width, shape.talker.width, "talker.text_projection.linear_"
+def _text(plan: _Plan, config: ModelConfig) -> TextWeights:
+    width, out, name = (
+        config.text_hidden_size,
+        config.talker.hidden_size,
+        "talker.text_projection.linear_",
+    )
     return TextWeights(
-        embedding=plan.tensor("talker.model.text_embedding.weight", shape.text_vocabulary, width),
+        embedding=plan.tensor("talker.model.text_embedding.weight", config.text_vocab_size, width),
         fc1=plan.tensor(f"{name}fc1.weight", width, width),
         fc1_bias=plan.tensor(f"{name}fc1.bias", width),
         fc2=plan.tensor(f"{name}fc2.weight", out, width),
@@ -155,41 +159,46 @@ def _text(plan: _Plan, shape: ModelShape) -> TextWeights:
     )
 
 
-def _talker(plan: _Plan, shape: ModelShape) -> TalkerWeights:
-    width, table = shape.talker.width, "talker.code_predictor.model.codec_embedding.{}.weight"
-    head, bias = _head(plan, shape)
+def _talker(plan: _Plan, config: ModelConfig) -> TalkerWeights:
+    width, table = (
+        config.talker.hidden_size,
+        "talker.code_predictor.model.codec_embedding.{}.weight",
+    )
+    head, bias = _head(plan, config)
     return TalkerWeights(
-        stack=_stack(plan, "talker.model", shape.talker),
+        stack=_stack(plan, "talker.model", config.talker),
         head=head,
         head_bias=bias,
-        first=plan.tensor("talker.model.codec_embedding.weight", shape.vocabulary, width),
-        rest=plan.tables(table, shape.groups - 1, shape.codes, width),
+        first=plan.tensor("talker.model.codec_embedding.weight", config.vocab_size, width),
+        rest=plan.tables(table, config.num_code_groups - 1, config.codebook_size, width),
     )
 
 
-def _head(plan: _Plan, shape: ModelShape) -> tuple[Tensor, Tensor]:
+def _head(plan: _Plan, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """The head and its bias. Between equal widths qwen_tts has no projection but an identity."""
     codec, small = "talker.codec_head.weight", "talker.code_predictor.small_to_mtp_projection"
-    width, out = shape.talker.width, shape.predictor.width
+    width, out = config.talker.hidden_size, config.code_predictor.hidden_size
     if width != out:
-        head = plan.joined({codec: shape.vocabulary, f"{small}.weight": out}, width)
+        head = plan.joined({codec: config.vocab_size, f"{small}.weight": out}, width)
         return head, plan.vector(f"{small}.bias", out)
-    head = plan.empty(shape.vocabulary + out, width)
-    plan.fill(head[: shape.vocabulary], codec)
-    torch.nn.init.eye_(head[shape.vocabulary :])
+    head = plan.empty(config.vocab_size + out, width)
+    plan.fill(head[: config.vocab_size], codec)
+    torch.nn.init.eye_(head[config.vocab_size :])
     return head, torch.zeros(out, device=plan.device)
 
 
-def _predictor(plan: _Plan, shape: ModelShape, talker: TalkerWeights) -> PredictorWeights:
+def _predictor(plan: _Plan, config: ModelConfig, talker: TalkerWeights) -> PredictorWeights:
     """Its inputs are filled by `_project`, once the talker's are there."""
-    name, width = "talker.code_predictor", shape.predictor.width
-    same = width == shape.talker.width
-    rest = shape.groups - 2
+    name, width = "talker.code_predictor", config.code_predictor.hidden_size
+    same = width == config.talker.hidden_size
+    rest = config.num_code_groups - 2
     return PredictorWeights(
-        stack=_stack(plan, f"{name}.model", shape.predictor),
-        heads=plan.tables(f"{name}.lm_head.{{}}.weight", shape.groups - 1, shape.codes, width),
-        first=talker.first if same else plan.empty(shape.vocabulary, width),
-        rest=talker.rest[:rest] if same else plan.empty(rest, shape.codes, width),
+        stack=_stack(plan, f"{name}.model", config.code_predictor),
+        heads=plan.tables(
+            f"{name}.lm_head.{{}}.weight", config.num_code_groups - 1, config.codebook_size, width
+        ),
+        first=talker.first if same else plan.empty(config.vocab_size, width),
+        rest=talker.rest[:rest] if same else plan.empty(rest, config.codebook_size, width),
     )
 
 
@@ -203,14 +212,19 @@ def _project(talker: TalkerWeights, predictor: PredictorWeights) -> None:
         target.copy_(F.linear(table.float(), weight, talker.head_bias))
 
 
-def _stack(plan: _Plan, name: str, shape: StackShape) -> StackWeights:
-    layers = [_layer(plan, f"{name}.layers.{i}", shape) for i in range(shape.layers)]
-    return StackWeights(tuple(layers), plan.vector(f"{name}.norm.weight", shape.width))
+def _stack(plan: _Plan, name: str, config: TransformerConfig) -> StackWeights:
+    layers = [_layer(plan, f"{name}.layers.{i}", config) for i in range(config.num_hidden_layers)]
+    return StackWeights(tuple(layers), plan.vector(f"{name}.norm.weight", config.hidden_size))
 
 
-def _layer(plan: _Plan, name: str, shape: StackShape) -> LayerWeights:
+def _layer(plan: _Plan, name: str, config: TransformerConfig) -> LayerWeights:
     attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-    width, hidden, query, kv = shape.width, shape.hidden, shape.query_width, shape.kv_width
+    width, hidden, query, kv = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.q_size,
+        config.kv_size,
+    )
     rows = {
         f"{attention}.{part}_proj.weight": n for part, n in (("q", query), ("k", kv), ("v", kv))
     }
@@ -218,8 +232,8 @@ def _layer(plan: _Plan, name: str, shape: StackShape) -> LayerWeights:
     return LayerWeights(
         input_norm=plan.vector(f"{name}.input_layernorm.weight", width),
         qkv=plan.joined(rows, width),
-        q_norm=plan.vector(f"{attention}.q_norm.weight", shape.head_width),
-        k_norm=plan.vector(f"{attention}.k_norm.weight", shape.head_width),
+        q_norm=plan.vector(f"{attention}.q_norm.weight", config.head_dim),
+        k_norm=plan.vector(f"{attention}.k_norm.weight", config.head_dim),
         o=plan.tensor(f"{attention}.o_proj.weight", width, query),
         post_norm=plan.vector(f"{name}.post_attention_layernorm.weight", width),
         gate_up=plan.interleaved(gate, up, hidden, width),

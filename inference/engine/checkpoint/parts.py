@@ -13,7 +13,7 @@ import torch
 from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import DTYPES
-from inference.engine.shapes import ModelShape, read_shape
+from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
 from inference.errors import ModelUnavailable
@@ -23,7 +23,7 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Assertion
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    shape: ModelShape
+    model_config: ModelConfig
     weights: Weights  # on the CPU, in the dtype that is served
     text: PlainText
 
@@ -31,9 +31,9 @@ class Parts:
     def read(cls, folder: Path, dtype: str) -> "Parts":
         """The checkpoint in `folder`, in float32, float16 or bfloat16; ModelUnavailable."""
         with loading(f"The model in {folder}"):
-            shape = read_shape(folder)
-            weights = load_weights(folder, shape, DTYPES[dtype], torch.device("cpu"))
-            return cls(shape, weights, load_tokenizer(folder))
+            model_config = read_model_config(folder)
+            weights = load_weights(folder, model_config, DTYPES[dtype], torch.device("cpu"))
+            return cls(model_config, weights, load_tokenizer(folder))
 
 
 @contextmanager
