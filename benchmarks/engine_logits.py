@@ -20,13 +20,13 @@ from inference.engine.generator import Generator
 from inference.engine.layout import Composer, Layout, Script
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
-from inference.engine.state import Choice, Limits, State
+from inference.engine.state import Limits, ResolvedSampling, State
 from inference.engine.text import PlainText
 
 ROWS, FRAMES, REFERENCE = 4, 16, 24
 POSITIONS = 256  # of a row
 LIMITS = Limits(ROWS, ROWS * POSITIONS, POSITIONS, FRAMES + 1, POSITIONS)
-CHOICE = Choice(seed=0, temperature=0.9, top_k=50, top_p=1.0, penalty=1.0)
+SAMPLING = ResolvedSampling(seed=0, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.0)
 # Root mean square of the difference, as a share of the logits' own; the sound in decibels.
 LOGITS = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-4}
 SOUND_DB = {torch.float16: 30.0, torch.float32: 90.0}
@@ -43,7 +43,7 @@ class Teacher:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ops, name)
 
-    def choose(self, logits: Tensor, *_: object, **__: object) -> Tensor:
+    def sample(self, logits: Tensor, *_: object, **__: object) -> Tensor:
         self.logits.append(logits.float())
         frame, group = divmod(self._made, self._codes.shape[2])
         self._made += 1
@@ -87,7 +87,7 @@ def logits(
     layouts = [_layout(model_config, text, composer, row) for row in range(ROWS)]
     for row, layout in enumerate(layouts):
         cache_rows = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
-        state.begin(row, layout, cache_rows, CHOICE)
+        state.begin(row, layout, cache_rows, SAMPLING)
     prompts = pad_sequence([layout.prefill for layout in layouts], batch_first=True)
     lengths = torch.tensor([len(layout.prefill) for layout in layouts], dtype=torch.int32)
     slots = torch.arange(ROWS, dtype=torch.int32, device=codes.device)

@@ -20,8 +20,15 @@ from torch import Tensor
 
 from inference.engine.generator import Generator
 from inference.engine.kernels.cuda_ops import CudaOps
-from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
-from inference.engine.sampler import Knobs, key_of
+from inference.engine.ops import (
+    AttentionConfig,
+    AttentionMetadata,
+    LogitsRules,
+    TorchOps,
+    TrailingText,
+    rope_table,
+)
+from inference.engine.sampler import SamplingTensors, key_of
 from inference.engine.state import Limits, State
 
 BUILDS = {
@@ -32,7 +39,7 @@ BUILDS = {
 STACKS = ((2048, 6144), (1024, 3072))  # D and F of the talker, and of the predictor
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 MATRICES = ("qkv", "o", "gate_up", "down")
-HEADS = Heads(16, 8, 128, 1e-6)
+HEADS = AttentionConfig(16, 8, 128, 1e-6)
 POSITIONS = 1024
 PAST = 256
 SLOTS = 65
@@ -82,7 +89,7 @@ class Maker:
     def matrices(self, width: int, hidden: int, rows: int) -> Iterator[Case]:
         """The four products of a layer; y has the heads' width, z the hidden one."""
         x, norm = self.residual(rows, width), torch.rand(width, device=GPU) + 0.5
-        queries = HEADS.query * HEADS.width
+        queries = HEADS.num_heads * HEADS.head_dim
         y, z = self.half(rows, queries), self.half(rows, hidden)
         yield "norm_linear", (x, norm, self.weight(2 * queries, width), 1e-6)
         yield "linear_add", (x, y, self.weight(width, queries))
@@ -91,35 +98,42 @@ class Maker:
 
     def attend(self, rows: int, queries: int, past: int, wide: bool = True) -> Case:
         """Rows of about so much past, in cache rows without order; `wide` spans look far."""
-        width, span = HEADS.width, POSITIONS if wide else past + queries
+        width, span = HEADS.head_dim, POSITIONS if wide else past + queries
         length, number = past + queries, rows * (past + queries)
-        cache = tuple(self.half(number + 1, HEADS.kv, width) for _ in range(2))
+        cache = tuple(self.half(number + 1, HEADS.num_kv_heads, width) for _ in range(2))
         table = torch.zeros(rows + 1, POSITIONS, dtype=torch.int32, device=GPU)
         table[:rows, :length] = torch.randperm(number, device=GPU).view(rows, length).int() + 1
         position = torch.randint(max(0, past - 3), past + 1, (rows,), device=GPU).int()
-        where = Where(torch.randperm(rows, device=GPU).int(), position, table, span)
+        metadata = AttentionMetadata(torch.randperm(rows, device=GPU).int(), position, table, span)
         norms = torch.rand(width, device=GPU) + 0.5, torch.rand(width, device=GPU) + 0.5
-        qkv = self.half(rows * queries, (HEADS.query + 2 * HEADS.kv) * width)
-        return "attend", (qkv, norms, rope_table(1e6, width, POSITIONS, GPU), cache, where, HEADS)
+        qkv = self.half(rows * queries, (HEADS.num_heads + 2 * HEADS.num_kv_heads) * width)
+        return "attend", (
+            qkv,
+            norms,
+            rope_table(1e6, width, POSITIONS, GPU),
+            cache,
+            metadata,
+            HEADS,
+        )
 
-    def choose(self, rows: int, count: int, first: bool, by: Knobs) -> Case:
+    def sample(self, rows: int, count: int, first: bool, by: SamplingTensors) -> Case:
         """The second row has a logit that is not finite."""
         logits = self.half(rows, count + 1024, scale=3.0)[:, :count]
         logits[1:2, 7] = math.nan
         allowed = torch.rand(count, device=GPU) < 0.7
         seen = torch.rand(SLOTS, count, device=GPU) < 0.1
-        rules = Rules(seen, allowed, count - 9) if first else Rules()
+        rules = LogitsRules(seen, allowed, count - 9) if first else LogitsRules()
         slots = torch.randperm(SLOTS, device=GPU)[:rows].int()
         bad = torch.zeros(SLOTS, dtype=torch.bool, device=GPU)
-        return "choose", (logits, rules, by, slots, 0 if first else 3, bad)
+        return "sample", (logits, rules, by, slots, 0 if first else 3, bad)
 
     def frame_embed(self, rows: int, width: int) -> Case:
         codes = torch.randint(0, 2048, (rows, 16), device=GPU)
         length = torch.randint(0, 6, (SLOTS,), device=GPU).int()
-        text = TextAhead(self.half(SLOTS, 8, width), length, self.half(width))
+        text = TrailingText(self.half(SLOTS, 8, width), length, self.half(width))
         tables = self.half(3072, width), self.half(15, 2048, width)
         slots = torch.randperm(SLOTS, device=GPU)[:rows].int()
-        return "frame_embed", (codes, tables, text, any_knobs(), slots)
+        return "frame_embed", (codes, tables, text, any_sampling(), slots)
 
     def snake(self, rows: int) -> Case:
         """Angles up to a hundred."""
@@ -128,19 +142,19 @@ class Maker:
         return "snake", (x, alpha, self.half(96).abs(), self.half(96))
 
 
-def any_knobs() -> Knobs:
+def any_sampling() -> SamplingTensors:
     """Greedy or warm, top-k from one to all, top-p on or off, steps before and after the first."""
-    made = Knobs.empty(SLOTS, GPU)
+    made = SamplingTensors.empty(SLOTS, GPU)
     made.temperature.uniform_(0.3, 1.3)[::7] = 0
     made.top_k.random_(1, 80)[::5] = 3072
     made.top_p.uniform_(0.05, 1.0)[::2] = 1
-    made.penalty.fill_(1.3)
+    made.repetition_penalty.fill_(1.3)
     made.step.random_(0, 5)
     made.key.copy_(torch.tensor([key_of(seed) for seed in range(SLOTS)]))
     return made
 
 
-def usual(made: Knobs) -> Knobs:
+def usual(made: SamplingTensors) -> SamplingTensors:
     """The released defaults."""
     made.top_k.fill_(50)
     made.temperature.fill_(0.9)
@@ -154,7 +168,7 @@ def cases(make: Maker, rows: int) -> Iterator[Case]:
     for queries, past in ((1, 0), (1, 16), (1, 300), (1, 900), (2, 0), (2, 16), (20, 5)):
         yield make.attend(rows, queries, past, wide=past > 16)
     for first in (True, False) * 4:
-        yield make.choose(rows, 3072 if first else 2048, first, any_knobs())
+        yield make.sample(rows, 3072 if first else 2048, first, any_sampling())
     table = make.half(3072, 1024)
     yield "embed", (table, torch.randint(0, 3072, (rows,), device=GPU))
     if make.dtype == torch.float16:
@@ -182,7 +196,7 @@ def error(ops: CudaOps, case: Case) -> float:
     wanted = getattr(TorchOps(), name)(*exact)
     poison(wanted)
     found = getattr(ops, name)(*arguments)
-    if name == "choose":
+    if name == "sample":
         _, rules, _, slots, _, bad = arguments
         assert torch.equal(bad, exact[-1])
         assert rules.seen is None or rules.seen[slots.long(), found].all()
@@ -232,8 +246,8 @@ def timed(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for past in (16, 300, 1000):
         yield row_of(asked, f"attend {past}", both, partial(_attend, make, past))
     yield row_of(asked, "attend two", both, lambda rows: make.attend(rows, 2, 0, False))
-    by = usual(Knobs.empty(SLOTS, GPU))
-    yield row_of(asked, "choose", both, lambda rows: make.choose(rows, 2048, False, by))
+    by = usual(SamplingTensors.empty(SLOTS, GPU))
+    yield row_of(asked, "sample", both, lambda rows: make.sample(rows, 2048, False, by))
     yield row_of(asked, "frame_embed", both, lambda rows: make.frame_embed(rows, 2048))
 
 
@@ -332,7 +346,7 @@ def seated(state: State) -> State:
     state.table[:-1] = table.view_as(state.table[:-1])
     state.position.fill_(PAST)
     state.x.normal_()
-    usual(state.knobs)
+    usual(state.sampling)
     return state
 
 

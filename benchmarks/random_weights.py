@@ -20,9 +20,9 @@ from inference.engine.text import PlainText
 from inference.engine.weights import (
     LayerWeights,
     PredictorWeights,
-    StackWeights,
     TalkerWeights,
     TextWeights,
+    TransformerWeights,
     Weights,
 )
 from inference.testing.checkpoint import constant_of, deviation_of, write_configs
@@ -98,7 +98,7 @@ def _talker(config: ModelConfig, noise: Noise, end_gain: float) -> TalkerWeights
     same = torch.eye(small, dtype=noise.dtype, device=noise.device)
     projection = same if small == width else noise(small, width)
     return TalkerWeights(
-        stack=_stack(config.talker, noise),
+        transformer=_transformer(config.talker, noise),
         head=torch.cat([codec, projection]),
         head_bias=noise.zeros(small),
         first=noise(config.vocab_size, width, deviation=TABLE_DEVIATION),
@@ -113,7 +113,7 @@ def _predictor(config: ModelConfig, noise: Noise, talker: TalkerWeights) -> Pred
     gain = HEAD_GAIN / math.sqrt(width)
     same = width == config.talker.hidden_size
     return PredictorWeights(
-        stack=_stack(config.code_predictor, noise),
+        transformer=_transformer(config.code_predictor, noise),
         heads=noise(config.num_code_groups - 1, config.codebook_size, width, deviation=gain),
         first=talker.first if same else _projected(talker.first, talker, width),
         rest=talker.rest[:-1] if same else _projected(talker.rest[:-1], talker, width),
@@ -124,9 +124,9 @@ def _projected(table: Tensor, talker: TalkerWeights, width: int) -> Tensor:
     return F.linear(table.float(), talker.head[-width:].float()).to(table.dtype)
 
 
-def _stack(config: TransformerConfig, noise: Noise) -> StackWeights:
+def _transformer(config: TransformerConfig, noise: Noise) -> TransformerWeights:
     layers = tuple(_layer(config, noise) for _ in range(config.num_hidden_layers))
-    return StackWeights(layers, noise.ones(config.hidden_size))
+    return TransformerWeights(layers, noise.ones(config.hidden_size))
 
 
 def _layer(config: TransformerConfig, noise: Noise) -> LayerWeights:
@@ -164,7 +164,7 @@ def decoder_sizes(config: Any) -> Sizes:
     """Every tensor of the speech tokenizer's decoder, by its own name."""
     latent, width = config["latent_dim"], config["decoder_dim"]
     sizes = _conv("pre_conv.conv", latent, config["codebook_dim"], 3)
-    sizes |= _quantizer(config) | _transformer(config)
+    sizes |= _quantizer(config) | _codec_transformer(config)
     for index, factor in enumerate(config["upsampling_ratios"]):
         sizes |= _upsampling(f"upsample.{index}", latent, factor)
     sizes |= _conv("decoder.0.conv", width, latent, 7)
@@ -200,7 +200,7 @@ def _quantizer(config: Any) -> Sizes:
     return sizes
 
 
-def _transformer(config: Any) -> Sizes:
+def _codec_transformer(config: Any) -> Sizes:
     width, latent, name = config["hidden_size"], config["latent_dim"], "pre_transformer"
     sizes = _linear(f"{name}.input_proj", width, latent)
     for index in range(config["num_hidden_layers"]):

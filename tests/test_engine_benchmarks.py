@@ -196,7 +196,9 @@ def test_random_weights_are_the_same_numbers_in_every_dtype() -> None:
     config, _ = described("tiny")
     single, half = (random_weights(config, d, CPU) for d in (torch.float32, torch.bfloat16))
     assert torch.equal(single.talker.rest, half.talker.rest.float())
-    assert torch.equal(single.talker.stack.layers[0].qkv, half.talker.stack.layers[0].qkv.float())
+    assert torch.equal(
+        single.talker.transformer.layers[0].qkv, half.talker.transformer.layers[0].qkv.float()
+    )
 
 
 def test_a_frame_reads_what_the_design_counts() -> None:

@@ -21,8 +21,15 @@ from torch import Tensor
 from inference.engine.config import EngineConfig, _ops
 from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable, compile_ahead, image
 from inference.engine.kernels.cuda_program import Argument, Program, _passed, compiled, target
-from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where, rope_table
-from inference.engine.sampler import Knobs
+from inference.engine.ops import (
+    AttentionConfig,
+    AttentionMetadata,
+    LogitsRules,
+    TorchOps,
+    TrailingText,
+    rope_table,
+)
+from inference.engine.sampler import SamplingTensors
 from registry.modal.plan import GPUS, WITHOUT_BFLOAT16
 
 SOURCE = ROOT / "inference" / "engine" / "kernels" / "kernels.cu"
@@ -33,7 +40,7 @@ POINTED = {
     **{"half_t": torch.float16, "float": torch.float32, "unsigned char": torch.bool},
     **{"int": torch.int32, "long long": torch.int64, "u64": torch.int64},
 }
-HEADS = Heads(16, 8, 128, 1e-6)
+HEADS = AttentionConfig(16, 8, 128, 1e-6)
 CPU = torch.device("cpu")
 SLOTS, WIDTH = 3, 256
 Launch = tuple[str, Sequence[Argument]]
@@ -73,26 +80,29 @@ def stacked(ops: TorchOps, rows: int) -> None:
 
 
 def attended(ops: TorchOps, rows: int, queries: int) -> None:
-    width, number = HEADS.width, torch.arange(rows, dtype=torch.int32)
-    cache = half(rows * queries + 1, HEADS.kv, width), half(rows * queries + 1, HEADS.kv, width)
+    width, number = HEADS.head_dim, torch.arange(rows, dtype=torch.int32)
+    cache = (
+        half(rows * queries + 1, HEADS.num_kv_heads, width),
+        half(rows * queries + 1, HEADS.num_kv_heads, width),
+    )
     table = torch.arange(rows * queries, dtype=torch.int32).view(rows, queries)
-    where = Where(number, torch.zeros_like(number), table, queries)
+    metadata = AttentionMetadata(number, torch.zeros_like(number), table, queries)
     norms, rope = (torch.ones(width), torch.ones(width)), rope_table(1e6, width, queries, CPU)
-    ops.attend(half(rows * queries, 32 * width), norms, rope, cache, where, HEADS)
+    ops.attend(half(rows * queries, 32 * width), norms, rope, cache, metadata, HEADS)
 
 
-def chosen(ops: TorchOps, rules: Rules) -> None:
+def chosen(ops: TorchOps, rules: LogitsRules) -> None:
     bad, slots = torch.zeros(SLOTS, dtype=torch.bool), torch.arange(2, dtype=torch.int32)
-    ops.choose(half(2, 96)[:, :64], rules, Knobs.empty(SLOTS, CPU), slots, 0, bad)
+    ops.sample(half(2, 96)[:, :64], rules, SamplingTensors.empty(SLOTS, CPU), slots, 0, bad)
 
 
 def embedded(ops: TorchOps) -> None:
     codes, slots = torch.zeros(2, 16, dtype=torch.int64), torch.arange(2, dtype=torch.int32)
     length = torch.ones(SLOTS, dtype=torch.int32)
-    text = TextAhead(half(SLOTS, 4, WIDTH), length, half(WIDTH))
+    text = TrailingText(half(SLOTS, 4, WIDTH), length, half(WIDTH))
     tables = half(64, WIDTH), half(15, 32, WIDTH)
     ops.embed(tables[0], codes[:, 0].contiguous())
-    ops.frame_embed(codes, tables, text, Knobs.empty(SLOTS, CPU), slots)
+    ops.frame_embed(codes, tables, text, SamplingTensors.empty(SLOTS, CPU), slots)
 
 
 def sounded(ops: TorchOps) -> None:
@@ -111,8 +121,8 @@ def launches() -> list[Launch]:
     for queries in (2, 20):
         attended(ops, 3, queries)
     seen = torch.zeros(SLOTS, 64, dtype=torch.bool)
-    chosen(ops, Rules())
-    chosen(ops, Rules(seen, seen[0], 7))
+    chosen(ops, LogitsRules())
+    chosen(ops, LogitsRules(seen, seen[0], 7))
     embedded(ops)
     sounded(ops)
     return ops.recorder.launches
@@ -224,7 +234,7 @@ def test_what_does_not_compile_is_said(nvrtc: None) -> None:
 
 def test_every_operation_has_a_kernel(launches: list[Launch]) -> None:
     kinds = {re.sub(r"_\d+$", "", name) for name, _ in launches}
-    wanted = {"norm_linear", "norm_gated", "linear_add", "attend", "choose", "embed"}
+    wanted = {"norm_linear", "norm_gated", "linear_add", "attend", "sample", "embed"}
     assert wanted | {"frame_embed", "snake"} <= kinds
 
 

@@ -18,7 +18,7 @@ from inference.engine.checkpoint.loading import FOLD, load_weights, load_with_re
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.transfer import Memory, Piece, transfer
 from inference.engine.model_config import read_model_config
-from inference.engine.weights import GATE_ROWS, Weights
+from inference.engine.weights import GATE_INTERLEAVE, Weights
 from inference.errors import ModelUnavailable
 
 CPU = torch.device("cpu")
@@ -73,8 +73,8 @@ def either(request: pytest.FixtureRequest, checkpoint: Path, equal_widths: Path)
 
 def layers(weights: Weights) -> Iterator[tuple[str, Any]]:
     for name, stack in (
-        ("talker.model", weights.talker.stack),
-        (f"{PREDICTOR}.model", weights.predictor.stack),
+        ("talker.model", weights.talker.transformer),
+        (f"{PREDICTOR}.model", weights.predictor.transformer),
     ):
         for i, layer in enumerate(stack.layers):
             yield f"{name}.layers.{i}", layer
@@ -107,7 +107,7 @@ def test_gate_and_up_take_turns_and_are_folded_in_half_precision(
     fold = 2.0**FOLD if dtype == torch.float16 else 1.0
     for name, layer in layers(weights):
         gate, up, down = (stored[f"{name}.mlp.{p}_proj.weight"] for p in ("gate", "up", "down"))
-        found = layer.gate_up.view(-1, 2, GATE_ROWS, gate.shape[1])
+        found = layer.gate_up.view(-1, 2, GATE_INTERLEAVE, gate.shape[1])
         assert torch.equal(found[:, 0].flatten(0, 1), gate.to(dtype))
         assert torch.equal(found[:, 1].flatten(0, 1), (up.double() / fold).to(dtype))
         assert torch.equal(layer.down, (down.double() * fold).to(dtype))
@@ -129,8 +129,8 @@ def test_text_embeddings_and_heads_are_the_stored_ones(either: Path, dtype: torc
     assert same(talker.rest, torch.stack(tables))
     heads = [stored[f"{PREDICTOR}.lm_head.{i}.weight"] for i in range(15)]
     assert same(predictor.heads, torch.stack(heads))
-    assert same(talker.stack.norm, stored["talker.model.norm.weight"])
-    assert same(predictor.stack.norm, stored[f"{PREDICTOR}.model.norm.weight"])
+    assert same(talker.transformer.norm, stored["talker.model.norm.weight"])
+    assert same(predictor.transformer.norm, stored[f"{PREDICTOR}.model.norm.weight"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from inference.engine import sampler
-from inference.engine.ops import Rules, TorchOps
-from inference.engine.sampler import MIN_FRAMES, Knobs, gumbel, key_of
+from inference.engine.ops import LogitsRules, TorchOps
+from inference.engine.sampler import MIN_FRAMES, SamplingTensors, gumbel, key_of
 
 CODES = 96
 EOS = 90
@@ -42,7 +42,7 @@ class Case:
     temperature: float = 1.0
     top_k: int = CODES
     top_p: float = 1.0
-    penalty: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
 
@@ -73,7 +73,7 @@ def case_of(seed: int, temperature: float = 1.0, top_k: int = 50, top_p: float =
 def theirs(case: Case, has_rules: bool = True) -> Tensor:
     """Scores (CODES,) after Hugging Face's processors, in the order of its `generate`."""
     rules: list[LogitsProcessor] = [
-        RepetitionPenaltyLogitsProcessor(case.penalty),
+        RepetitionPenaltyLogitsProcessor(case.repetition_penalty),
         MinNewTokensLengthLogitsProcessor(0, MIN_FRAMES, EOS),
         SuppressTokensLogitsProcessor(SUPPRESSED),
     ]
@@ -87,12 +87,12 @@ def theirs(case: Case, has_rules: bool = True) -> Tensor:
     return scores[0]
 
 
-def knobs_of(cases: Sequence[Case]) -> Knobs:
-    return Knobs(
+def sampling_of(cases: Sequence[Case]) -> SamplingTensors:
+    return SamplingTensors(
         temperature=torch.tensor([case.temperature for case in cases]),
         top_k=torch.tensor([case.top_k for case in cases], dtype=torch.int32),
         top_p=torch.tensor([case.top_p for case in cases]),
-        penalty=torch.tensor([case.penalty for case in cases]),
+        repetition_penalty=torch.tensor([case.repetition_penalty for case in cases]),
         key=torch.tensor([key_of(case.seed) for case in cases]),
         step=torch.tensor([case.step for case in cases], dtype=torch.int32),
     )
@@ -112,9 +112,9 @@ def chosen(
         seen[slot, list(case.before)] = True
     allowed = torch.ones(CODES, dtype=torch.bool)
     allowed[SUPPRESSED] = False
-    rules = Rules(seen, allowed, EOS) if has_rules else Rules()
+    rules = LogitsRules(seen, allowed, EOS) if has_rules else LogitsRules()
     bad, logits = torch.zeros(len(cases), dtype=torch.bool), torch.stack([c.logits for c in cases])
-    codes = TorchOps().choose(logits, rules, knobs_of(rows), index, group, bad)
+    codes = TorchOps().sample(logits, rules, sampling_of(rows), index, group, bad)
     return Chosen(codes, bad, seen)
 
 
@@ -149,7 +149,10 @@ SMOOTH = [case_of(seed, top_p=0.9).logits for seed in range(4)]
 CHANCES = [
     (Case(SMOOTH[0], temperature=0.9, top_k=50), False),
     (Case(SMOOTH[1] * 0.4, (1, 1), temperature=1.3, top_k=20), True),
-    (Case(SMOOTH[2] * 0.5, (3, 5, 5, 70), temperature=0.9, top_p=0.9, penalty=1.5), True),
+    (
+        Case(SMOOTH[2] * 0.5, (3, 5, 5, 70), temperature=0.9, top_p=0.9, repetition_penalty=1.5),
+        True,
+    ),
     (Case(SMOOTH[3] * 0.2, temperature=0.7, top_k=60, top_p=0.95), False),
 ]
 
@@ -230,7 +233,7 @@ def test_a_row_that_went_bad_stays_bad() -> None:
     bad, slots = torch.tensor([True, False]), torch.arange(2, dtype=torch.int32)
     cases = [case_of(0), case_of(1)]
     logits = torch.stack([case.logits for case in cases])
-    TorchOps().choose(logits, Rules(), knobs_of(cases), slots, 3, bad)
+    TorchOps().sample(logits, LogitsRules(), sampling_of(cases), slots, 3, bad)
     assert bad.tolist() == [True, False]
 
 

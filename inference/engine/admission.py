@@ -9,7 +9,7 @@ from inference.engine.cache_rows import whole
 from inference.engine.forecast import Line
 from inference.engine.layout import Script
 from inference.engine.request import Request
-from inference.engine.state import Choice
+from inference.engine.state import ResolvedSampling
 from inference.errors import Overloaded
 
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
@@ -21,7 +21,7 @@ class Waiting:
 
     request: Request
     script: Script
-    choice: Choice
+    sampling: ResolvedSampling
     prompt: int  # positions to prefill
     ahead: int  # positions read while it speaks
     budget: int  # frames

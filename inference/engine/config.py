@@ -26,7 +26,7 @@ class EngineConfig:
     slots: int | None = None  # requests that speak at once: 32, on a cpu 8
     positions: int | None = None  # of all prompts and frames together: 1,024 a slot
     request_positions: int = 2816  # of one; both are rounded up to pages of 64
-    text_ahead: int = 512  # tokens of one that are read while it speaks
+    trailing_text_tokens: int = 512  # tokens of one that are read while it speaks
     prefill_positions: int = 512  # between two frames
     queue_limit: int = 64
     kernels: bool = True  # our CUDA kernels; plain torch without
@@ -70,7 +70,7 @@ class Setup:
                 rows=whole(config.positions or max(slots * 1024, config.request_positions)),
                 positions=whole(config.request_positions),
                 frames=MAX_FRAMES + 1,
-                text=config.text_ahead,
+                text=config.trailing_text_tokens,
             ),
             prefill_positions=config.prefill_positions,
             queue_limit=config.queue_limit,

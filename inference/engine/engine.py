@@ -217,7 +217,7 @@ class Engine:
 
     def _seat(self, waiting: Waiting, layout: Layout) -> Stream:
         request, slot, rows = waiting.request, self._free.pop(), self._rows.take(waiting.positions)
-        self._state.begin(slot, layout, rows, waiting.choice)
+        self._state.begin(slot, layout, rows, waiting.sampling)
         icl = request.voice.mode(request.mode) == "icl"
         self._vocoder.begin(slot, request.voice.past if icl else None)
         return Stream(

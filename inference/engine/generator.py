@@ -11,9 +11,9 @@ from torch import Tensor
 
 from inference.engine.device import on_device
 from inference.engine.model_config import ModelConfig
-from inference.engine.ops import Rules, TorchOps, Where
-from inference.engine.stack import Cache, Stack, identity_table
+from inference.engine.ops import AttentionMetadata, LogitsRules, TorchOps
 from inference.engine.state import Limits, State
+from inference.engine.transformer import KVCache, Transformer, contiguous_table
 from inference.engine.weights import Weights
 
 SPECIALS = 1024  # tokens above the codes in the talker's vocabulary; only the end may be chosen
@@ -27,20 +27,20 @@ class Generator:
         self._talker_weights, self._predictor_weights = weights.talker, weights.predictor
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
-        self._talker = Stack(config.talker, weights.talker.stack, limits.positions)
-        self._predictor = Stack(
-            config.code_predictor, weights.predictor.stack, config.num_code_groups
+        self._talker = Transformer(config.talker, weights.talker.transformer, limits.positions)
+        self._predictor = Transformer(
+            config.code_predictor, weights.predictor.transformer, config.num_code_groups
         )
-        self._cache = Cache.empty(config.talker, limits.rows, like)
+        self._cache = KVCache.empty(config.talker, limits.rows, like)
         batch, length = limits.slots, config.num_code_groups
-        self._codes_cache = Cache.empty(config.code_predictor, batch * length, like)
-        self._codes_table = identity_table(batch, length, device)
+        self._predictor_cache = KVCache.empty(config.code_predictor, batch * length, like)
+        self._predictor_table = contiguous_table(batch, length, device)
         self._batch = torch.arange(batch, dtype=torch.int32, device=device)
         self._places = torch.arange(length, dtype=torch.int32, device=device)[:, None]
         self._places = self._places.repeat(1, batch)  # [t] is position t of every row
         allowed = torch.arange(config.vocab_size, device=device) < config.vocab_size - SPECIALS
         allowed[config.codec_tokens.eos] = True
-        self._rules = Rules(state.seen, allowed, config.codec_tokens.eos)
+        self._rules = LogitsRules(state.seen, allowed, config.codec_tokens.eos)
 
     def prefill(self, slots: Tensor, prompts: Tensor, lengths: Tensor) -> Tensor:
         """Run the talker over prompts (B, P, D) float32: its state at each one's end, (B, D).
@@ -48,8 +48,8 @@ class Generator:
         `slots` and `lengths` (B,) int32; what a prompt has beyond its length is not used.
         """
         rows, span, width = prompts.shape
-        where = Where(slots, torch.zeros_like(slots), self._state.table, span)
-        x = self._talker.run(self._ops, prompts.reshape(-1, width), self._cache, where)
+        metadata = AttentionMetadata(slots, torch.zeros_like(slots), self._state.table, span)
+        x = self._talker.run(self._ops, prompts.reshape(-1, width), self._cache, metadata)
         last = (lengths - 1).long()[:, None, None].expand(-1, 1, width)
         ends = x.view(rows, span, width).gather(1, last)[:, 0]
         self._state.x[slots.long()] = ends
@@ -68,10 +68,10 @@ class Generator:
         index = slots.long()
         out = self._talker.head(ops, state.x[index], self._talker_weights.head)
         logits, hidden = out.tensor_split([self._config.vocab_size], dim=1)
-        code = ops.choose(logits, self._rules, state.knobs, slots, 0, state.bad)
+        code = ops.sample(logits, self._rules, state.sampling, slots, 0, state.bad)
         codes = [code, *self._rest(hidden, code, slots)]
         frame = torch.stack(codes, dim=1)
-        state.frames[index, state.knobs.step[index].long()] = frame
+        state.frames[index, state.sampling.step[index].long()] = frame
         assert frame.shape[1] == groups
         return torch.cat([frame, state.bad[index][:, None].long()], dim=1)
 
@@ -81,16 +81,16 @@ class Generator:
         No row may stand at position `span` or beyond.
         """
         state, index = self._state, slots.long()
-        step = state.knobs.step[index]
+        step = state.sampling.step[index]
         codes = state.frames[index, step.long()]
         tables = (self._talker_weights.first, self._talker_weights.rest)
-        x = self._ops.frame_embed(codes, tables, state.text, state.knobs, slots)
-        where = Where(slots, state.position[index], state.table, span)
-        x = self._talker.run(self._ops, x, self._cache, where)
+        x = self._ops.frame_embed(codes, tables, state.text, state.sampling, slots)
+        metadata = AttentionMetadata(slots, state.position[index], state.table, span)
+        x = self._talker.run(self._ops, x, self._cache, metadata)
         state.x[index] = x
         # The clamps only ever hold the scratch slot back, which no request ends.
-        state.position[index] = (where.position + 1).clamp(max=state.table.shape[1] - 1)
-        state.knobs.step[index] = (step + 1).clamp(max=state.frames.shape[1] - 1)
+        state.position[index] = (metadata.position + 1).clamp(max=state.table.shape[1] - 1)
+        state.sampling.step[index] = (step + 1).clamp(max=state.frames.shape[1] - 1)
         return x
 
     def _rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
@@ -102,7 +102,9 @@ class Generator:
         codes = []
         for group in range(1, self._config.num_code_groups):
             logits = self._predictor.head(ops, x.contiguous(), weights.heads[group - 1])
-            code = ops.choose(logits, Rules(), self._state.knobs, slots, group, self._state.bad)
+            code = ops.sample(
+                logits, LogitsRules(), self._state.sampling, slots, group, self._state.bad
+            )
             codes.append(code)
             if group < self._config.num_code_groups - 1:
                 x = self._predict(ops.embed(weights.rest[group - 1], code), rows, group + 1)
@@ -111,5 +113,7 @@ class Generator:
     def _predict(self, x: Tensor, rows: int, position: int) -> Tensor:
         """Run the predictor over (rows · N, Dp) that stand at `position` and after it."""
         span = position + len(x) // rows
-        where = Where(self._batch[:rows], self._places[position, :rows], self._codes_table, span)
-        return self._predictor.run(self._ops, x, self._codes_cache, where)
+        metadata = AttentionMetadata(
+            self._batch[:rows], self._places[position, :rows], self._predictor_table, span
+        )
+        return self._predictor.run(self._ops, x, self._predictor_cache, metadata)

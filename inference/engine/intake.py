@@ -17,7 +17,7 @@ from inference.engine.params import (
 )
 from inference.engine.request import Request
 from inference.engine.room import Room
-from inference.engine.state import Choice, Limits
+from inference.engine.state import Limits, ResolvedSampling
 from inference.engine.text import PlainText
 from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
@@ -51,8 +51,8 @@ class Intake:
         if not self._room.holds(script):
             raise self._refusal(request.text, script)
         size = self._room.size(script)
-        choice, now = self._choice(request.sampling), time.perf_counter()
-        return Waiting(request, script, choice, size.prompt, size.ahead, size.budget, now)
+        sampling, now = self._resolved(request.sampling), time.perf_counter()
+        return Waiting(request, script, sampling, size.prompt, size.ahead, size.budget, now)
 
     def _script(self, request: Request) -> Script:
         voice, ids = request.voice, self._text.ids(request.text)
@@ -62,16 +62,16 @@ class Intake:
             raise SpeechFailed("There is no text to speak.")
         return Script(voice.speaker, reference, ids, language, request.text_first)
 
-    def _choice(self, asked: SamplingParams) -> Choice:
+    def _resolved(self, asked: SamplingParams) -> ResolvedSampling:
         """What is asked, else as the model came."""
         model = self._config.generation
         temperature = model.temperature if asked.temperature is None else asked.temperature
-        return Choice(
+        return ResolvedSampling(
             seed=asked.seed,
             temperature=0.0 if temperature < GREEDY_BELOW else temperature,
             top_k=asked.top_k or model.top_k,
             top_p=asked.top_p or model.top_p,
-            penalty=asked.repetition_penalty or model.repetition_penalty,
+            repetition_penalty=asked.repetition_penalty or model.repetition_penalty,
         )
 
     def _refusal(self, text: str, script: Script) -> TextTooLong | ModeUnavailable:

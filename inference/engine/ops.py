@@ -13,23 +13,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inference.engine import sampler
-from inference.engine.sampler import Knobs
-from inference.engine.weights import GATE_ROWS
+from inference.engine.sampler import SamplingTensors
+from inference.engine.weights import GATE_INTERLEAVE
 
 
 @dataclass(frozen=True)
-class Heads:
-    """How the columns of one qkv product are split."""
+class AttentionConfig:
+    """The heads of an attention layer: how the columns of one qkv product are split."""
 
-    query: int  # H
-    kv: int  # G, a divisor of H
-    width: int  # W
-    epsilon: float
+    num_heads: int  # H, of the queries
+    num_kv_heads: int  # G, a divisor of H
+    head_dim: int  # W
+    rms_norm_eps: float
 
 
 @dataclass(frozen=True)
-class Where:
-    """Which positions the rows of a batch are at, and which cache rows hold their past.
+class AttentionMetadata:
+    """Which positions the rows of a batch stand at, and which cache rows hold their past.
 
     A row's query `t` of N stands at position `position + t`, and reads the cache rows
     `table[sequence, 0 .. position + t]`; its own key and value are written first.
@@ -38,7 +38,7 @@ class Where:
     sequence: Tensor  # (B,) int32: which line of the table
     position: Tensor  # (B,) int32: of the row's first query
     table: Tensor  # (sequences, positions) int32: cache row of each position
-    span: int  # positions that any row may look at, at most the table's width
+    max_seq_len: int  # positions that any row may look at, at most the table's width
 
 
 class TorchOps:
@@ -55,7 +55,7 @@ class TorchOps:
     def norm_gated(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """silu(gate) * up of rms_norm(x): (B, D) float32 → (B, F) in the weights' dtype."""
         both = self.norm_linear(x, norm, weight, epsilon)
-        gate, up = both.view(len(x), -1, 2, GATE_ROWS).unbind(-2)
+        gate, up = both.view(len(x), -1, 2, GATE_INTERLEAVE).unbind(-2)
         return (F.silu(gate.float()) * up.float()).flatten(-2).to(weight.dtype)
 
     def attend(
@@ -64,29 +64,29 @@ class TorchOps:
         norms: tuple[Tensor, Tensor],
         rope: Tensor,
         cache: tuple[Tensor, Tensor],
-        where: Where,
-        heads: Heads,
+        metadata: AttentionMetadata,
+        config: AttentionConfig,
     ) -> Tensor:
         """Norm and turn q and k, store k and v, attend to the past: (B·N, …) → (B·N, H·W).
 
         `qkv` has N consecutive queries of each row, `cache` is keys and values (rows, G, W), and
         `rope` (positions, 2, W/2) float32: cosines, then sines.
         """
-        rows = len(where.sequence)
-        split = [heads.query, heads.kv, heads.kv]
-        q, k, v = torch.split(qkv.view(rows, -1, sum(split), heads.width), split, dim=2)
-        places = where.position[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, N)
-        table = where.table[where.sequence.long()].long()  # (B, positions)
+        rows = len(metadata.sequence)
+        split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        q, k, v = torch.split(qkv.view(rows, -1, sum(split), config.head_dim), split, dim=2)
+        places = metadata.position[:, None] + torch.arange(q.shape[1], device=q.device)  # (B, N)
+        table = metadata.table[metadata.sequence.long()].long()  # (B, positions)
         turn = rope[places]  # (B, N, 2, W/2)
         keys, values = cache
         written = table.gather(1, places.long())
         nobody = (written == 0)[..., None, None]  # a mask holds back numbers, but not NaN
-        k = rotate(rms_norm(k, norms[1], heads.epsilon), turn).to(keys.dtype)
+        k = rotate(rms_norm(k, norms[1], config.rms_norm_eps), turn).to(keys.dtype)
         keys[written], values[written] = k.masked_fill(nobody, 0), v.masked_fill(nobody, 0)
-        seen = table[:, : where.span]
-        mask = torch.arange(where.span, device=q.device) <= places[..., None]  # (B, N, span)
+        past = torch.arange(metadata.max_seq_len, device=q.device)
+        seen, mask = table[:, : len(past)], past <= places[..., None]  # (B, N, max_seq_len)
         out = F.scaled_dot_product_attention(
-            rotate(rms_norm(q, norms[0], heads.epsilon), turn).to(v.dtype).transpose(1, 2),
+            rotate(rms_norm(q, norms[0], config.rms_norm_eps), turn).to(v.dtype).transpose(1, 2),
             keys[seen].transpose(1, 2),
             values[seen].transpose(1, 2),
             attn_mask=mask[:, None],
@@ -94,25 +94,33 @@ class TorchOps:
         )
         return out.transpose(1, 2).reshape(len(qkv), -1)
 
-    def choose(
-        self, logits: Tensor, rules: "Rules", knobs: Knobs, slots: Tensor, group: int, bad: Tensor
+    def sample(
+        self,
+        logits: Tensor,
+        rules: "LogitsRules",
+        sampling: SamplingTensors,
+        slots: Tensor,
+        group: int,
+        bad: Tensor,
     ) -> Tensor:
-        """One code a row, (B,) int64, from logits (B, V) by the knobs of `slots` (B,) int32.
+        """One code a row, (B,) int64, from logits (B, V) with the sampling of `slots` (B,) int32.
 
         A row with a logit that is not finite sets bad[slot] (S,) bool and gets code 0. What
         codebook 0 chose is marked in `rules.seen`.
         """
         slots = slots.long()
-        mine, scores = knobs.of(slots), logits.float()
+        mine, scores = sampling.of(slots), logits.float()
         finite = scores.isfinite().all(-1)
         if rules.seen is not None:
-            scores = sampler.penalise(scores, rules.seen[slots], mine.penalty)
+            scores = sampler.apply_repetition_penalty(
+                scores, rules.seen[slots], mine.repetition_penalty
+            )
         if rules.allowed is not None:
             scores = scores.masked_fill(~rules.allowed, -torch.inf)
         if rules.eos >= 0:
             early = mine.step < sampler.MIN_FRAMES
             scores[:, rules.eos] = scores[:, rules.eos].masked_fill(early, -torch.inf)
-        codes = sampler.choose(scores, mine, group).where(finite, 0)
+        codes = sampler.sample(scores, mine, group).where(finite, 0)
         bad[slots] |= ~finite
         if rules.seen is not None:
             rules.seen[slots, codes] = torch.ones_like(finite)
@@ -126,8 +134,8 @@ class TorchOps:
         self,
         codes: Tensor,
         tables: tuple[Tensor, Tensor],
-        text: "TextAhead",
-        knobs: Knobs,
+        text: "TrailingText",
+        sampling: SamplingTensors,
         slots: Tensor,
     ) -> Tensor:
         """The talker's input after a frame: its codes' embeddings and the next text's, (B, D).
@@ -135,7 +143,7 @@ class TorchOps:
         codes (B, groups) int64; tables first (V, D) and rest (groups - 1, C, D).
         """
         slots = slots.long()
-        step = knobs.step[slots].long()
+        step = sampling.step[slots].long()
         group = torch.arange(codes.shape[1] - 1, device=codes.device)
         spoken = tables[0][codes[:, 0]].float() + tables[1][group, codes[:, 1:]].float().sum(1)
         last = text.tokens.shape[1] - 1
@@ -161,7 +169,7 @@ class TorchOps:
 
 
 @dataclass(frozen=True)
-class Rules:
+class LogitsRules:
     """Which codes a codebook may choose; all None and -1 for codebooks 1 to 15."""
 
     seen: Tensor | None = None  # (S, V) bool: what the slot chose before
@@ -170,8 +178,11 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class TextAhead:
-    """The text that is read while frames are made, one token a frame; then padding."""
+class TrailingText:
+    """Text that the talker reads while it makes frames, one token a frame; then padding.
+
+    It is qwen_tts' trailing_text_hidden.
+    """
 
     tokens: Tensor  # (S, L, D)
     length: Tensor  # (S,) int32

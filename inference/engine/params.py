@@ -1,4 +1,4 @@
-"""What one piece of speech is asked to be: its knobs, its frame budget. Needs no torch."""
+"""What one piece of speech is asked to be: its sampling, its frame budget. Needs no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ GREEDY_BELOW = 0.01
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How codes are chosen; None leaves a knob as the model came. Both stages use the same.
+    """How codes are sampled; None is the model's own value. Talker and code predictor use the same.
 
     A temperature under 0.01 is greedy. The same seed gives the same codes.
     """

@@ -66,4 +66,4 @@ def room_beside(frames: int, words: int) -> int:
 
     The longest clip leaves room for as many frames as there may be, so only text is counted.
     """
-    return max(0, min(MAX_TOKENS, EngineConfig.text_ahead + frames - words))
+    return max(0, min(MAX_TOKENS, EngineConfig.trailing_text_tokens + frames - words))

@@ -1,4 +1,4 @@
-"""Choose codes from logits, each row by its own knobs, seed and step: never by its neighbours.
+"""Sample codes from logits, each row by its own parameters, seed and step, never by its neighbours.
 
 The order of Hugging Face's processors: repetition penalty, suppressed tokens, temperature, top-k
 (ties are kept), top-p. Then the Gumbel-argmax trick, with noise from a counter-based generator
@@ -16,18 +16,18 @@ NO_ROW = -torch.inf
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """The sampling state of every slot, on the device."""
+class SamplingTensors:
+    """The sampling parameters and the step of every slot, on the device."""
 
     temperature: Tensor  # (S,) float32; 0 is greedy
     top_k: Tensor  # (S,) int32
     top_p: Tensor  # (S,) float32
-    penalty: Tensor  # (S,) float32
+    repetition_penalty: Tensor  # (S,) float32
     key: Tensor  # (S,) int64: `key_of(seed)`
     step: Tensor  # (S,) int32: frames made so far
 
     @classmethod
-    def empty(cls, slots: int, device: torch.device) -> "Knobs":
+    def empty(cls, slots: int, device: torch.device) -> "SamplingTensors":
         kinds = {"top_k": torch.int32, "key": torch.int64, "step": torch.int32}
         return cls(
             *(
@@ -36,23 +36,23 @@ class Knobs:
             )
         )
 
-    def of(self, rows: Tensor) -> "Knobs":
-        """The knobs of the slots `rows` (B,)."""
-        return Knobs(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def of(self, slots: Tensor) -> "SamplingTensors":
+        """Those of the slots `slots` (B,)."""
+        return SamplingTensors(*(getattr(self, field.name)[slots] for field in fields(self)))
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
     """Divide what was seen (B, V) by the row's penalty if positive, else multiply."""
     by = penalty[:, None]
     return torch.where(seen, torch.where(logits > 0, logits / by, logits * by), logits)
 
 
-def choose(scores: Tensor, knobs: Knobs, group: int) -> Tensor:
-    """One code a row: scores (B, V) float32, knobs of those rows → (B,) int64."""
-    noise = gumbel(knobs.key, knobs.step, group, scores.shape[1])
-    greedy = knobs.temperature == 0
-    warm = scores / torch.where(greedy, 1.0, knobs.temperature)[:, None]
-    cut = warm.masked_fill(warm < threshold(warm, knobs.top_k, knobs.top_p), NO_ROW)
+def sample(scores: Tensor, sampling: SamplingTensors, group: int) -> Tensor:
+    """One code a row: scores (B, V) float32, the sampling of those rows → (B,) int64."""
+    noise = gumbel(sampling.key, sampling.step, group, scores.shape[1])
+    greedy = sampling.temperature == 0
+    warm = scores / torch.where(greedy, 1.0, sampling.temperature)[:, None]
+    cut = warm.masked_fill(warm < threshold(warm, sampling.top_k, sampling.top_p), NO_ROW)
     return torch.where(greedy[:, None], scores, cut + noise).argmax(-1)
 
 

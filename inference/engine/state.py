@@ -9,8 +9,8 @@ from torch import Tensor
 from inference.engine.device import on_device
 from inference.engine.layout import Layout
 from inference.engine.model_config import ModelConfig
-from inference.engine.ops import TextAhead
-from inference.engine.sampler import Knobs, key_of
+from inference.engine.ops import TrailingText
+from inference.engine.sampler import SamplingTensors, key_of
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A request's sampling, as the device gets it."""
+class ResolvedSampling:
+    """A request's SamplingParams with the model's defaults filled in."""
 
     seed: int
     temperature: float  # 0 is greedy
     top_k: int
     top_p: float
-    penalty: float
+    repetition_penalty: float
 
 
 class State:
@@ -51,16 +51,18 @@ class State:
         self.frames = torch.zeros(
             lines, limits.frames, config.num_code_groups, dtype=torch.int64, device=device
         )
-        self.knobs = Knobs.empty(lines, device)
-        self.text = TextAhead(
+        self.sampling = SamplingTensors.empty(lines, device)
+        self.text = TrailingText(
             torch.zeros(lines, limits.text, width, dtype=dtype, device=device),
             torch.zeros(lines, dtype=torch.int32, device=device),
             pad.to(dtype),
         )
 
-    def begin(self, slot: int, layout: Layout, rows: Sequence[int], choice: Choice) -> None:
+    def begin(
+        self, slot: int, layout: Layout, rows: Sequence[int], wanted: ResolvedSampling
+    ) -> None:
         """A request takes `slot`, and the cache rows for its positions; row 0 is nobody's."""
-        knobs, ahead = self.knobs, layout.ahead
+        sampling, ahead = self.sampling, layout.ahead
         self.table[slot] = 0
         self.table[slot, : len(rows)] = on_device(rows, torch.int32, self.table.device)
         self.seen[slot] = False
@@ -68,9 +70,9 @@ class State:
         self.position[slot] = 0
         self.text.tokens[slot, : len(ahead)] = ahead.to(self.text.tokens.dtype)
         self.text.length[slot] = len(ahead)
-        knobs.step[slot] = 0
-        knobs.key[slot] = key_of(choice.seed)
-        knobs.temperature[slot] = choice.temperature
-        knobs.top_k[slot] = choice.top_k
-        knobs.top_p[slot] = choice.top_p
-        knobs.penalty[slot] = choice.penalty
+        sampling.step[slot] = 0
+        sampling.key[slot] = key_of(wanted.seed)
+        sampling.temperature[slot] = wanted.temperature
+        sampling.top_k[slot] = wanted.top_k
+        sampling.top_p[slot] = wanted.top_p
+        sampling.repetition_penalty[slot] = wanted.repetition_penalty

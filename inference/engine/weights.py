@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GATE_ROWS = 8  # gate and up take turns by 8 rows, so that one tile of 16 rows holds a pair
+GATE_INTERLEAVE = 8  # gate and up take turns by 8 outputs: a tile of 16 holds 8 pairs
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class LayerWeights:
     k_norm: Tensor  # (head width,) float32
     o: Tensor  # (D, query width)
     post_norm: Tensor  # (D,) float32
-    gate_up: Tensor  # (2 F, D): 8 rows of gate, 8 of up, and so on
+    gate_up: Tensor  # (2 F, D): 8 outputs of gate, 8 of up, and so on
     down: Tensor  # (D, F)
 
 
 @dataclass(frozen=True)
-class StackWeights:
+class TransformerWeights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # (D,) float32
 
@@ -44,7 +44,7 @@ class TextWeights:
 
 @dataclass(frozen=True)
 class TalkerWeights:
-    stack: StackWeights
+    transformer: TransformerWeights
     head: Tensor  # (vocabulary + predictor width, D): codec_head, then small_to_mtp_projection
     head_bias: Tensor  # (predictor width,) float32: of the second part
     first: Tensor  # (vocabulary, D): embeddings of codebook 0
@@ -55,7 +55,7 @@ class TalkerWeights:
 class PredictorWeights:
     """The code predictor. Its inputs are the talker's embeddings, projected once, at loading."""
 
-    stack: StackWeights
+    transformer: TransformerWeights
     heads: Tensor  # (groups - 1, codes, predictor width)
     first: Tensor  # (vocabulary, predictor width): codebook 0, projected
     rest: Tensor  # (groups - 2, codes, predictor width): codebooks 1 to 14, projected

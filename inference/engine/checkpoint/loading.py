@@ -20,12 +20,12 @@ from inference.engine.checkpoint.tensor_file import TensorFile
 from inference.engine.checkpoint.transfer import Memory, Piece, Transferred, transfer
 from inference.engine.model_config import ModelConfig, TransformerConfig
 from inference.engine.weights import (
-    GATE_ROWS,
+    GATE_INTERLEAVE,
     LayerWeights,
     PredictorWeights,
-    StackWeights,
     TalkerWeights,
     TextWeights,
+    TransformerWeights,
     Weights,
 )
 from inference.errors import ModelUnavailable
@@ -134,11 +134,11 @@ class _Plan:
         return made
 
     def interleaved(self, gate: str, up: str, rows: int, width: int) -> Tensor:
-        """(2 rows, width): GATE_ROWS rows of gate, GATE_ROWS of up, and so on."""
-        if rows % GATE_ROWS:
-            raise ModelUnavailable(f"{gate} has {rows} rows, not a multiple of {GATE_ROWS}.")
+        """(2 rows, width): gate and up in turns of GATE_INTERLEAVE rows."""
+        if rows % GATE_INTERLEAVE:
+            raise ModelUnavailable(f"{gate} has {rows} rows, not a multiple of {GATE_INTERLEAVE}.")
         made = self.empty(2 * rows, width)
-        parts = made.view(-1, 2, GATE_ROWS, width).unbind(1)
+        parts = made.view(-1, 2, GATE_INTERLEAVE, width).unbind(1)
         self.fill(parts[0], gate, (rows, width))
         self.fill(parts[1], up, (rows, width), 1 / self.fold)
         return made
@@ -166,7 +166,7 @@ def _talker(plan: _Plan, config: ModelConfig) -> TalkerWeights:
     )
     head, bias = _head(plan, config)
     return TalkerWeights(
-        stack=_stack(plan, "talker.model", config.talker),
+        transformer=_transformer(plan, "talker.model", config.talker),
         head=head,
         head_bias=bias,
         first=plan.tensor("talker.model.codec_embedding.weight", config.vocab_size, width),
@@ -193,7 +193,7 @@ def _predictor(plan: _Plan, config: ModelConfig, talker: TalkerWeights) -> Predi
     same = width == config.talker.hidden_size
     rest = config.num_code_groups - 2
     return PredictorWeights(
-        stack=_stack(plan, f"{name}.model", config.code_predictor),
+        transformer=_transformer(plan, f"{name}.model", config.code_predictor),
         heads=plan.tables(
             f"{name}.lm_head.{{}}.weight", config.num_code_groups - 1, config.codebook_size, width
         ),
@@ -212,9 +212,9 @@ def _project(talker: TalkerWeights, predictor: PredictorWeights) -> None:
         target.copy_(F.linear(table.float(), weight, talker.head_bias))
 
 
-def _stack(plan: _Plan, name: str, config: TransformerConfig) -> StackWeights:
+def _transformer(plan: _Plan, name: str, config: TransformerConfig) -> TransformerWeights:
     layers = [_layer(plan, f"{name}.layers.{i}", config) for i in range(config.num_hidden_layers)]
-    return StackWeights(tuple(layers), plan.vector(f"{name}.norm.weight", config.hidden_size))
+    return TransformerWeights(tuple(layers), plan.vector(f"{name}.norm.weight", config.hidden_size))
 
 
 def _layer(plan: _Plan, name: str, config: TransformerConfig) -> LayerWeights:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from inference.engine.codec.convolutions import Convolutions, context_frames
-from inference.engine.codec.transformer import Transformer
+from inference.engine.codec.transformer import CodecTransformer
 from inference.engine.codec.weights import fold
 from inference.engine.ops import TorchOps
 
@@ -51,7 +51,7 @@ class StreamingDecoder:
         self._table = folded.table
         self._first_codes = torch.arange(config["num_quantizers"], device=device)
         self._first_codes *= config["codebook_size"]
-        self._transformer = Transformer(folded, config, slots)
+        self._transformer = CodecTransformer(folded, config, slots)
         self._convolutions = Convolutions(folded, slots, ops or TorchOps())
         self._context = context_frames(config["upsample_rates"], config["upsampling_ratios"])
         self._scratch = torch.tensor([slots], device=device)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from inference.engine.codec.weights import CodecWeights, LayerWeights
+from inference.engine.codec.weights import CodecLayerWeights, CodecWeights
 
 SPARE = 8  # frames a ring holds beyond the window: up to 9 new ones are written before it is read
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where the new frames of a batch stand, the same for every layer."""
+class WindowMetadata:
+    """Where the new frames of a batch stand: the same for every layer."""
 
     slots: Tensor  # (B,) int64
     places: Tensor  # (B, n) int64: in the ring
@@ -27,7 +27,7 @@ class Step:
     mask: Tensor  # (B, 1, n, S): 0 where a frame is seen, else -inf
 
 
-class Window:
+class SlidingWindowCache:
     """Rotated keys and values of the last frames, in a ring for every layer and slot."""
 
     def __init__(self, config: Mapping[str, Any], slots: int, like: Tensor) -> None:
@@ -41,13 +41,15 @@ class Window:
         self._shown, self._hidden = like.new_tensor([0.0, -torch.inf])
         self._turns = _turns(config["rope_theta"], width).to(like.device)
 
-    def advance(self, slots: Tensor, count: int) -> Step:
+    def advance(self, slots: Tensor, count: int) -> WindowMetadata:
         """Give `count` new frames to every slot their places."""
         new = torch.arange(count, device=slots.device)
         frames = self.position.index_select(0, slots)[:, None] + new
         self.position.index_copy_(0, slots, frames[:, -1] + 1)
         angles = frames.float()[:, :, None, None, None, None] * self._turns
-        return Step(slots, frames % self._size, angles.cos(), angles.sin(), self._mask(frames))
+        return WindowMetadata(
+            slots, frames % self._size, angles.cos(), angles.sin(), self._mask(frames)
+        )
 
     def _mask(self, frames: Tensor) -> Tensor:
         held = self._held(frames)
@@ -66,52 +68,54 @@ class Window:
         """Whether new frames (B, n, …) take only places of frames that none of them sees."""
         return frames.shape[1] <= SPARE + 1
 
-    def extend(self, layer: int, new: Tensor, step: Step) -> Tensor:
+    def extend(self, layer: int, new: Tensor, metadata: WindowMetadata) -> Tensor:
         """Remember keys and values (B, n, 2, H, W); what the queries may look at, (B, S, …)."""
         ring = self.ring[layer]
         if self._fits(new):
-            ring[step.slots[:, None], step.places] = new
-            return ring.index_select(0, step.slots)
-        seen = torch.cat([ring.index_select(0, step.slots), new], 1)
-        ring[step.slots[:, None], step.places[:, -self._size :]] = new[:, -self._size :]
+            ring[metadata.slots[:, None], metadata.places] = new
+            return ring.index_select(0, metadata.slots)
+        seen = torch.cat([ring.index_select(0, metadata.slots), new], 1)
+        ring[metadata.slots[:, None], metadata.places[:, -self._size :]] = new[:, -self._size :]
         return seen
 
 
-class Transformer:
+class CodecTransformer:
     """The layers, and the window of each of `slots` slots and one more."""
 
     def __init__(self, weights: CodecWeights, config: Mapping[str, Any], slots: int) -> None:
         self._weights, self._epsilon = weights, config["rms_norm_eps"]
         self._heads = (3, config["num_attention_heads"], 2, config["head_dim"] // 2)
-        self.window = Window(config, slots, weights.norm)
+        self.window = SlidingWindowCache(config, slots, weights.norm)
 
     def run(self, x: Tensor, slots: Tensor) -> Tensor:
         """The next n frames of B slots: (B, n, D) → (B, n, D), normed; x is used up."""
-        step = self.window.advance(slots, x.shape[1])
+        metadata = self.window.advance(slots, x.shape[1])
         flat = x.flatten(0, 1)
         for index, layer in enumerate(self._weights.layers):
-            self._layer(flat, layer, index, step)
+            self._layer(flat, layer, index, metadata)
         return self._norm(flat, self._weights.norm).view_as(x)
 
-    def _layer(self, x: Tensor, layer: LayerWeights, index: int, step: Step) -> None:
+    def _layer(
+        self, x: Tensor, layer: CodecLayerWeights, index: int, metadata: WindowMetadata
+    ) -> None:
         """Add a layer's two halves to x (B * n, D), in place."""
         qkv = F.linear(self._norm(x, layer.input_norm), layer.qkv)
-        x.addmm_(self._attend(qkv, index, step), layer.o.T)
+        x.addmm_(self._attend(qkv, index, metadata), layer.o.T)
         gate, up = F.linear(self._norm(x, layer.post_norm), layer.gate_up).chunk(2, -1)
         x.addmm_(F.silu(gate) * up, layer.down.T)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self._epsilon)
 
-    def _attend(self, qkv: Tensor, layer: int, step: Step) -> Tensor:
+    def _attend(self, qkv: Tensor, layer: int, metadata: WindowMetadata) -> Tensor:
         """(B * n, 3 H W) → (B * n, H W)."""
-        x = qkv.view(*step.places.shape, *self._heads)
+        x = qkv.view(*metadata.places.shape, *self._heads)
         turned = torch.empty_like(x)
-        torch.addcmul(x * step.cosine, x.flip(-2), step.sine, out=turned)
+        torch.addcmul(x * metadata.cosine, x.flip(-2), metadata.sine, out=turned)
         query, new = torch.split(turned.flatten(-2), [1, 2], 2)
-        seen = self.window.extend(layer, new, step).transpose(1, 3)  # (B, H, 2, S, W)
+        seen = self.window.extend(layer, new, metadata).transpose(1, 3)  # (B, H, 2, S, W)
         out = F.scaled_dot_product_attention(
-            query[:, :, 0].transpose(1, 2), seen[:, :, 0], seen[:, :, 1], attn_mask=step.mask
+            query[:, :, 0].transpose(1, 2), seen[:, :, 0], seen[:, :, 1], attn_mask=metadata.mask
         )
         return out.transpose(1, 2).reshape(len(qkv), -1)
 

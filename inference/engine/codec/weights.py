@@ -27,7 +27,7 @@ class SnakeWeights:
 
 
 @dataclass(frozen=True)
-class LayerWeights:
+class CodecLayerWeights:
     """One transformer layer of width D, H heads of width W, hidden width F."""
 
     input_norm: Tensor  # (D,)
@@ -80,7 +80,7 @@ class CodecWeights:
     table: Tensor  # (groups * codes, codebook dim)
     enter: Tensor  # (D, 3, codebook dim)
     enter_bias: Tensor  # (D,)
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[CodecLayerWeights, ...]
     norm: Tensor  # (D,)
     upsamples: tuple[UpsampleWeights, ...]
     open: Tensor  # (C, 7, latent dim)
@@ -166,13 +166,13 @@ class _Folder:
         kernel = torch.einsum("dl,lkc->dkc", project, self._kernel("pre_conv"))
         return kernel, bias + self._read("pre_transformer.input_proj.bias")
 
-    def _layer(self, index: int) -> LayerWeights:
+    def _layer(self, index: int) -> CodecLayerWeights:
         name = f"pre_transformer.layers.{index}"
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         scale = self._read(f"{name}.self_attn_layer_scale.scale")[:, None]
         mlp_scale = self._read(f"{name}.mlp_layer_scale.scale")[:, None]
         halves = [self._read(f"{mlp}.{part}_proj.weight") for part in ("gate", "up")]
-        return LayerWeights(
+        return CodecLayerWeights(
             input_norm=self._plain(f"{name}.input_layernorm.weight"),
             qkv=self._cast(torch.cat([self._heads(f"{attention}.{part}_proj") for part in "qkv"])),
             o=self._cast(scale * self._read(f"{attention}.o_proj.weight")),

@@ -18,8 +18,14 @@ from inference.engine.kernels.cuda_program import (
     compiled,
     target,
 )
-from inference.engine.ops import Heads, Rules, TextAhead, TorchOps, Where
-from inference.engine.sampler import Knobs
+from inference.engine.ops import (
+    AttentionConfig,
+    AttentionMetadata,
+    LogitsRules,
+    TorchOps,
+    TrailingText,
+)
+from inference.engine.sampler import SamplingTensors
 
 __all__ = ["CudaOps", "KernelsUnavailable"]
 
@@ -79,44 +85,61 @@ class CudaOps(TorchOps):
         norms: tuple[Tensor, Tensor],
         rope: Tensor,
         cache: tuple[Tensor, Tensor],
-        where: Where,
-        heads: Heads,
+        metadata: AttentionMetadata,
+        config: AttentionConfig,
     ) -> Tensor:
-        if (heads.query, heads.width) != (2 * heads.kv, 128):
-            return super().attend(qkv, norms, rope, cache, where, heads)
-        rows, queries = len(where.sequence), len(qkv) // len(where.sequence)
-        out = qkv.new_empty(len(qkv), heads.query * heads.width)
-        placed: list[Argument] = [where.sequence, where.position, where.table, where.table.shape[1]]
-        sizes: list[Argument] = [heads.query, heads.kv, heads.epsilon]
+        if (config.num_heads, config.head_dim) != (2 * config.num_kv_heads, 128):
+            return super().attend(qkv, norms, rope, cache, metadata, config)
+        rows, queries = len(metadata.sequence), len(qkv) // len(metadata.sequence)
+        out = qkv.new_empty(len(qkv), config.num_heads * config.head_dim)
+        placed: list[Argument] = [
+            metadata.sequence,
+            metadata.position,
+            metadata.table,
+            metadata.table.shape[1],
+        ]
+        sizes: list[Argument] = [config.num_heads, config.num_kv_heads, config.rms_norm_eps]
         inputs: list[Argument] = [qkv, *norms, rope, *cache, *placed]
         if queries <= 2:
-            threads = 512 if where.span > 32 else 128  # long pasts take more hands
+            threads = 512 if metadata.max_seq_len > 32 else 128  # long pasts take more hands
             self._program.launch(
-                f"attend_{queries}", (heads.kv, rows), threads, [*inputs, 1, out, *sizes]
+                f"attend_{queries}", (config.num_kv_heads, rows), threads, [*inputs, 1, out, *sizes]
             )
         else:
             kept: list[Argument] = [qkv, norms[1], rope, *cache, *placed, queries, *sizes]
             self._program.launch("keep", (len(qkv), 1), 256, kept)
             self._program.launch(
-                "attend_kept", (heads.kv, len(qkv)), 128, [*inputs, queries, out, *sizes]
+                "attend_kept", (config.num_kv_heads, len(qkv)), 128, [*inputs, queries, out, *sizes]
             )
         return out
 
-    def choose(
-        self, logits: Tensor, rules: Rules, knobs: Knobs, slots: Tensor, group: int, bad: Tensor
+    def sample(
+        self,
+        logits: Tensor,
+        rules: LogitsRules,
+        sampling: SamplingTensors,
+        slots: Tensor,
+        group: int,
+        bad: Tensor,
     ) -> Tensor:
         rows, count = logits.shape
         if count > CHOICES:
-            return super().choose(logits, rules, knobs, slots, group, bad)
+            return super().sample(logits, rules, sampling, slots, group, bad)
         codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
         self._program.launch(
-            "choose",
+            "sample",
             (rows, 1),
             512,
             [
                 *(logits, logits.stride(0), count, rules.seen, rules.allowed, rules.eos),
-                *(knobs.temperature, knobs.top_k, knobs.top_p, knobs.penalty, knobs.key),
-                *(knobs.step, slots, group, bad, codes),
+                *(
+                    sampling.temperature,
+                    sampling.top_k,
+                    sampling.top_p,
+                    sampling.repetition_penalty,
+                    sampling.key,
+                ),
+                *(sampling.step, slots, group, bad, codes),
             ],
         )
         return codes
@@ -132,8 +155,8 @@ class CudaOps(TorchOps):
         self,
         codes: Tensor,
         tables: tuple[Tensor, Tensor],
-        text: TextAhead,
-        knobs: Knobs,
+        text: TrailingText,
+        sampling: SamplingTensors,
         slots: Tensor,
     ) -> Tensor:
         first, rest = tables
@@ -153,7 +176,7 @@ class CudaOps(TorchOps):
                     text.tokens,
                     text.tokens.shape[1],
                 ),
-                *(text.length, text.pad, knobs.step, slots, out, width),
+                *(text.length, text.pad, sampling.step, slots, out, width),
             ],
         )
         return out

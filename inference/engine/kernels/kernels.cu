@@ -454,7 +454,7 @@ __device__ __forceinline__ float gumbel(u64 key, int step, int group, int index)
     return -logf(-logf(((float)(word >> 9) + 0.5f) * 1.1920928955078125e-07f));
 }
 
-extern "C" __global__ __launch_bounds__(CHOOSERS) void choose(
+extern "C" __global__ __launch_bounds__(CHOOSERS) void sample(
     const half_t* logits, int stride, int count, unsigned char* seen, const unsigned char* allowed,
     int eos, const float* temperature, const int* top_k, const float* top_p, const float* penalty,
     const u64* key, const int* step, const int* slots, int group, unsigned char* bad,

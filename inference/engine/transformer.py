@@ -1,4 +1,4 @@
-"""Transformer layers over a key/value cache: the talker is such a stack, the predictor another."""
+"""Transformer layers over a key/value cache: the talker is one such, the code predictor another."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from inference.engine.model_config import TransformerConfig
-from inference.engine.ops import Heads, TorchOps, Where, rope_table
-from inference.engine.weights import StackWeights
+from inference.engine.ops import AttentionConfig, AttentionMetadata, TorchOps, rope_table
+from inference.engine.weights import TransformerWeights
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer; which rows belong to whom is a Where's business.
+class KVCache:
+    """Keys and values of every layer; an AttentionMetadata says which rows belong to whom.
 
     Row 0 is nobody's: what padding writes goes there, and nothing of it is ever seen.
     """
@@ -21,19 +21,21 @@ class Cache:
     values: Tensor
 
     @classmethod
-    def empty(cls, config: TransformerConfig, rows: int, like: Tensor) -> "Cache":
+    def empty(cls, config: TransformerConfig, rows: int, like: Tensor) -> "KVCache":
         """Zeros in the dtype and on the device of `like`."""
         size = (config.num_hidden_layers, rows + 1, config.num_key_value_heads, config.head_dim)
         return cls(like.new_zeros(size), like.new_zeros(size))
 
 
-class Stack:
+class Transformer:
     """Layers and their rope table. `ops` is TorchOps, or the same operations as kernels."""
 
-    def __init__(self, config: TransformerConfig, weights: StackWeights, positions: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, weights: TransformerWeights, positions: int
+    ) -> None:
         self.weights = weights
         self.epsilon = config.rms_norm_eps
-        self.heads = Heads(
+        self.attention = AttentionConfig(
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
@@ -42,13 +44,13 @@ class Stack:
         device = weights.norm.device
         self.rope = rope_table(config.rope_theta, config.head_dim, positions, device)
 
-    def run(self, ops: TorchOps, x: Tensor, cache: Cache, where: Where) -> Tensor:
+    def run(self, ops: TorchOps, x: Tensor, cache: KVCache, metadata: AttentionMetadata) -> Tensor:
         """The residual stream (B·N, D) float32 after every layer, before the last norm."""
         for index, layer in enumerate(self.weights.layers):
             qkv = ops.norm_linear(x, layer.input_norm, layer.qkv, self.epsilon)
             kept = (cache.keys[index], cache.values[index])
             norms = (layer.q_norm, layer.k_norm)
-            heads = ops.attend(qkv, norms, self.rope, kept, where, self.heads)
+            heads = ops.attend(qkv, norms, self.rope, kept, metadata, self.attention)
             x = ops.linear_add(x, heads, layer.o)
             gated = ops.norm_gated(x, layer.post_norm, layer.gate_up, self.epsilon)
             x = ops.linear_add(x, gated, layer.down)
@@ -59,7 +61,7 @@ class Stack:
         return ops.norm_linear(x, self.weights.norm, weight, self.epsilon)
 
 
-def identity_table(sequences: int, positions: int, device: torch.device) -> Tensor:
+def contiguous_table(sequences: int, positions: int, device: torch.device) -> Tensor:
     """(sequences, positions) int32: every sequence has rows of its own, one after another."""
     rows = torch.arange(1, sequences * positions + 1, dtype=torch.int32, device=device)
     return rows.view(sequences, positions)
