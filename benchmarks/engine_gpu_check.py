@@ -178,7 +178,7 @@ def soaked(made: Engine, requests: int) -> Check:
     """Joins, ends and cancels by chance leave nothing behind."""
     voices = [random_voice(made, frames, TRANSCRIPT, frames) for frames in (0, 5, 30)]
     soak(made, voices, min(2 * ALIVE, requests), seed=1)  # libraries take their memory
-    slots, rows = len(made._free), made._rows.free
+    slots, rows = len(made._free), made._pages.free_entries
     memory, threads = _allocated(), threading.active_count()
     made.counters = counters = Counters()
     soak(made, voices, requests, seed=2)
@@ -189,7 +189,7 @@ def soaked(made: Engine, requests: int) -> Check:
     yield "soak: cancelled", counters.cancelled, None
     yield "soak: budget reached, or failed", counters.failed, None
     yield "soak: slots missing", slots - len(made._free), 0
-    yield "soak: cache rows missing", rows - made._rows.free, 0
+    yield "soak: cache rows missing", rows - made._pages.free_entries, 0
     yield "soak: bytes of memory more", _allocated() - memory, 0
     yield "soak: threads more", threading.active_count() - threads, 0
 

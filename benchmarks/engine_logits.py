@@ -17,15 +17,15 @@ from torch.nn.utils.rnn import pad_sequence
 from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.generator import Generator
-from inference.engine.layout import Composer, Layout, Script
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
-from inference.engine.state import Limits, ResolvedSampling, State
+from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds, TokenizedPrompt
+from inference.engine.state import EngineLimits, ResolvedSampling, State
 from inference.engine.text import PlainText
 
 ROWS, FRAMES, REFERENCE = 4, 16, 24
 POSITIONS = 256  # of a row
-LIMITS = Limits(ROWS, ROWS * POSITIONS, POSITIONS, FRAMES + 1, POSITIONS)
+LIMITS = EngineLimits(ROWS, ROWS * POSITIONS, POSITIONS, FRAMES + 1, POSITIONS)
 SAMPLING = ResolvedSampling(seed=0, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.0)
 # Root mean square of the difference, as a share of the logits' own; the sound in decibels.
 LOGITS = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-4}
@@ -81,15 +81,15 @@ def logits(
     """Of every frame: (frames, rows, codes) of the talker, and of all the predictor's heads."""
     weights = random_weights(model_config, dtype, codes.device)
     teacher = Teacher(ops, codes)
-    composer = Composer(model_config, weights, text.target("")[:3])
-    state = State(model_config, LIMITS, composer.pad, dtype)
+    prompt_builder = PromptBuilder(model_config, weights, text.target("")[:3])
+    state = State(model_config, LIMITS, prompt_builder.pad, dtype)
     generator = Generator(model_config, weights, LIMITS, state, teacher)  # type: ignore[arg-type]
-    layouts = [_layout(model_config, text, composer, row) for row in range(ROWS)]
-    for row, layout in enumerate(layouts):
-        cache_rows = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
-        state.begin(row, layout, cache_rows, SAMPLING)
-    prompts = pad_sequence([layout.prefill for layout in layouts], batch_first=True)
-    lengths = torch.tensor([len(layout.prefill) for layout in layouts], dtype=torch.int32)
+    all_embeds = [_embeds(model_config, text, prompt_builder, row) for row in range(ROWS)]
+    for row, embeds in enumerate(all_embeds):
+        entries = range(1 + row * POSITIONS, 1 + (row + 1) * POSITIONS - 1)
+        state.begin(row, embeds, entries, SAMPLING)
+    prompts = pad_sequence([embeds.prefill for embeds in all_embeds], batch_first=True)
+    lengths = torch.tensor([len(embeds.prefill) for embeds in all_embeds], dtype=torch.int32)
     slots = torch.arange(ROWS, dtype=torch.int32, device=codes.device)
     generator.prefill(slots, prompts, lengths.to(codes.device))
     for _ in range(FRAMES):
@@ -101,14 +101,16 @@ def logits(
     return {"talker's logits": torch.stack(first), "predictor's logits": torch.stack(rest)}
 
 
-def _layout(model_config: ModelConfig, text: PlainText, composer: Composer, row: int) -> Layout:
+def _embeds(
+    model_config: ModelConfig, text: PlainText, prompt_builder: PromptBuilder, row: int
+) -> PromptEmbeds:
     """In context, each row with a clip of another length."""
-    device, generator = composer.pad.device, torch.Generator().manual_seed(row)
+    device, generator = prompt_builder.pad.device, torch.Generator().manual_seed(row)
     size = (REFERENCE + row, model_config.num_code_groups)
     codes = torch.randint(model_config.codebook_size, size, generator=generator).to(device)
     speaker = (torch.randn(model_config.talker.hidden_size, generator=generator) / 10).to(device)
-    reference = composer.reference(codes, text.ids(TRANSCRIPT[:REFERENCE]))
-    return composer.compose(Script(speaker, reference, text.ids(TEXT)))
+    reference = prompt_builder.reference(codes, text.ids(TRANSCRIPT[:REFERENCE]))
+    return prompt_builder.build(TokenizedPrompt(speaker, reference, text.ids(TEXT)))
 
 
 def sound_db(model_config: ModelConfig, codes: Tensor, setup: Setup) -> float:

@@ -221,7 +221,7 @@ def _grown(subject: Subject) -> Iterator[Found]:
         * model_config.talker.kv_size
         * engine.setup.dtype.itemsize
     )
-    cache *= engine.setup.limits.rows
+    cache *= engine.setup.limits.cache_entries
     yield {"part": "cache, codec, state", **_more(before), "tensors_gib": _gib(cache)}
     before = _held()
     engine.capture()

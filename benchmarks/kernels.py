@@ -29,7 +29,7 @@ from inference.engine.ops import (
     rope_table,
 )
 from inference.engine.sampler import SamplingTensors, key_of
-from inference.engine.state import Limits, State
+from inference.engine.state import EngineLimits, State
 
 BUILDS = {
     "fp16": (torch.float16, None),
@@ -321,7 +321,7 @@ def framed(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     dtype, _ = BUILDS[asked.build]
     model_config, _ = described(asked.size)
     weights, most = random_weights(model_config, dtype, GPU), max(asked.rows)
-    limits = Limits(most, most * POSITIONS, POSITIONS, POSITIONS, 8)
+    limits = EngineLimits(most, most * POSITIONS, POSITIONS, POSITIONS, 8)
     for rows in asked.rows:
         row: dict[str, Any] = {"rows": rows}
         for ops in contenders(asked):

@@ -33,8 +33,8 @@ def endless(endless_checkpoint: Path) -> Engine:
 def is_empty(engine: Engine) -> bool:
     """Nothing waits or runs, and every slot and cache row is free."""
     limits = engine.setup.limits
-    free = (len(engine._free), engine._rows.free)
-    return not engine.busy and free == (limits.slots, limits.rows // 64 * 64)
+    free = (len(engine._free), engine._pages.free_entries)
+    return not engine.busy and free == (limits.slots, limits.cache_entries // 64 * 64)
 
 
 def test_a_speech_is_its_frames(engine: Engine) -> None:
@@ -176,8 +176,8 @@ def test_what_is_accepted_fits_whatever_the_limits(
 @pytest.mark.parametrize("limit", [64, 100, 256, 704, 1000, 2816])
 def test_no_prompt_is_padded_beyond_its_table(checkpoint: Path, limit: int) -> None:
     engine = load(checkpoint, slots=1, request_positions=limit)
-    longest = min(1024, engine.setup.limits.positions)
-    assert limit <= engine.setup.limits.positions < limit + 64
+    longest = min(1024, engine.setup.limits.request_positions)
+    assert limit <= engine.setup.limits.request_positions < limit + 64
     assert engine._prefill._sizes[-1] == longest
     engine._prefill._run((1, longest))  # as it is captured
 

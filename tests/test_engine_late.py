@@ -14,7 +14,7 @@ from inference import errors
 from inference.engine import Engine, Request, Voice
 from inference.engine.codec.vocoder import Sound
 from inference.engine.device import Lane, Mark
-from inference.engine.stream import Stream
+from inference.engine.speech_stream import SpeechStream
 
 LOOKS = 6  # a mark is done before so many have been taken at it
 STEPS = 10_000  # more than any of this takes
@@ -47,7 +47,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_sound_whose_codes_are_not_known_is_kept() -> None:
     sound = Sound(torch.ones(1, 4 * 1920), Mark(None))
-    stream = Stream(Request(NOBODY, "Hi."), 0, [], 1, 9, 0.0, 0.0)
+    stream = SpeechStream(Request(NOBODY, "Hi."), 0, [], 1, 9, 0.0, 0.0)
     stream.send(sound, 0, 4)
     for known in range(4):
         assert len(stream.take()[0]) == 0
@@ -115,7 +115,7 @@ def test_a_late_device_and_padding_change_nobodys_sound(
     crowd = Crowd(engine, many(engine, 20), random.Random(1))
     crowd.run()
     assert 0 < len(crowd.gone) < 10 and engine.counters.most_rows == 4
-    assert (len(engine._free), engine._rows.free) == (4, 4096)
+    assert (len(engine._free), engine._pages.free_entries) == (4, 4096)
     for (request, heard), expected in zip(crowd.heard.items(), alone, strict=True):
         if request not in crowd.gone:
             assert heard.finished and np.array_equal(heard.all_codes(), expected.all_codes())

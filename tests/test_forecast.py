@@ -31,9 +31,9 @@ def test_without_a_pace_nobody_is_sent_away() -> None:
     forecast = Forecast()
     for _ in range(STEPS - 1):
         forecast.step(working=True)
-    line = forecast.line([(0, 2000, 9)], 0, 9)
-    line.join(2000, 9)
-    assert line.wait_s(9) == 0.0 and line.serves(0.0, 9)
+    ahead = forecast.simulation([(0, 2000, 9)], 0, 9)
+    ahead.admit(2000, 9)
+    assert ahead.wait_s(9) == 0.0 and ahead.may_serve(0.0, 9)
 
 
 def test_only_steps_with_work_make_the_pace() -> None:
@@ -45,37 +45,41 @@ def test_only_steps_with_work_make_the_pace() -> None:
 
 
 def test_a_free_slot_is_there_at_once() -> None:
-    line = paced().line([(10, 100, 1), (0, 100, 1)], 2, 9)
-    assert [line.wait_s(9), line.serves(0.0, 9), line.serves(-1.0, 9)] == [0.0, True, True]
+    ahead = paced().simulation([(10, 100, 1), (0, 100, 1)], 2, 9)
+    assert [ahead.wait_s(9), ahead.may_serve(0.0, 9), ahead.may_serve(-1.0, 9)] == [0.0, True, True]
 
 
 def test_those_who_wait_take_the_slots_as_they_become_free() -> None:
-    line = paced().line([(10, 100, 1), (0, 100, 1)], 0, 0)  # free in 10 and in 20 s
+    ahead = paced().simulation([(10, 100, 1), (0, 100, 1)], 0, 0)  # free in 10 and in 20 s
     waits_s = []
     for budget in (100, 200, 100):  # of which 20, 40 and 20 will be made
-        waits_s.append(line.wait_s(1))
-        line.join(budget, 1)
+        waits_s.append(ahead.wait_s(1))
+        ahead.admit(budget, 1)
     assert waits_s == pytest.approx([10.0, 20.0, 30.0])
-    assert line.wait_s(1) == pytest.approx(50.0)
-    assert line.serves(50.1 / SURE, 1) and not line.serves(49.0 / SURE, 1)
+    assert ahead.wait_s(1) == pytest.approx(50.0)
+    assert ahead.may_serve(50.1 / SURE, 1) and not ahead.may_serve(49.0 / SURE, 1)
 
 
-def test_a_free_slot_without_cache_rows_is_none() -> None:
-    line = paced().line([(10, 100, 4), (0, 100, 4)], 2, 1)  # 4 rows are free in 10 s, 8 in 20
-    assert [line.wait_s(1), line.wait_s(5), line.wait_s(9)] == pytest.approx([0.0, 10.0, 20.0])
-    line.join(100, 5)
-    assert line.wait_s(1) == pytest.approx(20.0)
+def test_a_free_slot_without_cache_entries_is_none() -> None:
+    ahead = paced().simulation(
+        [(10, 100, 4), (0, 100, 4)], 2, 1
+    )  # 4 entries are free in 10 s, 8 in 20
+    assert [ahead.wait_s(1), ahead.wait_s(5), ahead.wait_s(9)] == pytest.approx([0.0, 10.0, 20.0])
+    ahead.admit(100, 5)
+    assert ahead.wait_s(1) == pytest.approx(20.0)
 
 
 def test_a_speech_longer_than_expected_may_end_at_any_time() -> None:
-    assert paced().line([(99, 100, 1)], 0, 0).wait_s(1) == 0.0
+    assert paced().simulation([(99, 100, 1)], 0, 0).wait_s(1) == 0.0
 
 
 def test_how_much_of_its_budget_a_speech_takes_is_learnt() -> None:
     forecast = paced()
     for _ in range(100):
         forecast.ended(10 + 500, 50 + 1000)
-    assert forecast.line([(0, 50 + 200, 1)], 0, 0).wait_s(1) == pytest.approx(10 + 100, rel=0.01)
+    assert forecast.simulation([(0, 50 + 200, 1)], 0, 0).wait_s(1) == pytest.approx(
+        10 + 100, rel=0.01
+    )
 
 
 def test_many_short_texts_do_not_tell_what_a_long_one_takes() -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from inference.engine.cache_rows import whole
 from inference.engine.ops import TorchOps
+from inference.engine.page_allocator import whole_pages
 from inference.engine.params import MAX_FRAMES
-from inference.engine.state import Limits
+from inference.engine.state import EngineLimits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of captured batches
@@ -44,7 +44,7 @@ class Setup:
     ops: TorchOps
     codec_ops: TorchOps
     sizes: tuple[int, ...]  # of batches
-    limits: Limits
+    limits: EngineLimits
     prefill_positions: int
     queue_limit: int
 
@@ -65,12 +65,14 @@ class Setup:
             ops=ops,
             codec_ops=ops if codec_dtype == dtype else _ops(config, device, codec_dtype),
             sizes=(*(size for size in SIZES if size < slots), slots),
-            limits=Limits(
+            limits=EngineLimits(
                 slots=slots,
-                rows=whole(config.positions or max(slots * 1024, config.request_positions)),
-                positions=whole(config.request_positions),
-                frames=MAX_FRAMES + 1,
-                text=config.trailing_text_tokens,
+                cache_entries=whole_pages(
+                    config.positions or max(slots * 1024, config.request_positions)
+                ),
+                request_positions=whole_pages(config.request_positions),
+                request_frames=MAX_FRAMES + 1,
+                trailing_text=config.trailing_text_tokens,
             ),
             prefill_positions=config.prefill_positions,
             queue_limit=config.queue_limit,

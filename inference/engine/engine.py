@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inference.engine.admission import Queue, Waiting
-from inference.engine.cache_rows import CacheRows, whole
 from inference.engine.checkpoint.loading import load_weights, move
 from inference.engine.checkpoint.parts import Parts, loading
 from inference.engine.checkpoint.tokenizer import load_tokenizer
@@ -23,23 +21,25 @@ from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.codec.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.config import EngineConfig, Setup, place
 from inference.engine.device import Lane, Mark, on_device
-from inference.engine.forecast import Forecast, Line
+from inference.engine.forecast import Forecast, QueueSimulation
 from inference.engine.frames import Frames
 from inference.engine.generator import Generator
-from inference.engine.intake import Intake
-from inference.engine.layout import Composer, Layout
+from inference.engine.input_processor import InputProcessor
 from inference.engine.model_config import ModelConfig, read_model_config
+from inference.engine.page_allocator import PageAllocator, whole_pages
 from inference.engine.prefill import Prefill
+from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds
 from inference.engine.request import Counters, Output, Request, Voice
+from inference.engine.request_queue import QueuedRequest, RequestQueue
+from inference.engine.speech_stream import SpeechStream
 from inference.engine.state import State
-from inference.engine.stream import Stream
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
 from inference.errors import Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOKS = 8  # steps between two looks at who waits in vain
-LOOK_S = 0.0002  # between two looks at it
+LOOK_S = 0.0002  # seconds between two looks at whether the device is done
 CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
 PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
@@ -59,8 +59,8 @@ class Engine:
         self._text = text
         self._lane = Lane(setup.device)
         with self._lane.on():
-            self._composer = Composer(model_config, weights, text.target("")[:3])
-            self._state = State(model_config, setup.limits, self._composer.pad, setup.dtype)
+            self._prompt_builder = PromptBuilder(model_config, weights, text.target("")[:3])
+            self._state = State(model_config, setup.limits, self._prompt_builder.pad, setup.dtype)
             self._generator = Generator(model_config, weights, setup.limits, self._state, setup.ops)
         self._prefill = Prefill(self._generator, self._state, self._lane)
         self._frames = Frames(self._generator, self._state, setup, self._lane)
@@ -73,11 +73,11 @@ class Engine:
             setup.codec_ops,
         )
         self._vocoder = Vocoder(decoder, self._state.frames, model_config.codebook_size)
-        self._intake = Intake(model_config, self._composer, text, setup.limits)
-        self._queue = Queue(setup.queue_limit, setup.prefill_positions)
+        self._inputs = InputProcessor(model_config, self._prompt_builder, text, setup.limits)
+        self._queue = RequestQueue(setup.queue_limit, setup.prefill_positions)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
-        self._rows = CacheRows(setup.limits.rows)
-        self._streams: list[Stream] = []
+        self._pages = PageAllocator(setup.limits.cache_entries)
+        self._streams: list[SpeechStream] = []
         self._ends: list[Output] = []  # of requests that never got in
         self._forecast = Forecast()
         self._lane.wait_for_device()
@@ -117,13 +117,13 @@ class Engine:
 
         ValueError if they do not fit the model: a wrong code would break the device, not one voice.
         """
-        self._intake.check(embedding, codes)
+        self._inputs.check_features(embedding, codes)
         with self._lane.on():
             speaker = on_device(embedding, torch.float32, self.setup.device)
             if codes is None:
                 return Voice(speaker, None, None)
             index = on_device(codes, torch.int64, self.setup.device)
-            reference = self._composer.reference(index, self._text.ids(transcript or ""))
+            reference = self._prompt_builder.reference(index, self._text.ids(transcript or ""))
             mark = self._lane.mark()
         return Voice(speaker, reference, self._vocoder.absorb(index, after=mark))
 
@@ -132,16 +132,16 @@ class Engine:
 
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
-        waiting = self._intake.waiting(request)
+        waiting = self._inputs.process(request)
         if self._queue.is_full:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
             raise Overloaded(reason, self.retry_after_s)
-        line = self._queue.behind(self._line())
-        rows = whole(waiting.positions)
-        if not line.serves(waiting.patience_left_s, rows):
+        simulation = self._queue.simulate(self._slots_to_come())
+        entries = whole_pages(waiting.positions)
+        if not simulation.may_serve(waiting.patience_left_s, entries):
             self.counters.refused += 1
-            raise waiting.hopeless(line.wait_s(rows))
+            raise waiting.refusal(simulation.wait_s(entries))
         self.counters.submitted += 1
         self._queue.push(waiting)
 
@@ -188,43 +188,45 @@ class Engine:
     @property
     def retry_after_s(self) -> float:
         """A guess at when a request that comes now would get a slot."""
-        return max(1.0, round(self._queue.behind(self._line()).wait_s(whole(1)), 1))
+        wait_s = self._queue.simulate(self._slots_to_come()).wait_s(whole_pages(1))
+        return max(1.0, round(wait_s, 1))
 
     def _admit(self) -> None:
         """Let in who waits; those whose prompts are of like length are prefilled together."""
-        admitted, late = self._queue.admit(len(self._free), self._rows.free)
+        admitted, late = self._queue.admit(len(self._free), self._pages.free_entries)
         admitted.sort(key=_grain)
         for _, alike in groupby(admitted, key=_grain):
             self._begin(list(alike))
         self._ends += [self._too_late(waiting) for waiting in late]
         due = self._queue and self.counters.steps % LOOKS == 0
-        hopeless = self._queue.take_hopeless(self._line()) if due else []
+        hopeless = self._queue.take_hopeless(self._slots_to_come()) if due else []
         for waiting, wait_s in hopeless:
             self.counters.refused += 1
-            self._ends.append(Output.of_error(waiting.request, waiting.hopeless(wait_s)))
+            self._ends.append(Output.of_error(waiting.request, waiting.refusal(wait_s)))
 
-    def _begin(self, admitted: list[Waiting]) -> None:
-        """Give each a slot and cache rows, and prefill them together."""
+    def _begin(self, admitted: list[QueuedRequest]) -> None:
+        """Give each a slot and cache entries, and prefill them together."""
         with self._lane.on():
-            layouts = [self._composer.compose(waiting.script) for waiting in admitted]
-            pairs = zip(admitted, layouts, strict=True)
-            streams = [self._seat(waiting, layout) for waiting, layout in pairs]
-            prompts = [layout.prefill for layout in layouts]
-            self._prefill([stream.slot for stream in streams], prompts)
+            prompts = [self._prompt_builder.build(waiting.prompt) for waiting in admitted]
+            pairs = zip(admitted, prompts, strict=True)
+            streams = [self._start(waiting, prompt) for waiting, prompt in pairs]
+            embeds = [prompt.prefill for prompt in prompts]
+            self._prefill([stream.slot for stream in streams], embeds)
         self._streams += streams
         self.counters.prefills += 1
-        self.counters.prefilled += sum(len(prompt) for prompt in prompts)
+        self.counters.prefilled += sum(map(len, embeds))
 
-    def _seat(self, waiting: Waiting, layout: Layout) -> Stream:
-        request, slot, rows = waiting.request, self._free.pop(), self._rows.take(waiting.positions)
-        self._state.begin(slot, layout, rows, waiting.sampling)
+    def _start(self, waiting: QueuedRequest, prompt: PromptEmbeds) -> SpeechStream:
+        request, slot = waiting.request, self._free.pop()
+        entries = self._pages.allocate(waiting.positions)
+        self._state.begin(slot, prompt, entries, waiting.sampling)
         icl = request.voice.mode(request.mode) == "icl"
         self._vocoder.begin(slot, request.voice.past if icl else None)
-        return Stream(
+        return SpeechStream(
             request=request,
             slot=slot,
-            rows=rows,
-            prompt=waiting.prompt,
+            entries=entries,
+            prompt_len=waiting.prompt_len,
             budget=waiting.budget,
             submitted_s=waiting.submitted_s,
             admitted_s=time.perf_counter(),
@@ -249,7 +251,7 @@ class Engine:
             for begin in range(0, len(streams), BATCHES[-1]):
                 self._decode_chunk(streams[begin : begin + BATCHES[-1]], size, made)
 
-    def _decode_chunk(self, streams: Sequence[Stream], size: int, made: Mark) -> None:
+    def _decode_chunk(self, streams: Sequence[SpeechStream], size: int, made: Mark) -> None:
         slots, starts = [s.slot for s in streams], [s.sent for s in streams]
         sound = self._vocoder.decode(slots, starts, size, after=made)
         for row, stream in enumerate(streams):
@@ -277,7 +279,7 @@ class Engine:
             for stream, row in zip(flight.streams, flight.report.numpy(), strict=True):
                 stream.see(row[:-1].copy(), self.model_config.codec_tokens.eos, bool(row[-1]))
 
-    def _deliver(self, stream: Stream) -> list[Output]:
+    def _deliver(self, stream: SpeechStream) -> list[Output]:
         """The stream's PCM that is ready, and its end; an end frees its slot."""
         pcm, codes = stream.take()
         if stream.error is None and not len(pcm) and not stream.finished:
@@ -294,14 +296,14 @@ class Engine:
         timings = stream.timings()
         return [Output(stream.request, pcm, codes, timings, stream.finished, stream.error)]
 
-    def _release(self, stream: Stream) -> None:
+    def _release(self, stream: SpeechStream) -> None:
         with self._lane.on():
-            self._generator.wipe(stream.rows)
+            self._generator.clear_cache(stream.entries)
         self._streams.remove(stream)
         self._free.append(stream.slot)
-        self._rows.give_back(stream.rows)
+        self._pages.release(stream.entries)
 
-    def _too_late(self, waiting: Waiting) -> Output:
+    def _too_late(self, waiting: QueuedRequest) -> Output:
         self.counters.refused += 1
         error = Overloaded(
             f"This request waited {waiting.request.patience_s:g} s for a slot. Try again later.",
@@ -309,14 +311,14 @@ class Engine:
         )
         return Output.of_error(waiting.request, error)
 
-    def _line(self) -> Line:
-        """Before the slots, with nobody in it."""
-        running = [(s.made, s.budget, len(s.rows)) for s in self._streams]
-        return self._forecast.line(running, len(self._free), self._rows.free)
+    def _slots_to_come(self) -> QueueSimulation:
+        """When those who speak now will leave their slots, with nobody in the queue yet."""
+        running = [(s.made, s.budget, len(s.entries)) for s in self._streams]
+        return self._forecast.simulation(running, len(self._free), self._pages.free_entries)
 
 
-def _grain(waiting: Waiting) -> int:
-    return -(-waiting.prompt // PREFILL_GRAIN)
+def _grain(waiting: QueuedRequest) -> int:
+    return -(-waiting.prompt_len // PREFILL_GRAIN)
 
 
 def _loaded(folder: Path, config: EngineConfig) -> Engine:

@@ -1,4 +1,4 @@
-"""When those who wait will have a slot: from what runs, and from the pace of the last steps.
+"""Says when those who wait will have a slot: from what runs, and from the pace of the last steps.
 
 It rather promises too much: who could still be served in time must not be sent away.
 """
@@ -19,6 +19,8 @@ SURE = 1.5  # times as long as somebody would wait is too long for sure
 
 
 class Forecast:
+    """Remembers how long steps took of late, and how much of their budgets speeches used."""
+
     def __init__(self) -> None:
         self._steps_s: deque[float] = deque(maxlen=STEPS)
         self._last_s: float | None = None
@@ -32,53 +34,58 @@ class Forecast:
         self._last_s = now_s if working else None
 
     def ended(self, frames: int, budget: int) -> None:
+        """A speech has ended after so many frames of its budget."""
         self._taken = KEPT * self._taken + max(0, frames - LEAD)
         self._granted = KEPT * self._granted + budget - BASE_FRAMES
 
     def frames(self, budget: int) -> float:
-        """That a speech will likely have."""
+        """How many frames a speech with this budget will likely have."""
         return LEAD + (budget - BASE_FRAMES) * self._taken / self._granted
 
-    def line(self, running: Iterable[tuple[int, int, int]], slots: int, rows: int) -> "Line":
-        """Before so many free slots and cache rows.
+    def simulation(
+        self, running: Iterable[tuple[int, int, int]], slots: int, entries: int
+    ) -> "QueueSimulation":
+        """The time to come, with so many slots and cache entries free now and an empty queue.
 
-        Of those who run: (frames made, budget, rows). One that is overdue may end at any time.
+        Each of `running` is (frames made, budget, cache entries); one that is overdue may end at
+        any time.
         """
         step_s = sum(self._steps_s) / STEPS if len(self._steps_s) == STEPS else 0.0
         ends = [(max(0.0, self.frames(b) - made) * step_s, held) for made, b, held in running]
-        return Line(ends, slots, rows, lambda budget: self.frames(budget) * step_s)
+        return QueueSimulation(ends, slots, entries, lambda budget: self.frames(budget) * step_s)
 
 
-class Line:
-    """Those who wait, each in turn, before slots and cache rows that become free in time."""
+class QueueSimulation:
+    """Requests that are admitted in turn, as slots and cache entries become free in time."""
 
     def __init__(
         self,
         ends: list[tuple[float, int]],
         slots: int,
-        rows: int,
+        entries: int,
         takes_s: Callable[[int], float],
     ) -> None:
-        """`ends`: when so many rows are free, and a slot; `takes_s`: of one with such a budget."""
+        """At each of `ends` a slot and so many entries are free; `takes_s` is of one budget."""
         heapify(ends)
-        self._ends, self._slots, self._rows, self._takes_s = ends, slots, rows, takes_s
+        self._ends, self._slots, self._entries, self._takes_s = ends, slots, entries, takes_s
         self._now_s = 0.0
 
-    def wait_s(self, rows: int) -> float:
-        """Of whoever comes next, who needs so many rows."""
-        ends, slots, free, now_s = list(self._ends), self._slots, self._rows, self._now_s
-        while ends and not (slots and free >= rows):
+    def wait_s(self, entries: int) -> float:
+        """How long the next one waits, who needs so many entries."""
+        ends, slots, free, now_s = list(self._ends), self._slots, self._entries, self._now_s
+        while ends and not (slots and free >= entries):
             now_s, freed = heappop(ends)
             slots, free = slots + 1, free + freed
         return now_s
 
-    def serves(self, patience_s: float, rows: int) -> bool:
+    def may_serve(self, patience_s: float, entries: int) -> bool:
         """Whether the next one may get in before its patience is over."""
-        return self.wait_s(rows) <= SURE * max(0.0, patience_s)
+        return self.wait_s(entries) <= SURE * max(0.0, patience_s)
 
-    def join(self, budget: int, rows: int) -> None:
-        while self._ends and not (self._slots and self._rows >= rows):
+    def admit(self, budget: int, entries: int) -> None:
+        """The next one gets in, as soon as it fits; whoever is asked about then comes after it."""
+        while self._ends and not (self._slots and self._entries >= entries):
             self._now_s, freed = heappop(self._ends)
-            self._slots, self._rows = self._slots + 1, self._rows + freed
-        self._slots, self._rows = self._slots - 1, self._rows - rows
-        heappush(self._ends, (self._now_s + self._takes_s(budget), rows))
+            self._slots, self._entries = self._slots + 1, self._entries + freed
+        self._slots, self._entries = self._slots - 1, self._entries - entries
+        heappush(self._ends, (self._now_s + self._takes_s(budget), entries))

@@ -14,15 +14,15 @@ from torch import Tensor
 from inference.engine.config import Setup
 from inference.engine.device import Lane, Mark, Replays, falling, least, on_device
 from inference.engine.generator import Generator
+from inference.engine.speech_stream import SpeechStream
 from inference.engine.state import State
-from inference.engine.stream import Stream
 
 
 @dataclass(frozen=True)
 class Flight:
     """A step that the device was asked for."""
 
-    streams: Sequence[Stream]
+    streams: Sequence[SpeechStream]
     report: Tensor  # (B, groups + 1) int64 on the host: codes, then 1 if the row went bad
     mark: Mark
 
@@ -37,7 +37,9 @@ class Frames:
             (setup.limits.slots,), state.scratch, dtype=torch.int32, device=setup.device
         )
         self._batch: list[int] = []
-        self._span = setup.limits.positions  # a graph must look as far as any request may get
+        self._span = (
+            setup.limits.request_positions
+        )  # a graph must look as far as any request may get
         self._flights: deque[Flight] = deque()
         padding = [(self._slots, state.scratch)]
         self._speak = Replays(self._speak_rows, lane, padding)
@@ -53,12 +55,12 @@ class Frames:
             yield from self._speak.captures([size])
             yield from self._listen.captures([size])
 
-    def issue(self, streams: Sequence[Stream]) -> Mark:
+    def issue(self, streams: Sequence[SpeechStream]) -> Mark:
         """One more frame of each stream; the mark is set when their codes are in the State."""
         for stream in streams:
             stream.made += 1
         if not self._lane.pads:
-            self._span = max(stream.prompt + stream.made for stream in streams)
+            self._span = max(stream.prompt_len + stream.made for stream in streams)
         with self._lane.on():
             self._seat([stream.slot for stream in streams])
             batch = self._batch_of(len(streams))

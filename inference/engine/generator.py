@@ -12,7 +12,7 @@ from torch import Tensor
 from inference.engine.device import on_device
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import AttentionMetadata, LogitsRules, TorchOps
-from inference.engine.state import Limits, State
+from inference.engine.state import EngineLimits, State
 from inference.engine.transformer import KVCache, Transformer, contiguous_table
 from inference.engine.weights import Weights
 
@@ -21,17 +21,24 @@ SPECIALS = 1024  # tokens above the codes in the talker's vocabulary; only the e
 
 class Generator:
     def __init__(
-        self, config: ModelConfig, weights: Weights, limits: Limits, state: State, ops: TorchOps
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        limits: EngineLimits,
+        state: State,
+        ops: TorchOps,
     ) -> None:
         self._config, self._state, self._ops = config, state, ops
         self._talker_weights, self._predictor_weights = weights.talker, weights.predictor
         dtype, device = weights.talker.head.dtype, weights.talker.head.device
         like = torch.empty(0, dtype=dtype, device=device)
-        self._talker = Transformer(config.talker, weights.talker.transformer, limits.positions)
+        self._talker = Transformer(
+            config.talker, weights.talker.transformer, limits.request_positions
+        )
         self._predictor = Transformer(
             config.code_predictor, weights.predictor.transformer, config.num_code_groups
         )
-        self._cache = KVCache.empty(config.talker, limits.rows, like)
+        self._cache = KVCache.empty(config.talker, limits.cache_entries, like)
         batch, length = limits.slots, config.num_code_groups
         self._predictor_cache = KVCache.empty(config.code_predictor, batch * length, like)
         self._predictor_table = contiguous_table(batch, length, device)
@@ -56,9 +63,9 @@ class Generator:
         self._state.position[slots.long()] = lengths
         return ends
 
-    def wipe(self, rows: Sequence[int]) -> None:
-        """Zero cache rows: what is not finite there would outlive its mask."""
-        index = on_device(rows, torch.int64, self._state.x.device)
+    def clear_cache(self, entries: Sequence[int]) -> None:
+        """Zero cache entries: a number that is not finite there would outlive its mask."""
+        index = on_device(entries, torch.int64, self._state.x.device)
         for part in (self._cache.keys, self._cache.values):
             part[:, index] = 0
 

@@ -29,15 +29,15 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Which positions the rows of a batch stand at, and which cache rows hold their past.
+    """Which positions the rows of a batch stand at, and which cache entries hold their past.
 
-    A row's query `t` of N stands at position `position + t`, and reads the cache rows
+    A row's query `t` of N stands at position `position + t`, and reads the cache entries
     `table[sequence, 0 .. position + t]`; its own key and value are written first.
     """
 
-    sequence: Tensor  # (B,) int32: which line of the table
+    sequence: Tensor  # (B,) int32: which line of `table`
     position: Tensor  # (B,) int32: of the row's first query
-    table: Tensor  # (sequences, positions) int32: cache row of each position
+    table: Tensor  # (sequences, positions) int32: the cache entry of each position
     max_seq_len: int  # positions that any row may look at, at most the table's width
 
 
@@ -69,7 +69,7 @@ class TorchOps:
     ) -> Tensor:
         """Norm and turn q and k, store k and v, attend to the past: (B·N, …) → (B·N, H·W).
 
-        `qkv` has N consecutive queries of each row, `cache` is keys and values (rows, G, W), and
+        `qkv` has N consecutive queries of each row, `cache` is keys and values (entries, G, W), and
         `rope` (positions, 2, W/2) float32: cosines, then sines.
         """
         rows = len(metadata.sequence)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from inference.engine.codec.decoder import CodecState
-from inference.engine.layout import Reference
 from inference.engine.params import Mode, SamplingParams
+from inference.engine.prompt_builder import ReferenceEmbeds
 from inference.errors import InferenceError, ModeUnavailable
 
 
@@ -18,7 +18,7 @@ class Voice:
     """All that depends on a voice alone, ready on the device. Made by `Engine.prepare`."""
 
     speaker: torch.Tensor  # (D,) float32
-    reference: Reference | None  # None without a transcript: x-vector mode only
+    reference: ReferenceEmbeds | None  # None without a transcript: x-vector mode only
     past: CodecState | None  # the codec after the reference
 
     @property

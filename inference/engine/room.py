@@ -4,60 +4,62 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from inference.engine.config import EngineConfig
-from inference.engine.layout import Composer, Script
 from inference.engine.params import FRAMES_PER_S, MAX_FRAMES, MAX_TOKENS, frame_budget
-from inference.engine.state import Limits
+from inference.engine.prompt_builder import PromptBuilder, TokenizedPrompt
+from inference.engine.state import EngineLimits
 
 
 @dataclass(frozen=True)
-class Size:
+class RequestSize:
     """Of one request."""
 
-    prompt: int  # positions to prefill
-    ahead: int  # positions read while it speaks
+    prompt_len: int  # positions to prefill
+    trailing_len: int  # positions read while it speaks
     budget: int  # frames
 
     @property
     def positions(self) -> int:
         """With the one past the budget."""
-        return self.prompt + self.budget + 1
+        return self.prompt_len + self.budget + 1
 
 
 class Room:
-    def __init__(self, composer: Composer, limits: Limits) -> None:
-        self._composer, self._limits = composer, limits
-        self._positions = min(limits.positions, limits.rows)
+    """How long a text may be, measured by the positions that its prompt and its frames take."""
 
-    def size(self, script: Script) -> Size:
-        tokens = len(script.ids)
-        prompt, ahead = self._composer.lengths(script)
+    def __init__(self, prompt_builder: PromptBuilder, limits: EngineLimits) -> None:
+        self._prompt_builder, self._limits = prompt_builder, limits
+        self._positions = min(limits.request_positions, limits.cache_entries)
+
+    def size(self, prompt: TokenizedPrompt) -> RequestSize:
+        tokens = len(prompt.ids)
+        prompt_len, trailing_len = self._prompt_builder.lengths(prompt)
         # Transcript that outlasts its codes is read while frames are made.
-        budget = frame_budget(tokens) + max(0, ahead - tokens - 1)
-        return Size(prompt, ahead, min(MAX_FRAMES, budget))
+        budget = frame_budget(tokens) + max(0, trailing_len - tokens - 1)
+        return RequestSize(prompt_len, trailing_len, min(MAX_FRAMES, budget))
 
-    def holds(self, script: Script) -> bool:
-        size = self.size(script)
-        fits = size.positions <= self._positions and size.ahead <= self._limits.text
-        return fits and len(script.ids) <= MAX_TOKENS
+    def holds(self, prompt: TokenizedPrompt) -> bool:
+        size = self.size(prompt)
+        fits = size.positions <= self._positions and size.trailing_len <= self._limits.trailing_text
+        return fits and len(prompt.ids) <= MAX_TOKENS
 
-    def most(self, script: Script) -> int:
+    def most(self, prompt: TokenizedPrompt) -> int:
         """The most tokens that a text may have in the place of this one."""
 
         def is_too_long(tokens: int) -> bool:
-            return not self.holds(replace(script, ids=range(tokens)))
+            return not self.holds(replace(prompt, ids=range(tokens)))
 
         return bisect_left(range(1, MAX_TOKENS + 1), True, key=is_too_long)
 
-    def taken(self, script: Script) -> str:
+    def taken(self, prompt: TokenizedPrompt) -> str:
         """What is taken by the voice, in words."""
         limits = f"one request has {self._positions:,} positions"
-        if script.reference is None:
+        if prompt.reference is None:
             return limits
-        frames, words = len(script.reference.codes) - 1, len(script.reference.text)
+        frames, words = len(prompt.reference.codes) - 1, len(prompt.reference.text)
         return (
             f"its transcript has {words:,} tokens for a clip of {frames:,} frames"
-            f" ({frames / FRAMES_PER_S:.1f} s), {limits}, and {self._limits.text:,} for tokens that"
-            " outlast the clip"
+            f" ({frames / FRAMES_PER_S:.1f} s), {limits}, and"
+            f" {self._limits.trailing_text:,} for tokens that outlast the clip"
         )
 
 

@@ -12,18 +12,18 @@ from inference.engine.weights import TransformerWeights
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer; an AttentionMetadata says which rows belong to whom.
+    """Keys and values of every layer; an AttentionMetadata says which entries belong to whom.
 
-    Row 0 is nobody's: what padding writes goes there, and nothing of it is ever seen.
+    Entry 0 is nobody's: what padding writes goes there, and nothing of it is ever seen.
     """
 
-    keys: Tensor  # (layers, rows + 1, G, W)
+    keys: Tensor  # (layers, entries + 1, G, W)
     values: Tensor
 
     @classmethod
-    def empty(cls, config: TransformerConfig, rows: int, like: Tensor) -> "KVCache":
+    def empty(cls, config: TransformerConfig, entries: int, like: Tensor) -> "KVCache":
         """Zeros in the dtype and on the device of `like`."""
-        size = (config.num_hidden_layers, rows + 1, config.num_key_value_heads, config.head_dim)
+        size = (config.num_hidden_layers, entries + 1, config.num_key_value_heads, config.head_dim)
         return cls(like.new_zeros(size), like.new_zeros(size))
 
 
@@ -62,6 +62,6 @@ class Transformer:
 
 
 def contiguous_table(sequences: int, positions: int, device: torch.device) -> Tensor:
-    """(sequences, positions) int32: every sequence has rows of its own, one after another."""
-    rows = torch.arange(1, sequences * positions + 1, dtype=torch.int32, device=device)
-    return rows.view(sequences, positions)
+    """(sequences, positions) int32: each sequence has entries of its own, one after another."""
+    entries = torch.arange(1, sequences * positions + 1, dtype=torch.int32, device=device)
+    return entries.view(sequences, positions)

@@ -1,12 +1,10 @@
-"""From a request to what waits for a slot: checked, tokenised, measured."""
+"""Makes of a request what waits for a slot: it is checked, tokenised and measured."""
 
 import time
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engine.admission import Waiting
-from inference.engine.layout import Composer, Script
 from inference.engine.model_config import ModelConfig
 from inference.engine.params import (
     FRAMES_PER_S,
@@ -15,20 +13,28 @@ from inference.engine.params import (
     MAX_TOKENS,
     SamplingParams,
 )
+from inference.engine.prompt_builder import PromptBuilder, TokenizedPrompt
 from inference.engine.request import Request
+from inference.engine.request_queue import QueuedRequest
 from inference.engine.room import Room
-from inference.engine.state import Limits, ResolvedSampling
+from inference.engine.state import EngineLimits, ResolvedSampling
 from inference.engine.text import PlainText
 from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
 
-class Intake:
+class InputProcessor:
     def __init__(
-        self, config: ModelConfig, composer: Composer, text: PlainText, limits: Limits
+        self,
+        config: ModelConfig,
+        prompt_builder: PromptBuilder,
+        text: PlainText,
+        limits: EngineLimits,
     ) -> None:
-        self._config, self._text, self._room = config, text, Room(composer, limits)
+        self._config, self._text, self._room = config, text, Room(prompt_builder, limits)
 
-    def check(self, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None) -> None:
+    def check_features(
+        self, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None
+    ) -> None:
         """ValueError if features do not fit the model."""
         config = self._config
         if embedding.shape != (config.talker.hidden_size,) or not np.isfinite(embedding).all():
@@ -45,22 +51,24 @@ class Intake:
                 f"The codes {low} to {high} are not within 0 to {config.codebook_size - 1}."
             )
 
-    def waiting(self, request: Request) -> Waiting:
-        """What the request comes to. Raises what Engine.submit does, but for Overloaded."""
-        script = self._script(request)
-        if not self._room.holds(script):
-            raise self._refusal(request.text, script)
-        size = self._room.size(script)
+    def process(self, request: Request) -> QueuedRequest:
+        """The request, ready to wait. Raises what Engine.submit does, but for Overloaded."""
+        prompt = self._tokenized(request)
+        if not self._room.holds(prompt):
+            raise self._refusal(request.text, prompt)
+        size = self._room.size(prompt)
         sampling, now = self._resolved(request.sampling), time.perf_counter()
-        return Waiting(request, script, sampling, size.prompt, size.ahead, size.budget, now)
+        return QueuedRequest(
+            request, prompt, sampling, size.prompt_len, size.trailing_len, size.budget, now
+        )
 
-    def _script(self, request: Request) -> Script:
+    def _tokenized(self, request: Request) -> TokenizedPrompt:
         voice, ids = request.voice, self._text.ids(request.text)
         reference = voice.reference if voice.mode(request.mode) == "icl" else None
         language = self._language(request.language)
         if not ids:
             raise SpeechFailed("There is no text to speak.")
-        return Script(voice.speaker, reference, ids, language, request.text_first)
+        return TokenizedPrompt(voice.speaker, reference, ids, language, request.text_first)
 
     def _resolved(self, asked: SamplingParams) -> ResolvedSampling:
         """What is asked, else as the model came."""
@@ -74,20 +82,20 @@ class Intake:
             repetition_penalty=asked.repetition_penalty or model.repetition_penalty,
         )
 
-    def _refusal(self, text: str, script: Script) -> TextTooLong | ModeUnavailable:
+    def _refusal(self, text: str, prompt: TokenizedPrompt) -> TextTooLong | ModeUnavailable:
         """Of a text that does not fit: how much of it does, and what takes the rest."""
-        most = self._room.most(script)
+        most = self._room.most(prompt)
         if most == 0:
             return ModeUnavailable(
-                f"This voice leaves no room for a text: {self._room.taken(script)}. Give it the"
+                f"This voice leaves no room for a text: {self._room.taken(prompt)}. Give it the"
                 " words of its clip alone, enrol a shorter clip, or use mode xvec."
             )
         fitting = self._text.fitting(text, most)
         why = f"{MAX_FRAMES} frames, {MAX_FRAMES / FRAMES_PER_S:.0f} s of speech"
         if most < MAX_TOKENS:
-            why = f"of this voice, {self._room.taken(script)}"
+            why = f"of this voice, {self._room.taken(prompt)}"
         return TextTooLong(
-            f"The text has {len(script.ids):,} tokens (of a few letters each), and one request"
+            f"The text has {len(prompt.ids):,} tokens (of a few letters each), and one request"
             f" speaks {most} at most ({why}): about {_rounded(fitting):,} of these"
             f" {len(text):,} characters fit. Split it at a sentence and speak the parts one"
             " after another."

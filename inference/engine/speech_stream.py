@@ -23,13 +23,13 @@ class Chunk:
 
 
 @dataclass(eq=False)
-class Stream:
+class SpeechStream:
     """Frames are counted from 0. Up to `budget + 1` are made: a speech must end by itself."""
 
     request: Request
     slot: int
-    rows: list[int]  # of the key/value cache
-    prompt: int  # positions
+    entries: list[int]  # of the key/value cache
+    prompt_len: int  # positions
     budget: int  # frames
     submitted_s: float
     admitted_s: float

@@ -1,13 +1,13 @@
-"""Who waits for a slot, in which order they get in, and whose patience is over."""
+"""The requests that wait for a slot: in which order they get in, and which are told to give up."""
 
 import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
 
-from inference.engine.cache_rows import whole
-from inference.engine.forecast import Line
-from inference.engine.layout import Script
+from inference.engine.forecast import QueueSimulation
+from inference.engine.page_allocator import whole_pages
+from inference.engine.prompt_builder import TokenizedPrompt
 from inference.engine.request import Request
 from inference.engine.state import ResolvedSampling
 from inference.errors import Overloaded
@@ -16,33 +16,33 @@ OVERTAKEN = 8  # how often a request too long for the free cache may be passed b
 
 
 @dataclass(eq=False)
-class Waiting:
+class QueuedRequest:
     """A request that was found good. It holds nothing on the device but its voice."""
 
     request: Request
-    script: Script
+    prompt: TokenizedPrompt
     sampling: ResolvedSampling
-    prompt: int  # positions to prefill
-    ahead: int  # positions read while it speaks
+    prompt_len: int  # positions to prefill
+    trailing_len: int  # positions read while it speaks
     budget: int  # frames
     submitted_s: float
     overtaken: int = 0
 
     @property
     def positions(self) -> int:
-        """Cache rows it may come to use: the prompt, its frames, and the one past the budget."""
-        return self.prompt + self.budget + 1
+        """Cache entries it may come to use: the prompt, its frames, and the one past the budget."""
+        return self.prompt_len + self.budget + 1
 
     @property
     def patience_left_s(self) -> float:
         return self.request.patience_s - (time.perf_counter() - self.submitted_s)
 
     @property
-    def late(self) -> bool:
+    def is_late(self) -> bool:
         return self.patience_left_s < 0
 
-    def hopeless(self, wait_s: float) -> Overloaded:
-        """What to tell if a slot is that far away."""
+    def refusal(self, wait_s: float) -> Overloaded:
+        """What the caller is told if a slot is that far away."""
         may_s = self.request.patience_s
         return Overloaded(
             f"This request has waited {may_s - self.patience_left_s:.1f} s for a slot and would"
@@ -52,62 +52,63 @@ class Waiting:
         )
 
 
-class Queue:
-    """First come, first served, but what fits passes what does not, a bounded number of times."""
+class RequestQueue:
+    """First come, first served, but what fits passes what does not: OVERTAKEN times."""
 
     def __init__(self, limit: int, prefill_positions: int) -> None:
-        """`prefill_positions`: of those who get in together, so that running streams go on soon."""
+        """After `prefill_positions` in a step nobody else gets in, so that what runs goes on."""
         self._limit, self._prefill_positions = limit, prefill_positions
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[QueuedRequest] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def behind(self, line: Line) -> Line:
-        """Where whoever comes next stands."""
+    def simulate(self, simulation: QueueSimulation) -> QueueSimulation:
+        """Admit all who wait in `simulation`; what it says then is of whoever comes next."""
         for waiting in self._waiting:
-            line.join(waiting.budget, whole(waiting.positions))
-        return line
+            simulation.admit(waiting.budget, whole_pages(waiting.positions))
+        return simulation
 
     @property
     def is_full(self) -> bool:
         return len(self._waiting) >= self._limit
 
-    def push(self, waiting: Waiting) -> None:
+    def push(self, waiting: QueuedRequest) -> None:
         """The queue must not be full."""
         self._waiting.append(waiting)
 
-    def admit(self, slots: int, rows: int) -> tuple[list[Waiting], list[Waiting]]:
-        """Who gets in, with so many slots and cache rows free, and whose patience is over.
+    def admit(self, slots: int, entries: int) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+        """The requests that get in, with so many slots and entries free, and those that time out.
 
-        Nobody's is while there is only too much to prefill: the next step lets in more.
+        No request times out in a step that stopped at the prefill budget: the next step lets in
+        more.
         """
-        admitted: list[Waiting] = []
+        admitted: list[QueuedRequest] = []
         prefilled = 0
-        while len(admitted) < slots and (waiting := self._take(rows)):
+        while len(admitted) < slots and (waiting := self._take(entries)):
             admitted.append(waiting)
-            rows -= whole(waiting.positions)
-            prefilled += waiting.prompt
+            entries -= whole_pages(waiting.positions)
+            prefilled += waiting.prompt_len
             if prefilled >= self._prefill_positions:
                 return admitted, []
         return admitted, self._take_late()
 
-    def take_hopeless(self, line: Line) -> list[tuple[Waiting, float]]:
-        """Who can't have a slot in time, in whatever time it would."""
+    def take_hopeless(self, simulation: QueueSimulation) -> list[tuple[QueuedRequest, float]]:
+        """Remove the requests that can't have a slot in time, each with the wait that it faces."""
         hopeless = []
         for waiting in list(self._waiting):
-            rows = whole(waiting.positions)
-            if line.serves(waiting.patience_left_s, rows):
-                line.join(waiting.budget, rows)
+            entries = whole_pages(waiting.positions)
+            if simulation.may_serve(waiting.patience_left_s, entries):
+                simulation.admit(waiting.budget, entries)
             else:
-                hopeless.append((waiting, line.wait_s(rows)))
+                hopeless.append((waiting, simulation.wait_s(entries)))
                 self._waiting.remove(waiting)
         return hopeless
 
-    def _take(self, rows: int) -> Waiting | None:
-        """The next that fits; None if nobody does, or if the first was passed too often."""
+    def _take(self, entries: int) -> QueuedRequest | None:
+        """The next request that fits; None if none does, or if the first was passed too often."""
         for index, waiting in enumerate(self._waiting):
-            if waiting.positions <= rows:
+            if waiting.positions <= entries:
                 for passed in islice(self._waiting, index):
                     passed.overtaken += 1
                 del self._waiting[index]
@@ -116,14 +117,14 @@ class Queue:
                 return None
         return None
 
-    def _take_late(self) -> list[Waiting]:
-        late = [waiting for waiting in self._waiting if waiting.late]
+    def _take_late(self) -> list[QueuedRequest]:
+        late = [waiting for waiting in self._waiting if waiting.is_late]
         for waiting in late:
             self._waiting.remove(waiting)
         return late
 
     def remove(self, request: Request) -> bool:
-        """True if it was waiting."""
+        """Take a request out; True if it was waiting."""
         for index, waiting in enumerate(self._waiting):
             if waiting.request is request:
                 del self._waiting[index]
@@ -131,7 +132,7 @@ class Queue:
         return False
 
     def position(self, request: Request) -> int | None:
-        """How many wait before it."""
+        """How many requests wait before this one; None if it does not wait."""
         for index, waiting in enumerate(self._waiting):
             if waiting.request is request:
                 return index

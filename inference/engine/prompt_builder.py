@@ -17,15 +17,15 @@ from inference.engine.weights import Weights
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One request as embeddings."""
+class PromptEmbeds:
+    """One request as embeddings, in the words of transformers: its inputs_embeds."""
 
     prefill: Tensor  # (P, D)
-    ahead: Tensor  # (L, D): one a frame; after them, and if L is 0, padding
+    trailing: Tensor  # (L, D): one a frame; after them, and if L is 0, padding
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceEmbeds:
     """What of a clip with a transcript depends on the voice alone."""
 
     codes: Tensor  # (T + 1, D): codec_bos, then each frame's summed embeddings
@@ -33,18 +33,18 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Script:
-    """One request as ids, before it is embeddings: a few bytes, where a Layout has megabytes."""
+class TokenizedPrompt:
+    """One request as ids: a few bytes, where its PromptEmbeds has megabytes."""
 
     speaker: Tensor  # (D,)
-    reference: Reference | None  # speak in context, if there is one
+    reference: ReferenceEmbeds | None  # speak in context, if there is one
     ids: Sequence[int]  # of the text
     language: str | None = None
     text_first: bool = False  # qwen_tts' non_streaming_mode: all text before the first code
 
 
-class Composer:
-    """Makes layouts with a model's embeddings."""
+class PromptBuilder:
+    """Makes prompts of embeddings with a model's embeddings."""
 
     def __init__(self, config: ModelConfig, weights: Weights, role: Sequence[int]) -> None:
         """`role`: the ids that open the assistant's turn."""
@@ -68,31 +68,31 @@ class Composer:
         middle = F.silu(F.linear(w.embedding[index], w.fc1, w.fc1_bias))
         return F.linear(middle, w.fc2, w.fc2_bias).float()
 
-    def reference(self, codes: Tensor, ids: Sequence[int]) -> Reference:
+    def reference(self, codes: Tensor, ids: Sequence[int]) -> ReferenceEmbeds:
         """Of codes (T, groups) and the transcript's ids."""
         group = torch.arange(codes.shape[1] - 1, device=codes.device)
         frames = self._talker.first[codes[:, 0]].float()
         frames = frames + self._talker.rest[group, codes[:, 1:]].float().sum(1)
-        return Reference(torch.cat([self._codec_bos, frames]), self.text(ids))
+        return ReferenceEmbeds(torch.cat([self._codec_bos, frames]), self.text(ids))
 
-    def compose(self, script: Script) -> Layout:
-        header, reference = self._header(script.speaker, script.language), script.reference
-        target = torch.cat([self.text(script.ids), self._eos[None]])
+    def build(self, prompt: TokenizedPrompt) -> PromptEmbeds:
+        header, reference = self._header(prompt.speaker, prompt.language), prompt.reference
+        target = torch.cat([self.text(prompt.ids), self._eos[None]])
         if reference is not None:
             target = torch.cat([reference.text, target])
         codes = self._codec_bos if reference is None else reference.codes
-        lay = self._text_first if script.text_first else self._side_by_side
-        body, ahead = lay(target, codes)
-        return Layout(torch.cat([header, body]), ahead)
+        lay = self._text_first if prompt.text_first else self._side_by_side
+        body, trailing = lay(target, codes)
+        return PromptEmbeds(torch.cat([header, body]), trailing)
 
-    def lengths(self, script: Script) -> tuple[int, int]:
-        """Of what `compose` makes: positions to prefill, positions ahead."""
-        reference, tags = script.reference, self._tags_of(script.language)
+    def lengths(self, prompt: TokenizedPrompt) -> tuple[int, int]:
+        """Of what `build` makes: positions to prefill, positions of trailing text."""
+        reference, tags = prompt.reference, self._tags_of(prompt.language)
         header = len(self._role) + len(tags) + 2  # the speaker and codec_pad
-        text, codes = len(script.ids) + 1, 1
+        text, codes = len(prompt.ids) + 1, 1
         if reference is not None:
             text, codes = text + len(reference.text), len(reference.codes)
-        if script.text_first:
+        if prompt.text_first:
             return header + text + codes, 0
         return header + codes, max(0, text - codes)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
-from inference.engine.layout import Composer, Layout, Script
 from inference.engine.model_config import read_model_config
+from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds, TokenizedPrompt
 from inference.engine.text import PlainText
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ class Intercepted(Exception):
     """What qwen_tts would have generated from."""
 
     def __init__(self, prompt: Tensor, ahead: Tensor, pad: Tensor) -> None:
-        self.prompt, self.ahead, self.pad = prompt[0], ahead[0], pad[0]
+        self.prompt, self.trailing, self.pad = prompt[0], ahead[0], pad[0]
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Maker:
     """Lays out the same request on both sides."""
 
     stock: Any
-    composer: Composer
+    prompt_builder: PromptBuilder
     text: PlainText
 
-    def ours(self, text: str, frames: int, language: str | None, text_first: bool) -> Layout:
+    def ours(self, text: str, frames: int, language: str | None, text_first: bool) -> PromptEmbeds:
         found = None
         if frames:
-            found = self.composer.reference(codes_of(frames), self.text.ids(TRANSCRIPT))
+            found = self.prompt_builder.reference(codes_of(frames), self.text.ids(TRANSCRIPT))
         ids = self.text.ids(text)
-        script = Script(speaker(), found, ids, language, text_first)
-        layout = self.composer.compose(script)
-        assert self.composer.lengths(script) == (len(layout.prefill), len(layout.ahead))
-        return layout
+        prompt = TokenizedPrompt(speaker(), found, ids, language, text_first)
+        embeds = self.prompt_builder.build(prompt)
+        assert self.prompt_builder.lengths(prompt) == (len(embeds.prefill), len(embeds.trailing))
+        return embeds
 
     def theirs(self, text: str, frames: int, language: str | None, text_first: bool) -> Intercepted:
         reference = torch.tensor([self.text.reference(TRANSCRIPT)]) if frames else None
@@ -81,7 +81,7 @@ def maker(stock: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Make
     monkeypatch.setattr(stock.model.talker, "generate", intercept)
     config, text = read_model_config(checkpoint), load_tokenizer(checkpoint)
     weights = load_weights(checkpoint, config, torch.float32, CPU)
-    return Maker(stock, Composer(config, weights, text.target("")[:3]), text)
+    return Maker(stock, PromptBuilder(config, weights, text.target("")[:3]), text)
 
 
 @pytest.mark.parametrize("frames", REFERENCES)
@@ -93,9 +93,9 @@ def test_every_position_is_qwen_tts_own(maker: Maker, frames: int, text_first: b
         ours = maker.ours(text, frames, language, text_first)
         theirs = maker.theirs(text, frames, language, text_first)
         torch.testing.assert_close(ours.prefill, theirs.prompt, rtol=0, atol=1e-5)
-        torch.testing.assert_close(maker.composer.pad, theirs.pad[0], rtol=0, atol=1e-5)
-        fed = padded(ours.ahead, maker.composer.pad)
-        torch.testing.assert_close(fed, padded(theirs.ahead, theirs.pad[0]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(maker.prompt_builder.pad, theirs.pad[0], rtol=0, atol=1e-5)
+        fed = padded(ours.trailing, maker.prompt_builder.pad)
+        torch.testing.assert_close(fed, padded(theirs.trailing, theirs.pad[0]), rtol=0, atol=1e-5)
 
 
 def padded(ahead: Tensor, pad: Tensor) -> Tensor:
@@ -106,7 +106,9 @@ def padded(ahead: Tensor, pad: Tensor) -> Tensor:
 
 def test_text_first_leaves_nothing_to_read_while_speaking(maker: Maker) -> None:
     lengths = {
-        text_first: [len(maker.ours("Hello.", frames, None, text_first).ahead) for frames in (0, 3)]
+        text_first: [
+            len(maker.ours("Hello.", frames, None, text_first).trailing) for frames in (0, 3)
+        ]
         for text_first in (True, False)
     }
     assert lengths == {True: [0, 0], False: [6, len(TRANSCRIPT) + 7 - 4]}
