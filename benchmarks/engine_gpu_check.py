@@ -136,12 +136,12 @@ def replayed(made: Engine, frames: int) -> Check:
     voice = random_voice(made, 0, TRANSCRIPT)
     graphs = spoken(made, crowd(voice, BATCH), frames)
     inner, vocoder, prefill = made._frames, made._vocoder, made._prefill
-    kept = inner._speak, inner._listen, vocoder._replays, prefill._replays
-    inner.__dict__ |= {"_speak": inner._speak_rows, "_listen": inner._listen_rows}
-    vocoder.__dict__ |= {"_replays": vocoder._decode}
-    prefill.__dict__ |= {"_replays": prefill._run}
+    kept = inner._sample, inner._advance, vocoder._graphs, prefill._graphs
+    inner.__dict__ |= {"_sample": inner._sample_frame, "_advance": inner._advance_talker}
+    vocoder.__dict__ |= {"_graphs": vocoder._decode}
+    prefill.__dict__ |= {"_graphs": prefill._run}
     eager = spoken(made, crowd(voice, BATCH), frames)
-    inner._speak, inner._listen, vocoder._replays, prefill._replays = kept
+    inner._sample, inner._advance, vocoder._graphs, prefill._graphs = kept
     yield "replay = eager, equal codes", _equal(graphs, eager), 1.0, True
     yield "replay = eager, PCM apart, LSB", _apart(graphs, eager), 1.0
 
@@ -178,7 +178,7 @@ def soaked(made: Engine, requests: int) -> Check:
     """Joins, ends and cancels by chance leave nothing behind."""
     voices = [random_voice(made, frames, TRANSCRIPT, frames) for frames in (0, 5, 30)]
     soak(made, voices, min(2 * ALIVE, requests), seed=1)  # libraries take their memory
-    slots, rows = len(made._free), made._pages.free_entries
+    slots, entries = len(made._free), made._pages.free_entries
     memory, threads = _allocated(), threading.active_count()
     made.counters = counters = Counters()
     soak(made, voices, requests, seed=2)
@@ -189,7 +189,7 @@ def soaked(made: Engine, requests: int) -> Check:
     yield "soak: cancelled", counters.cancelled, None
     yield "soak: budget reached, or failed", counters.failed, None
     yield "soak: slots missing", slots - len(made._free), 0
-    yield "soak: cache rows missing", rows - made._pages.free_entries, 0
+    yield "soak: cache entries missing", entries - made._pages.free_entries, 0
     yield "soak: bytes of memory more", _allocated() - memory, 0
     yield "soak: threads more", threading.active_count() - threads, 0
 

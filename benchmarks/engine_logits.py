@@ -93,8 +93,8 @@ def logits(
     slots = torch.arange(ROWS, dtype=torch.int32, device=codes.device)
     generator.prefill(slots, prompts, lengths.to(codes.device))
     for _ in range(FRAMES):
-        generator.speak(slots)
-        generator.listen(slots, POSITIONS)
+        generator.sample_frame(slots)
+        generator.advance(slots, POSITIONS)
     groups = model_config.num_code_groups
     first, rest = teacher.logits[::groups], teacher.logits
     rest = [made for index, made in enumerate(rest) if index % groups]

@@ -333,10 +333,10 @@ def framed(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def frame_ms(made: Generator, rows: int) -> dict[str, float]:
     slots = torch.arange(rows, dtype=torch.int32, device=GPU)
-    speak = graph_ms(lambda: made.speak(slots))
-    listen = graph_ms(lambda: made.listen(slots, POSITIONS))
+    sample = graph_ms(lambda: made.sample_frame(slots))
+    advance = graph_ms(lambda: made.advance(slots, POSITIONS))
     label = "" if isinstance(made._ops, CudaOps) else "torch "
-    found = {"speak ms": speak, "listen ms": listen, "ms": speak + listen}
+    found = {"sample ms": sample, "advance ms": advance, "ms": sample + advance}
     return {label + name: value for name, value in found.items()}
 
 

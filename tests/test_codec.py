@@ -211,13 +211,13 @@ def test_clear_forgets(case: Case) -> None:
 def test_absorbing_a_reference_is_decoding_it(case: Case, length: int) -> None:
     decoder, reference = case.decoder(), case.codes[0, :length]
     stream(decoder, reference[None], [7], 1)
-    assert_same_state(decoder.absorb(reference), decoder.save(1), TOLERANCE * 10)
+    assert_same_state(decoder.prefill(reference), decoder.save(1), TOLERANCE * 10)
 
 
 def test_speech_after_an_absorbed_reference_is_the_end_of_the_whole(case: Case) -> None:
     decoder = case.decoder()
     neighbour = decoder.decode(case.codes[1:, :10], slots(0))
-    decoder.load(1, decoder.absorb(case.codes[0, :100].to(torch.int16)))
+    decoder.load(1, decoder.prefill(case.codes[0, :100].to(torch.int16)))
     sound = stream(decoder, case.codes[:1, 100:], [1, 2, 4, 8], 1)
     case.assert_sound(sound, case.sound(slice(100, LENGTH))[:1])
     neighbour = torch.cat([neighbour, decoder.decode(case.codes[1:, 10:14], slots(0))], 1)
@@ -253,7 +253,7 @@ def test_the_state_stays_where_it_is(case: Case) -> None:
     places = [states.data_ptr() for states in decoder._states]
     stream(decoder, case.codes[:, :40], [1, 8, 12], 0, 1)
     decoder.clear(0)
-    decoder.load(0, decoder.absorb(case.codes[0, :20]))
+    decoder.load(0, decoder.prefill(case.codes[0, :20]))
     assert [states.data_ptr() for states in decoder._states] == places
 
 
@@ -276,7 +276,7 @@ def test_decode_never_asks_the_device_for_a_value(on_meta: StreamingDecoder, fra
 
 def test_clear_save_load_and_absorb_never_ask_either(on_meta: StreamingDecoder) -> None:
     on_meta.clear(3)
-    on_meta.load(4, on_meta.absorb(torch.empty(100, 16, dtype=torch.int16, device="meta")))
+    on_meta.load(4, on_meta.prefill(torch.empty(100, 16, dtype=torch.int16, device="meta")))
 
 
 def test_a_slot_of_the_released_size_takes_three_megabytes(on_meta: StreamingDecoder) -> None:

@@ -1,4 +1,4 @@
-"""The engine as on CUDA, on a CPU: marks that are done late, prompts and batches with padding."""
+"""The engine as on CUDA, on a CPU: events that happen late, prompts and batches with padding."""
 
 import random
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from engines import Heard, ask, hear, hear_one, load, make_voice, pad_as_on_cuda
 
 from inference import errors
 from inference.engine import Engine, Request, Voice
-from inference.engine.codec.vocoder import Sound
-from inference.engine.device import Lane, Mark
+from inference.engine.codec.vocoder import PendingSound
+from inference.engine.device import Event, Lane
 from inference.engine.speech_stream import SpeechStream
 
-LOOKS = 6  # a mark is done before so many have been taken at it
+LOOKS = 6  # an event has happened before so many have been taken at it
 STEPS = 10_000  # more than any of this takes
 LIMITS = {"positions": 4096, "request_positions": 320, "queue_limit": 100}
 NOBODY = Voice(torch.zeros(1), None, None)
 
 
-class LateMark(Mark):
+class LateEvent(Event):
     """Done after some looks at it: the device is behind, and its lanes not alike."""
 
     def __init__(self, looks: int) -> None:
@@ -36,23 +36,23 @@ class LateMark(Mark):
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes all marks late from now on, by a seed."""
+    """Makes all events late from now on, by a seed."""
 
     def begin(seed: int) -> None:
         chance = random.Random(seed)
-        monkeypatch.setattr(Lane, "mark", lambda _: LateMark(chance.randrange(LOOKS)))
+        monkeypatch.setattr(Lane, "record_event", lambda _: LateEvent(chance.randrange(LOOKS)))
 
     return begin
 
 
 def test_sound_whose_codes_are_not_known_is_kept() -> None:
-    sound = Sound(torch.ones(1, 4 * 1920), Mark(None))
+    sound = PendingSound(torch.ones(1, 4 * 1920), Event(None))
     stream = SpeechStream(Request(NOBODY, "Hi."), 0, [], 1, 9, 0.0, 0.0)
-    stream.send(sound, 0, 4)
+    stream.append_chunk(sound, 0, 4)
     for known in range(4):
-        assert len(stream.take()[0]) == 0
-        stream.see(np.full(16, known), 99, bad=False)
-    assert len(stream.take()[0]) == 4 * 1920
+        assert len(stream.take_ready()[0]) == 0
+        stream.append_frame(np.full(16, known), 99, bad=False)
+    assert len(stream.take_ready()[0]) == 4 * 1920
 
 
 def padded(folder: Path, slots: int = 2) -> Engine:
@@ -126,7 +126,7 @@ def test_sound_waits_for_its_codes(checkpoint: Path, monkeypatch: pytest.MonkeyP
     """The codec may be done before the host has read a report."""
     engine = load(checkpoint, slots=1)
     expected = hear_one(engine, ask(make_voice(engine), "Hello."))
-    monkeypatch.setattr(engine._lane, "mark", lambda: LateMark(LOOKS))
+    monkeypatch.setattr(engine._lane, "record_event", lambda: LateEvent(LOOKS))
     heard = hear_one(engine, ask(make_voice(engine), "Hello."))  # `add` compares their lengths
     assert np.array_equal(heard.all_pcm(), expected.all_pcm())
 
@@ -156,7 +156,7 @@ def test_the_rows_of_who_broke_are_clean_for_the_next(
     engine = padded(checkpoint)
     broken = ask(broken_voice(engine), "x" * 30, text_first=True)
     if cancel:
-        monkeypatch.setattr(engine._lane, "mark", lambda: LateMark(LOOKS))
+        monkeypatch.setattr(engine._lane, "record_event", lambda: LateEvent(LOOKS))
         engine.submit(broken)
         engine.step()
         assert engine.running == 1  # its report is under way

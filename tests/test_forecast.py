@@ -61,9 +61,7 @@ def test_those_who_wait_take_the_slots_as_they_become_free() -> None:
 
 
 def test_a_free_slot_without_cache_entries_is_none() -> None:
-    ahead = paced().simulation(
-        [(10, 100, 4), (0, 100, 4)], 2, 1
-    )  # 4 entries are free in 10 s, 8 in 20
+    ahead = paced().simulation([(10, 100, 4), (0, 100, 4)], 2, 1)  # 4 more in 10 s, 8 in 20
     assert [ahead.wait_s(1), ahead.wait_s(5), ahead.wait_s(9)] == pytest.approx([0.0, 10.0, 20.0])
     ahead.admit(100, 5)
     assert ahead.wait_s(1) == pytest.approx(20.0)

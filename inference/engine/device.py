@@ -1,4 +1,4 @@
-"""Ordered queues of device work, and marks in them. On a CPU work is done when it is issued."""
+"""Ordered queues of device work, and events in them. On a CPU work is done when it is issued."""
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -22,14 +22,14 @@ def on_device(
     return host.pin_memory().to(device, non_blocking=True)
 
 
-class Mark:
-    """A place in a lane's work."""
+class Event:
+    """A place in a lane's work: a CUDA event, or on a CPU one that has always happened."""
 
-    def __init__(self, event: "torch.cuda.Event | None") -> None:
-        self.event = event
+    def __init__(self, cuda_event: "torch.cuda.Event | None") -> None:
+        self.cuda_event = cuda_event
 
     def done(self) -> bool:
-        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
+        return self.cuda_event is None or bool(self.cuda_event.query())  # type: ignore[no-untyped-call]
 
 
 class Lane:
@@ -45,14 +45,14 @@ class Lane:
         """Issue what follows to this lane."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def mark(self) -> Mark:
-        """All work issued so far."""
-        return Mark(None if self.stream is None else self.stream.record_event())
+    def record_event(self) -> Event:
+        """It has happened when all work issued so far is done."""
+        return Event(None if self.stream is None else self.stream.record_event())
 
-    def after(self, mark: Mark) -> None:
-        """What is issued from here on starts when `mark` is done."""
-        if self.stream is not None and mark.event is not None:
-            self.stream.wait_event(mark.event)
+    def wait_event(self, event: Event) -> None:
+        """What is issued from here on starts when `event` has happened."""
+        if self.stream is not None and event.cuda_event is not None:
+            self.stream.wait_event(event.cuda_event)
 
     def uses(self, tensor: Tensor) -> None:
         """Keep a tensor of another lane from being reused before this lane's work is done."""
@@ -60,7 +60,7 @@ class Lane:
             tensor.record_stream(self.stream)
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy on the host that is there once a mark set after it is done."""
+        """A copy on the host; it is there once an event that is recorded after it has happened."""
         if self.stream is None:
             return tensor.clone()
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
@@ -72,13 +72,13 @@ class Lane:
             self.stream.synchronize()
 
     def wait_for_device(self) -> None:
-        """Until every lane is done, and what was issued to none."""
+        """Wait until every lane is done, and what was issued to none."""
         if self.stream is not None:
             torch.cuda.synchronize(self.device)
 
 
-class Replays(Generic[K]):
-    """A function of a shape, captured as one CUDA graph for each shape that it is called with.
+class GraphRunner(Generic[K]):
+    """Calls a function of a shape, as one CUDA graph for each shape that it is called with.
 
     It reads and writes tensors that stay where they are. On a CPU it is called as it is.
     """
@@ -104,7 +104,7 @@ class Replays(Generic[K]):
         return output
 
     def captures(self, shapes: Iterable[K]) -> Iterator[K]:
-        """Capture one of `shapes` at each turn, but those that are; on a CPU there are no turns."""
+        """Capture one more of `shapes` at each turn; on a CPU there are no turns."""
         for shape in shapes:
             if self._lane.stream is not None and shape not in self._graphs:
                 with self._lane.on():
@@ -130,17 +130,17 @@ class Replays(Generic[K]):
         return graph, output
 
 
-def least(sizes: Sequence[int], count: int) -> int:
-    """The least of the rising `sizes` that holds `count`."""
+def padded_size(sizes: Sequence[int], count: int) -> int:
+    """The first of the rising `sizes` that holds `count`."""
     return next(size for size in sizes if size >= count)
 
 
-def falling(sizes: Sequence[int], most: int) -> list[int]:
+def sizes_to_capture(sizes: Sequence[int], most: int) -> list[int]:
     """The rising `sizes` that groups of at most `most` need, the largest first.
 
     Captured in this order, a graph finds the memory that the one before it has given back.
     """
-    last = least(sizes, min(most, sizes[-1]))
+    last = padded_size(sizes, min(most, sizes[-1]))
     return [size for size in reversed(sizes) if size <= last]
 
 

@@ -20,9 +20,9 @@ from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.codec.vocoder import BATCHES, CHUNKS, Vocoder
 from inference.engine.config import EngineConfig, Setup, place
-from inference.engine.device import Lane, Mark, on_device
+from inference.engine.device import Event, Lane, on_device
 from inference.engine.forecast import Forecast, QueueSimulation
-from inference.engine.frames import Frames
+from inference.engine.frames import FrameRunner
 from inference.engine.generator import Generator
 from inference.engine.input_processor import InputProcessor
 from inference.engine.model_config import ModelConfig, read_model_config
@@ -63,7 +63,7 @@ class Engine:
             self._state = State(model_config, setup.limits, self._prompt_builder.pad, setup.dtype)
             self._generator = Generator(model_config, weights, setup.limits, self._state, setup.ops)
         self._prefill = Prefill(self._generator, self._state, self._lane)
-        self._frames = Frames(self._generator, self._state, setup, self._lane)
+        self._frames = FrameRunner(self._generator, self._state, setup, self._lane)
         decoder = StreamingDecoder(
             weights.decoder,
             model_config.decoder_config,
@@ -124,8 +124,8 @@ class Engine:
                 return Voice(speaker, None, None)
             index = on_device(codes, torch.int64, self.setup.device)
             reference = self._prompt_builder.reference(index, self._text.ids(transcript or ""))
-            mark = self._lane.mark()
-        return Voice(speaker, reference, self._vocoder.absorb(index, after=mark))
+            event = self._lane.record_event()
+        return Voice(speaker, reference, self._vocoder.prefill(index, after=event))
 
     def submit(self, request: Request) -> None:
         """Queue a request; its Outputs come out of later steps.
@@ -157,8 +157,8 @@ class Engine:
         """Let in who waits, make a frame for everyone, turn frames into sound, hand it out."""
         self._forecast.step(working=bool(self._streams))
         self._admit()
-        mark = self._make_frames()
-        self._decode_frames(mark)
+        frames_made = self._make_frames()
+        self._decode_frames(frames_made)
         return self._collect()
 
     def run(self) -> Iterator[Output]:
@@ -232,30 +232,30 @@ class Engine:
             admitted_s=time.perf_counter(),
         )
 
-    def _make_frames(self) -> Mark:
-        """Issue one frame of every stream that is not over; the mark is set when they exist."""
+    def _make_frames(self) -> Event:
+        """Issue one frame of every stream that is not over; the event happens when they exist."""
         streams = [stream for stream in self._streams if stream.wants_frames]
         if not streams:
-            return self._lane.mark()
+            return self._lane.record_event()
         counters = self.counters
         counters.steps += 1
         counters.frames += len(streams)
         counters.most_rows = max(counters.most_rows, len(streams))
         return self._frames.issue(streams)
 
-    def _decode_frames(self, made: Mark) -> None:
+    def _decode_frames(self, made: Event) -> None:
         """Issue the chunks that are due, those of one size together."""
-        due = [(stream.due(), stream) for stream in self._streams]
+        due = [(stream.due_frames(), stream) for stream in self._streams]
         for size in CHUNKS:
             streams = [stream for frames, stream in due if frames == size]
             for begin in range(0, len(streams), BATCHES[-1]):
                 self._decode_chunk(streams[begin : begin + BATCHES[-1]], size, made)
 
-    def _decode_chunk(self, streams: Sequence[SpeechStream], size: int, made: Mark) -> None:
+    def _decode_chunk(self, streams: Sequence[SpeechStream], size: int, made: Event) -> None:
         slots, starts = [s.slot for s in streams], [s.sent for s in streams]
         sound = self._vocoder.decode(slots, starts, size, after=made)
         for row, stream in enumerate(streams):
-            stream.send(sound, row, size)
+            stream.append_chunk(sound, row, size)
 
     def _collect(self) -> list[Output]:
         """What is ready. Waits only while the device has enough to do and nothing to show."""
@@ -269,19 +269,21 @@ class Engine:
             time.sleep(LOOK_S)
 
     def _can_issue(self) -> bool:
-        if not self._streams or any(stream.due() for stream in self._streams):
+        if not self._streams or any(stream.due_frames() for stream in self._streams):
             return True
         wanted = any(stream.wants_frames for stream in self._streams)
         return wanted and self._frames.in_flight < IN_FLIGHT
 
     def _read_reports(self) -> None:
-        while flight := self._frames.land():
-            for stream, row in zip(flight.streams, flight.report.numpy(), strict=True):
-                stream.see(row[:-1].copy(), self.model_config.codec_tokens.eos, bool(row[-1]))
+        while step := self._frames.pop_done():
+            for stream, row in zip(step.streams, step.report.numpy(), strict=True):
+                stream.append_frame(
+                    row[:-1].copy(), self.model_config.codec_tokens.eos, bool(row[-1])
+                )
 
     def _deliver(self, stream: SpeechStream) -> list[Output]:
         """The stream's PCM that is ready, and its end; an end frees its slot."""
-        pcm, codes = stream.take()
+        pcm, codes = stream.take_ready()
         if stream.error is None and not len(pcm) and not stream.finished:
             return []
         self.counters.chunks += bool(len(pcm))

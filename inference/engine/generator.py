@@ -20,6 +20,8 @@ SPECIALS = 1024  # tokens above the codes in the talker's vocabulary; only the e
 
 
 class Generator:
+    """The talker and the code predictor over the State; vLLM would call it a model runner."""
+
     def __init__(
         self,
         config: ModelConfig,
@@ -69,20 +71,20 @@ class Generator:
         for part in (self._cache.keys, self._cache.values):
             part[:, index] = 0
 
-    def speak(self, slots: Tensor) -> Tensor:
-        """Choose the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
+    def sample_frame(self, slots: Tensor) -> Tensor:
+        """Sample the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
         state, ops, groups = self._state, self._ops, self._config.num_code_groups
         index = slots.long()
         out = self._talker.head(ops, state.x[index], self._talker_weights.head)
         logits, hidden = out.tensor_split([self._config.vocab_size], dim=1)
         code = ops.sample(logits, self._rules, state.sampling, slots, 0, state.bad)
-        codes = [code, *self._rest(hidden, code, slots)]
+        codes = [code, *self._sample_rest(hidden, code, slots)]
         frame = torch.stack(codes, dim=1)
         state.frames[index, state.sampling.step[index].long()] = frame
         assert frame.shape[1] == groups
         return torch.cat([frame, state.bad[index][:, None].long()], dim=1)
 
-    def listen(self, slots: Tensor, span: int) -> Tensor:
+    def advance(self, slots: Tensor, span: int) -> Tensor:
         """Feed the frame and the next text to the talker: its new state (B, D) float32.
 
         No row may stand at position `span` or beyond.
@@ -100,12 +102,12 @@ class Generator:
         state.sampling.step[index] = (step + 1).clamp(max=state.frames.shape[1] - 1)
         return x
 
-    def _rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
+    def _sample_rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
         """Codebooks 1 to 15, from the talker's projected hidden state (B, Dp) and codebook 0."""
         weights, ops, rows = self._predictor_weights, self._ops, len(first)
         start = hidden.float() + self._talker_weights.head_bias
         pair = torch.stack([start, ops.embed(weights.first, first)], dim=1)  # (B, 2, Dp)
-        x = self._predict(pair.flatten(0, 1), rows, 0).view(rows, 2, -1)[:, 1]
+        x = self._run_predictor(pair.flatten(0, 1), rows, 0).view(rows, 2, -1)[:, 1]
         codes = []
         for group in range(1, self._config.num_code_groups):
             logits = self._predictor.head(ops, x.contiguous(), weights.heads[group - 1])
@@ -114,10 +116,10 @@ class Generator:
             )
             codes.append(code)
             if group < self._config.num_code_groups - 1:
-                x = self._predict(ops.embed(weights.rest[group - 1], code), rows, group + 1)
+                x = self._run_predictor(ops.embed(weights.rest[group - 1], code), rows, group + 1)
         return codes
 
-    def _predict(self, x: Tensor, rows: int, position: int) -> Tensor:
+    def _run_predictor(self, x: Tensor, rows: int, position: int) -> Tensor:
         """Run the predictor over (rows · N, Dp) that stand at `position` and after it."""
         span = position + len(x) // rows
         metadata = AttentionMetadata(

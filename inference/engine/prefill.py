@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from inference.engine.device import Lane, Replays, falling, least, on_device
+from inference.engine.device import GraphRunner, Lane, on_device, padded_size, sizes_to_capture
 from inference.engine.generator import Generator
 from inference.engine.state import State
 
@@ -29,12 +29,12 @@ class Prefill:
         self._slots = torch.full((ROWS[-1],), self._scratch, dtype=torch.int32, device=device)
         self._lengths = torch.ones_like(self._slots)
         padding = [(self._slots, self._scratch), (self._lengths, 1)]
-        self._replays = Replays(self._run, lane, padding)
+        self._graphs = GraphRunner(self._run, lane, padding)
 
     def captures(self, prompts: int, longest: int) -> Iterator[tuple[int, int]]:
         """Capture what up to `prompts` at once of up to `longest` positions need, one a turn."""
-        sizes = product(falling(self._sizes, longest), falling(ROWS, prompts))
-        return self._replays.captures((rows, length) for length, rows in sizes)
+        sizes = product(sizes_to_capture(self._sizes, longest), sizes_to_capture(ROWS, prompts))
+        return self._graphs.captures((rows, length) for length, rows in sizes)
 
     def __call__(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
         """prompts (P, D) float32, each into the cache of its slot."""
@@ -54,13 +54,13 @@ class Prefill:
             self._prompts[row, : len(prompt)] = prompt
         self._fill(self._slots[:rows], [*slots, *[self._scratch] * spare])
         self._fill(self._lengths[:rows], [*lengths, *[1] * spare])
-        self._replays((rows, longest))
+        self._graphs((rows, longest))
 
     def _shape(self, rows: int, length: int) -> tuple[int, int]:
         """On a CPU no more than there is."""
         if not self._lane.pads:
             return rows, length
-        return least(ROWS, rows), least(self._sizes, length)
+        return padded_size(ROWS, rows), padded_size(self._sizes, length)
 
     def _fill(self, line: Tensor, values: Sequence[int]) -> None:
         line.copy_(on_device(values, line.dtype, line.device))

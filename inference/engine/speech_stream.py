@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engine.codec.vocoder import CHUNKS, Sound
+from inference.engine.codec.vocoder import CHUNKS, PendingSound
 from inference.engine.model_config import FRAME_SAMPLES
 from inference.engine.request import Request, Timings
 from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
@@ -14,9 +14,9 @@ from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames [start, start + count) of a stream, in a Sound's row."""
+    """Frames [start, start + count) of a stream, in a PendingSound's row."""
 
-    sound: Sound
+    sound: PendingSound
     row: int
     start: int
     count: int
@@ -51,7 +51,7 @@ class SpeechStream:
     def finished(self) -> bool:
         return self.length is not None and self.delivered == self.length
 
-    def see(self, codes: NDArray[np.int64], eos: int, bad: bool) -> None:
+    def append_frame(self, codes: NDArray[np.int64], eos: int, bad: bool) -> None:
         """The device's next frame: codes (groups,), or the end, or what went wrong."""
         if self.length is not None or self.error is not None:
             return
@@ -67,7 +67,7 @@ class SpeechStream:
         else:
             self.codes.append(codes)
 
-    def due(self) -> int:
+    def due_frames(self) -> int:
         """Frames the codec should decode now, one of CHUNKS; 0 if it should wait for more."""
         ready = (self.made if self.length is None else self.length) - self.sent
         size = CHUNKS[min(self.chunks_sent, len(CHUNKS) - 1)]
@@ -77,12 +77,12 @@ class SpeechStream:
             return 0
         return next(size for size in CHUNKS if size >= ready)  # the tail, and a few to throw away
 
-    def send(self, sound: Sound, row: int, count: int) -> None:
+    def append_chunk(self, sound: PendingSound, row: int, count: int) -> None:
         self.chunks.append(Chunk(sound, row, self.sent, count))
         self.sent += count
         self.chunks_sent += 1
 
-    def take(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def take_ready(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """PCM and codes of the chunks that are ready and known to be speech; perhaps none."""
         ready = []
         while self.chunks and self._is_ready(self.chunks[0]):
@@ -107,4 +107,4 @@ class SpeechStream:
 
     def _is_ready(self, chunk: Chunk) -> bool:
         known = self.length is not None or len(self.codes) >= chunk.start + chunk.count
-        return known and chunk.sound.mark.done()
+        return known and chunk.sound.event.done()

@@ -23,7 +23,7 @@ from inference.engine.ops import TorchOps
 LAYER_NORM_EPSILON = 1e-6
 
 
-class Past:
+class ConvCache:
     """The last inputs of one convolution, in every slot: `state` is (slots + 1, length, C)."""
 
     def __init__(self, state: Tensor) -> None:
@@ -61,8 +61,8 @@ class Convolutions:
         sizes = [length * width for length, width in shapes]
         self.histories = weights.norm.new_zeros(slots + 1, sum(sizes))  # a line for each slot
         parts = zip(torch.split(self.histories, sizes, 1), shapes, strict=True)
-        pasts = (Past(part.view(len(part), *shape)) for part, shape in parts)
-        self._enter = next(pasts)
+        pasts = (ConvCache(part.view(len(part), *shape)) for part, shape in parts)
+        self._pre_conv = next(pasts)
         self._upsamples = [(upsample, next(pasts)) for upsample in weights.upsamples]
         self._open = next(pasts)
         self._blocks = [
@@ -71,13 +71,13 @@ class Convolutions:
         ]
         self._last = next(pasts)
 
-    def enter(self, frames: Tensor, slots: Tensor) -> Tensor:
+    def pre_conv(self, frames: Tensor, slots: Tensor) -> Tensor:
         """The one before the transformer: (B, n, codebook dim) → (B, n, D)."""
-        weight = self._weights.enter
-        seen = windows(self._enter.join(frames, slots), weight.shape[1])
-        return F.linear(seen, weight.flatten(1), self._weights.enter_bias)
+        weight = self._weights.pre_conv
+        seen = windows(self._pre_conv.join(frames, slots), weight.shape[1])
+        return F.linear(seen, weight.flatten(1), self._weights.pre_conv_bias)
 
-    def speak(self, x: Tensor, slots: Tensor) -> Tensor:
+    def decode(self, x: Tensor, slots: Tensor) -> Tensor:
         """Those after the transformer: (B, n, D) → (B, n * 1920), float32 or better."""
         for upsample, past in self._upsamples:
             x = _upsample(x, upsample, past, slots)
@@ -88,11 +88,11 @@ class Convolutions:
                 x = self._unit(x, unit, unit_past, slots)
         return self._mouth(self._last.join_snake(self._ops, x, self._weights.last, slots))
 
-    def _expand(self, x: Tensor, weights: BlockWeights, past: Past, slots: Tensor) -> Tensor:
+    def _expand(self, x: Tensor, weights: BlockWeights, past: ConvCache, slots: Tensor) -> Tensor:
         line = past.join_snake(self._ops, x, weights.before, slots)
         return convolve(line, weights.expand).reshape(len(x), -1, weights.width)
 
-    def _unit(self, x: Tensor, weights: UnitWeights, past: Past, slots: Tensor) -> Tensor:
+    def _unit(self, x: Tensor, weights: UnitWeights, past: ConvCache, slots: Tensor) -> Tensor:
         line = past.join_snake(self._ops, x, weights.before, slots)
         h = convolve(line, weights.dilated, weights.dilation)
         between = weights.between
@@ -138,7 +138,7 @@ def context_frames(rates: Sequence[int], ratios: Sequence[int]) -> int:
     return needed
 
 
-def _upsample(x: Tensor, weights: UpsampleWeights, past: Past, slots: Tensor) -> Tensor:
+def _upsample(x: Tensor, weights: UpsampleWeights, past: ConvCache, slots: Tensor) -> Tensor:
     width = len(weights.norm)
     x = F.linear(x, weights.expand, weights.expand_bias).reshape(len(x), -1, width)
     seen = past.join(x, slots).unfold(1, 7, 1).transpose(2, 3)

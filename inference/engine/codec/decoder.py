@@ -18,7 +18,7 @@ from inference.engine.codec.transformer import CodecTransformer
 from inference.engine.codec.weights import fold
 from inference.engine.ops import TorchOps
 
-ABSORBED = 64  # frames of a reference that are read at once
+PREFILL_FRAMES = 64  # frames of a reference that are read at once
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,18 @@ class StreamingDecoder:
         codes (B, n, groups) of any integer type, slots (B,) int64: all different but the padding.
         A float64 decoder's PCM is float64.
         """
-        return self._convolutions.speak(self._read(codes, slots), slots)
+        return self._convolutions.decode(self._read(codes, slots), slots)
 
-    def absorb(self, codes: Tensor) -> CodecState:
+    def prefill(self, codes: Tensor) -> CodecState:
         """The state after the codes (T, groups) of a reference; only its end is made sound."""
         scratch = len(self._convolutions.histories) - 1
         self.clear(scratch)
-        pieces = torch.split(codes[None], ABSORBED, 1)
+        pieces = torch.split(codes[None], PREFILL_FRAMES, 1)
         read = torch.cat([self._read(piece, self._scratch) for piece in pieces], 1)
-        self._convolutions.speak(read[:, -self._context :], self._scratch)
+        self._convolutions.decode(read[:, -self._context :], self._scratch)
         return self.save(scratch)
 
     def _read(self, codes: Tensor, slots: Tensor) -> Tensor:
         """Codebooks and transformer: (B, n, groups) → (B, n, D)."""
         frames = self._table[codes + self._first_codes].sum(2)
-        return self._transformer.run(self._convolutions.enter(frames, slots), slots)
+        return self._transformer.run(self._convolutions.pre_conv(frames, slots), slots)

@@ -1,4 +1,4 @@
-"""Codes in the State → PCM on the host, in chunks of 1, 2, 4 or 8 frames, on a lane of its own."""
+"""Codes in the State → PCM on the host, in chunks of 1, 2, 4 or 8 frames, on the codec lane."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inference.engine.codec.decoder import CodecState, StreamingDecoder
-from inference.engine.device import Lane, Mark, Replays, falling, least, on_device
+from inference.engine.device import (
+    Event,
+    GraphRunner,
+    Lane,
+    on_device,
+    padded_size,
+    sizes_to_capture,
+)
 
 CHUNKS = (1, 2, 4, 8)  # frames; a stream climbs them, so that its first sound comes soonest
 BATCHES = (1, 2, 4, 8, 16)  # streams that are decoded together
 
 
 @dataclass(frozen=True)
-class Sound:
+class PendingSound:
     """PCM of several streams that is on its way to the host."""
 
     pcm: Tensor  # (B, n * 1920) float32, pinned
-    mark: Mark
+    event: Event
 
     def of(self, row: int) -> NDArray[np.float32]:
-        """One stream's samples; the mark must be done."""
+        """One stream's samples; the event must have happened."""
         return self.pcm[row].numpy()
 
 
@@ -39,12 +46,12 @@ class Vocoder:
         self._slots = torch.full((BATCHES[-1],), self._scratch, device=frames.device)
         self._starts = torch.zeros_like(self._slots)
         padding = [(self._slots, self._scratch), (self._starts, 0)]
-        self._replays = Replays(self._decode, self.lane, padding)
+        self._graphs = GraphRunner(self._decode, self.lane, padding)
 
     def captures(self, streams: int) -> Iterator[tuple[int, int]]:
         """Capture what up to `streams` at once need, a graph at each turn."""
-        shapes = product(reversed(CHUNKS), falling(BATCHES, streams))
-        return self._replays.captures((batch, count) for count, batch in shapes)
+        shapes = product(reversed(CHUNKS), sizes_to_capture(BATCHES, streams))
+        return self._graphs.captures((batch, count) for count, batch in shapes)
 
     def begin(self, slot: int, past: CodecState | None) -> None:
         """A stream takes `slot`, after the frames of its reference or after nothing."""
@@ -54,23 +61,25 @@ class Vocoder:
             else:
                 self._decoder.load(slot, past)
 
-    def absorb(self, codes: Tensor, after: Mark) -> CodecState:
-        """The state after the codes of a reference (T, groups), which exist `after` a mark."""
+    def prefill(self, codes: Tensor, after: Event) -> CodecState:
+        """The state after the codes of a reference (T, groups), which exist `after` an event."""
         with self.lane.on():
-            self.lane.after(after)
+            self.lane.wait_event(after)
             self.lane.uses(codes)
-            return self._decoder.absorb(codes)
+            return self._decoder.prefill(codes)
 
-    def decode(self, slots: Sequence[int], starts: Sequence[int], count: int, after: Mark) -> Sound:
-        """`count` frames of at most 16 slots, from their `starts`, once `after` is done."""
+    def decode(
+        self, slots: Sequence[int], starts: Sequence[int], count: int, after: Event
+    ) -> PendingSound:
+        """`count` frames of at most 16 slots, from their `starts`, once `after` has happened."""
         rows = len(slots)
-        batch = least(BATCHES, rows) if self.lane.pads else rows
+        batch = padded_size(BATCHES, rows) if self.lane.pads else rows
         with self.lane.on():
-            self.lane.after(after)
+            self.lane.wait_event(after)
             self._fill(self._slots, slots, self._scratch)
             self._fill(self._starts, starts, 0)
-            pcm = self.lane.fetch(self._replays((batch, count))[:rows])
-            return Sound(pcm, self.lane.mark())
+            pcm = self.lane.fetch(self._graphs((batch, count))[:rows])
+            return PendingSound(pcm, self.lane.record_event())
 
     def _fill(self, line: Tensor, values: Sequence[int], padding: int) -> None:
         padded = [*values, *[padding] * (len(line) - len(values))]

@@ -78,8 +78,8 @@ class BlockWeights:
 @dataclass(frozen=True)
 class CodecWeights:
     table: Tensor  # (groups * codes, codebook dim)
-    enter: Tensor  # (D, 3, codebook dim)
-    enter_bias: Tensor  # (D,)
+    pre_conv: Tensor  # (D, 3, codebook dim)
+    pre_conv_bias: Tensor  # (D,)
     layers: tuple[CodecLayerWeights, ...]
     norm: Tensor  # (D,)
     upsamples: tuple[UpsampleWeights, ...]
@@ -124,7 +124,7 @@ class _Folder:
         return self._read(f"{name}.conv.weight").transpose(1, 2)
 
     def codec(self) -> CodecWeights:
-        enter, enter_bias = self._enter()
+        enter, enter_bias = self._pre_conv()
         ratios, rates = self._config["upsampling_ratios"], self._config["upsample_rates"]
         bias = self._read("decoder.0.conv.bias")
         blocks = []
@@ -135,8 +135,8 @@ class _Folder:
         taps = self._read(f"decoder.{end + 1}.conv.weight")[0].T
         return CodecWeights(
             table=self._table(),
-            enter=self._cast(enter),
-            enter_bias=self._cast(enter_bias),
+            pre_conv=self._cast(enter),
+            pre_conv_bias=self._cast(enter_bias),
             layers=tuple(map(self._layer, range(self._config["num_hidden_layers"]))),
             norm=self._plain("pre_transformer.norm.weight"),
             upsamples=tuple(map(self._upsample, range(len(ratios)))),
@@ -159,7 +159,7 @@ class _Folder:
         entries = self._read(f"{name}.embedding_sum") / usage[:, None]
         return self._cast(entries @ self._read(f"{quantizer}.output_proj.weight")[..., 0].T)
 
-    def _enter(self) -> tuple[Tensor, Tensor]:
+    def _pre_conv(self) -> tuple[Tensor, Tensor]:
         """pre_conv, then input_proj."""
         project = self._read("pre_transformer.input_proj.weight")
         bias = project @ self._read("pre_conv.conv.bias")
