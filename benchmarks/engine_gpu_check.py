@@ -25,7 +25,7 @@ from random_weights import NEVER, SOMETIMES, described, random_weights
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
 from inference.engine.params import SamplingParams
-from inference.engine.request import Counters, Request, Voice
+from inference.engine.request import Counters, PreparedVoice, Request
 from inference.serving.bench import random_voice, settle, text_of
 from inference.testing.config import SIZES
 
@@ -125,7 +125,7 @@ def spoken(made: Engine, requests: Sequence[Request], frames: int) -> list[Spoke
     return [(codes[:frames], pcm[: frames * 1920]) for codes, pcm in joined]
 
 
-def crowd(voice: Voice, count: int) -> list[Request]:
+def crowd(voice: PreparedVoice, count: int) -> list[Request]:
     """Requests that differ in nothing but their seeds; x-vector, so that one step admits all."""
     seeds = [SamplingParams(seed=seed) for seed in range(count)]
     return [Request(voice, TEXT, mode="xvec", sampling=sampling) for sampling in seeds]
@@ -194,7 +194,7 @@ def soaked(made: Engine, requests: int) -> Check:
     yield "soak: threads more", threading.active_count() - threads, 0
 
 
-def soak(made: Engine, voices: Sequence[Voice], requests: int, seed: int) -> None:
+def soak(made: Engine, voices: Sequence[PreparedVoice], requests: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     patience: dict[Request, float] = {}  # frames until it is cancelled
     asked = 0
@@ -215,7 +215,7 @@ def soak(made: Engine, voices: Sequence[Voice], requests: int, seed: int) -> Non
     settle(made)
 
 
-def _any_request(random: np.random.Generator, voices: Sequence[Voice]) -> Request:
+def _any_request(random: np.random.Generator, voices: Sequence[PreparedVoice]) -> Request:
     voice = voices[random.integers(len(voices))]
     sampling = SamplingParams(seed=int(random.integers(2**31)))
     return Request(voice, text_of(int(random.integers(1, 20))), sampling=sampling)

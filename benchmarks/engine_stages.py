@@ -24,7 +24,7 @@ from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
 from inference.engine.model_config import ModelConfig, read_model_config
-from inference.engine.request import Request, Voice
+from inference.engine.request import PreparedVoice, Request
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
 from inference.serving import bench
@@ -92,7 +92,7 @@ class Subject:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def voice(self, engine: Engine, seed: int = 0) -> Voice:
+    def voice(self, engine: Engine, seed: int = 0) -> PreparedVoice:
         return random_voice(engine, self.asked.reference, TRANSCRIPT, seed)
 
 
@@ -133,7 +133,7 @@ def batch(subject: Subject) -> Found:
     return {"rows": [_together(subject, engine, voices, n) for n in subject.asked.streams]}
 
 
-def _together(subject: Subject, engine: Engine, voices: list[Voice], streams: int) -> Found:
+def _together(subject: Subject, engine: Engine, voices: list[PreparedVoice], streams: int) -> Found:
     requests = [Request(voices[n % len(voices)], TEXT) for n in range(streams)]
     arrivals = [Arrival(0.0, request) for request in requests]
     Session(engine, 4).run([Arrival(0.0, replace(request)) for request in requests])
@@ -157,7 +157,7 @@ def poisson(subject: Subject) -> Found:
     return {"rows": [_load(subject, engine, voices, rate) for rate in subject.asked.rates]}
 
 
-def _load(subject: Subject, engine: Engine, voices: list[Voice], rate: float) -> Found:
+def _load(subject: Subject, engine: Engine, voices: list[PreparedVoice], rate: float) -> Found:
     asked = subject.asked
     session = Session(engine, asked.utterance).run(_arrivals(voices, rate, asked.seconds))
     first_s = [caller.first_s for caller in session.heard]
@@ -177,7 +177,7 @@ def _load(subject: Subject, engine: Engine, voices: list[Voice], rate: float) ->
     }
 
 
-def _arrivals(voices: list[Voice], rate: float, seconds: float) -> list[Arrival]:
+def _arrivals(voices: list[PreparedVoice], rate: float, seconds: float) -> list[Arrival]:
     """The same for the same rate; at least one."""
     generator = np.random.default_rng(SEED)
     gaps_s = generator.exponential(1 / rate, max(1, round(rate * seconds)))
@@ -186,7 +186,7 @@ def _arrivals(voices: list[Voice], rate: float, seconds: float) -> list[Arrival]
     return [Arrival(float(at_s), r) for at_s, r in zip(times_s, requests, strict=True)]
 
 
-def _voices(subject: Subject, engine: Engine) -> list[Voice]:
+def _voices(subject: Subject, engine: Engine) -> list[PreparedVoice]:
     return [subject.voice(engine, seed) for seed in range(VOICES)]
 
 

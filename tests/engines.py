@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference import errors
-from inference.engine import Engine, EngineConfig, Output, Request, SamplingParams, Voice
+from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Request, SamplingParams
 
 Codes = NDArray[np.int64]
 PCM = NDArray[np.float32]
@@ -25,7 +25,7 @@ def pad_as_on_cuda(engine: Engine) -> Engine:
     return engine
 
 
-def make_voice(engine: Engine, seed: int = 0, frames: int = 0) -> Voice:
+def make_voice(engine: Engine, seed: int = 0, frames: int = 0) -> PreparedVoice:
     """A random voice of the tiny checkpoint; with frames it has a reference of so many."""
     generator = np.random.default_rng(seed)
     embedding = generator.normal(0, 0.3, 64).astype(np.float32)
@@ -35,7 +35,7 @@ def make_voice(engine: Engine, seed: int = 0, frames: int = 0) -> Voice:
     return engine.prepare(embedding, codes, "What the clip says.")
 
 
-def ask(voice: Voice, text: str = "Hello.", seed: int = 0, **options: Any) -> Request:
+def ask(voice: PreparedVoice, text: str = "Hello.", seed: int = 0, **options: Any) -> Request:
     """A request; temperature and the like are sampling, the rest is the request's own."""
     knobs = ("temperature", "top_k", "top_p", "repetition_penalty")
     sampling = {name: options.pop(name) for name in knobs if name in options}

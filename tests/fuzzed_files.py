@@ -17,7 +17,7 @@ from cli import answers, events
 from cli.output import visible
 from cli.refusals import Refused
 from inference.errors import PromptCorrupt
-from inference.prompts.features import PromptFeatures, PromptShape
+from inference.prompts.features import FeatureShape, PromptFeatures
 from registry.api.events import event
 from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
 from registry.audio.container import sound_of
@@ -93,7 +93,7 @@ def read_a_prompt(data: bytes) -> None:
     PromptFeatures.load(data, PromptRef("voice_1", FEATURES.fingerprint, sha256_of(data)), SHAPE)
 
 
-SHAPE = PromptShape(code_groups=2, codebook_size=128, embedding_width=4)
+SHAPE = FeatureShape(code_groups=2, codebook_size=128, embedding_width=4)
 FEATURES = PromptFeatures(
     PromptSource("voice_1", "c" * 64, "Grüße"),
     ModelRef("demo", "a" * 64),

@@ -337,9 +337,9 @@ def test_a_voice_that_is_not_kept_puts_no_other_out_of_memory(
     refs = [run(enrolled(service, source)) for source in (kept, passing)]
     sounds = [run(say(service, ref)) for ref in refs]
     assert np.array_equal(*sounds)
-    at_work = service._at_work
-    assert [at_work.voices.find(ref) is not None for ref in refs] == [True, False]
-    assert len(at_work.voices) == 1
+    loaded = service._loaded
+    assert [loaded.voices.find(ref) is not None for ref in refs] == [True, False]
+    assert len(loaded.voices) == 1
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from cli.pitch import median_pitch_hz
 from inference import errors
-from inference.engine import Engine, Request, SamplingParams, Voice
+from inference.engine import Engine, PreparedVoice, Request, SamplingParams
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.extract import Extractor
 from inference.models.catalog import DEMO_FOLDER
@@ -55,7 +55,7 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def voices(engine: Engine) -> dict[str, Voice]:
+def voices(engine: Engine) -> dict[str, PreparedVoice]:
     extractor = Extractor.load(DEMO_FOLDER, engine.model_config, device="cpu")
     found = {n: extractor.extract(clip.sound, clip.transcript) for n, clip in CLIPS.items()}
     return {
@@ -96,7 +96,7 @@ def sentences() -> Sentences:
 
 
 @pytest.fixture(scope="module")
-def said(engine: Engine, voices: dict[str, Voice], sentences: Sentences) -> list[Said]:
+def said(engine: Engine, voices: dict[str, PreparedVoice], sentences: Sentences) -> list[Said]:
     """Every sentence in both voices, in one batch that everyone joins two steps later."""
     asked = []
     for index, text in enumerate(sentences.texts):
@@ -182,7 +182,7 @@ def stock() -> Iterator[Stock]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_qwen_tts_says_the_same(
-    stock: Stock, engine: Engine, voices: dict[str, Voice], mode: str
+    stock: Stock, engine: Engine, voices: dict[str, PreparedVoice], mode: str
 ) -> None:
     text = "Nine people sing."
     theirs = stock.speak(CLIPS["alice"], mode, text)
@@ -201,7 +201,7 @@ def test_what_was_streamed_is_one_decode_of_the_whole(stock: Stock, said: list[S
 
 
 def test_other_languages_are_refused_with_a_sentence(
-    engine: Engine, voices: dict[str, Voice]
+    engine: Engine, voices: dict[str, PreparedVoice]
 ) -> None:
     with pytest.raises(errors.LanguageUnsupported, match=r"'german'\. It speaks english"):
         engine.submit(Request(voices["bob"], "Guten Tag.", "german"))

@@ -11,7 +11,7 @@ import torch
 from engines import Heard, ask, hear, hear_one, load, make_voice, pad_as_on_cuda
 
 from inference import errors
-from inference.engine import Engine, Request, Voice
+from inference.engine import Engine, PreparedVoice, Request
 from inference.engine.codec.vocoder import PendingSound
 from inference.engine.device import Event, Lane
 from inference.engine.speech_stream import SpeechStream
@@ -19,7 +19,7 @@ from inference.engine.speech_stream import SpeechStream
 LOOKS = 6  # an event has happened before so many have been taken at it
 STEPS = 10_000  # more than any of this takes
 LIMITS = {"positions": 4096, "request_positions": 320, "queue_limit": 100}
-NOBODY = Voice(torch.zeros(1), None, None)
+NOBODY = PreparedVoice(torch.zeros(1), None, None)
 
 
 class LateEvent(Event):
@@ -131,7 +131,7 @@ def test_sound_waits_for_its_codes(checkpoint: Path, monkeypatch: pytest.MonkeyP
     assert np.array_equal(heard.all_pcm(), expected.all_pcm())
 
 
-def broken_voice(engine: Engine, frames: int = 0) -> Voice:
+def broken_voice(engine: Engine, frames: int = 0) -> PreparedVoice:
     voice = make_voice(engine, 9, frames)
     part = voice.speaker if voice.reference is None else voice.reference.codes
     part.fill_(torch.nan)

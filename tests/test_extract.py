@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from speaking import run_python
 
-from inference.engine.extract import Extractor, Features, InWindows
+from inference.engine.extract import ExtractedFeatures, Extractor, WindowedEncoder
 from inference.engine.model_config import read_model_config
 from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
@@ -60,7 +60,7 @@ def test_windows_give_every_bit_that_the_whole_gives(columns: float, filters: in
     torch.manual_seed(0)
     torch.set_num_threads(1)
     encoder = MimiEncoder(MimiConfig(num_filters=filters)).eval()
-    windows = InWindows(encoder)
+    windows = WindowedEncoder(encoder)
     sound = torch.from_numpy(make_clip(3, 20.0))[None, None, :]
     sound = sound[..., : int(columns * windows._step)]
     with torch.inference_mode():
@@ -243,7 +243,7 @@ def test_a_wrong_device_is_one_sentence(checkpoint: Path, device: str) -> None:
 def test_features_on_cuda_are_those_of_the_cpu(checkpoint: Path, extractor: Extractor) -> None:
     clip = make_clip(5, 3.0)
     there, here = load(checkpoint, "cuda").extract(clip, "x"), extractor.extract(clip, "x")
-    assert isinstance(there, Features) and there.ref_code is not None
+    assert isinstance(there, ExtractedFeatures) and there.ref_code is not None
     assert (there.ref_code == here.ref_code).mean() > 0.99
     np.testing.assert_allclose(there.ref_spk_embedding, here.ref_spk_embedding, atol=1e-5)
 

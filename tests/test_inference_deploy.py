@@ -400,15 +400,15 @@ def test_a_model_that_changed_since_the_snapshot_is_read_anew(
     kept = snapshot.read(weights, deploy.plan.model, "float32")
     assert kept is not None
 
-    def parts() -> Any:
+    def checkpoint_kept() -> Any:
         files = VolumeFiles(data, FakeVolume(), ())
         config = ServiceConfig(device="cpu")
-        return snapshot.service(kept, weights, deploy.plan.model, files, config)._parts
+        return snapshot.service(kept, weights, deploy.plan.model, files, config)._checkpoint
 
-    assert parts() is kept.parts
+    assert checkpoint_kept() is kept.checkpoint
     (weights / "model").unlink()
     put_model(weights, located, revision="another")
-    assert parts() is None
+    assert checkpoint_kept() is None
 
 
 SNAPSHOT = """
@@ -431,7 +431,7 @@ with __import__("pytest").MonkeyPatch.context() as patch:
     patch.setattr(socket.socket, "__init__", refuse)
     seeds = torch.get_rng_state()
     kept = snapshot.read(Path(sys.argv[1]), deploy.plan.model, "float16")
-assert kept.parts.weights.talker.head.dtype == torch.float16
+assert kept.checkpoint.weights.talker.head.dtype == torch.float16
 assert torch.equal(torch.get_rng_state(), seeds)
 assert [t.name for t in threading.enumerate() if not t.daemon] == ["MainThread"]
 heavy = {"qwen_tts", "inference.serving.loaded_engine", "inference.engine.extract"}

@@ -14,13 +14,13 @@ import safetensors.numpy
 from conftest import PYTHON
 
 from inference.errors import ExtractionFailed, PromptCorrupt
-from inference.prompts.features import HEADER_LIMIT_BYTES, MAX_FRAMES, PromptFeatures, PromptShape
+from inference.prompts.features import HEADER_LIMIT_BYTES, MAX_FRAMES, FeatureShape, PromptFeatures
 from inference.serving.prompt_cache import PromptCache
 from registry.contract import ModelRef, PromptRef, PromptSource
 from registry.storage.data_dir import sha256_of
 
-SHAPE = PromptShape(code_groups=16, codebook_size=128, embedding_width=64)
-LAX = PromptShape(code_groups=16, codebook_size=2048, embedding_width=64)
+SHAPE = FeatureShape(code_groups=16, codebook_size=128, embedding_width=64)
+LAX = FeatureShape(code_groups=16, codebook_size=2048, embedding_width=64)
 MODEL = ModelRef("demo", "a" * 64)
 
 
@@ -36,7 +36,7 @@ def ref_of(found: PromptFeatures, data: bytes) -> PromptRef:
     return PromptRef(found.source.voice_id, found.fingerprint, sha256_of(data))
 
 
-def reload(found: PromptFeatures, data: bytes, shape: PromptShape = SHAPE) -> PromptFeatures:
+def reload(found: PromptFeatures, data: bytes, shape: FeatureShape = SHAPE) -> PromptFeatures:
     return PromptFeatures.load(data, ref_of(found, data), shape)
 
 

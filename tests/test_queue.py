@@ -250,7 +250,7 @@ def test_what_is_told_comes_before_the_queue() -> None:
     thread, gate, order = DeviceThread("test", queue_limit=8), threading.Event(), list[str]()
     first = thread.submit(lambda: gate.wait(60))
     last = thread.submit(lambda: order.append("queued"))
-    thread.tell(lambda: order.append("told"))
+    thread.post(lambda: order.append("told"))
     gate.set()
     last.result(60)
     assert first.result(60) and order == ["told", "queued"] and thread.close(60)
@@ -269,7 +269,7 @@ def test_short_jobs_run_together_and_others_one_between_two_pieces_of_work() -> 
     while not thread.running:
         pass
     jobs: list[Future[None]] = [thread.submit(lambda: order.append("long")) for _ in range(2)]
-    jobs += [thread.soon(lambda: order.append("short")) for _ in range(3)]
+    jobs += [thread.submit_short(lambda: order.append("short")) for _ in range(3)]
     with pytest.raises(errors.Overloaded, match="2 requests are waiting"):
         thread.submit(lambda: None)
     gate.set()

@@ -74,7 +74,7 @@ def test_damaged_weights_are_said_in_the_answer_and_in_the_log(
     service = InferenceService(store.data, model, ServiceConfig(device="cpu", threads=1))
     inference = LocalInference(lambda: service)
     inference.warm()
-    loading = service._thread.submit(service._loaded)  # after the one that warms
+    loading = service._thread.submit(service._ready_engine)  # after the one that warms
     assert loading.exception(timeout=300) is not None
     with caplog.at_level(logging.ERROR):
         refused = readiness(store, inference)
@@ -90,7 +90,7 @@ def test_a_thread_that_has_died_is_noticed() -> None:
 
     thread = DeviceThread("doomed", 4, work)
     assert not thread.has_died
-    thread.soon(lambda: None)
+    thread.submit_short(lambda: None)
     assert thread._thread is not None
     thread._thread.join(60)
     assert thread.has_died

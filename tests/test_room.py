@@ -10,7 +10,7 @@ from engines import ask, load, make_voice
 
 from cli.commands.speak import speak
 from inference import errors
-from inference.engine import Engine, Request, Voice
+from inference.engine import Engine, PreparedVoice, Request
 from inference.engine.params import MAX_TOKENS
 from inference.engine.room import room_beside
 from registry.api.native.speak import SpeakRequest
@@ -39,7 +39,7 @@ def test_as_many_characters_fit_as_the_refusal_says(engine: Engine, text: str, f
     assert not engine.busy
 
 
-def wordy_voice(engine: Engine, words: int, frames: int = 24) -> Voice:
+def wordy_voice(engine: Engine, words: int, frames: int = 24) -> PreparedVoice:
     """With a transcript of so many tokens."""
     generator = np.random.default_rng(0)
     codes = generator.integers(0, 128, (frames, 16)).astype(np.int16)

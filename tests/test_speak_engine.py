@@ -36,7 +36,7 @@ LOOK_S = 0.01
 CALLERS = 16
 TEXT = "Sixteen talk at once, and each is heard."
 LONG = "And so it goes on. " * 17  # for a speech that never ends, 1,982 frames
-Wish = tuple[str, int]  # a voice and a seed
+VoiceAndSeed = tuple[str, int]  # a voice and a seed
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def until(found: Callable[[], bool]) -> None:
         never.wait(LOOK_S)
 
 
-def body(wish: Wish, text: str = TEXT, stream: bool = True) -> dict[str, object]:
-    voice, seed = wish
+def body(asked: VoiceAndSeed, text: str = TEXT, stream: bool = True) -> dict[str, object]:
+    voice, seed = asked
     return {"voice": voice, "text": text, "seed": seed, "format": "pcm", "stream": stream}
 
 
-def say(at: Place, wish: Wish, stream: bool = True) -> bytes:
-    reply = at.http.post("/speak", json=body(wish, stream=stream))
+def say(at: Place, asked: VoiceAndSeed, stream: bool = True) -> bytes:
+    reply = at.http.post("/speak", json=body(asked, stream=stream))
     assert reply.status_code == 200, reply.text
     return reply.content
 
@@ -125,10 +125,10 @@ def samples(pcm: bytes) -> NDArray[np.int32]:
 def test_sixteen_streams_of_three_voices_share_batches(many: Place) -> None:
     """And each of them is what its caller hears alone, but for the last bit."""
     wishes = [("abc"[seed % 3], seed) for seed in range(CALLERS)]
-    alone = [say(many, wish) for wish in wishes[:4]]
+    alone = [say(many, asked) for asked in wishes[:4]]
     before = many.counted()
     with ThreadPoolExecutor(CALLERS) as callers:
-        together = list(callers.map(lambda wish: say(many, wish), wishes))
+        together = list(callers.map(lambda asked: say(many, asked), wishes))
     found = many.since(before)
     assert found["finished"] == found["submitted"] == CALLERS
     assert found["frames"] > 3 * found["steps"]

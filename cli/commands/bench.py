@@ -11,7 +11,7 @@ from cli.output import print_json, print_line
 from cli.session import progress
 
 if TYPE_CHECKING:
-    from inference.serving.bench import Report
+    from inference.serving.bench import BenchReport
     from registry.settings import Settings
     from registry.storage.store import VoiceStore
 
@@ -62,7 +62,7 @@ def bench(context: click.Context, streams: tuple[int, ...], seconds: float, as_j
 
 def measured(
     settings: "Settings", store: "VoiceStore", streams: tuple[int, ...], seconds: float
-) -> tuple[str, "Report"]:
+) -> tuple[str, "BenchReport"]:
     """The model's name, and what it did."""
     from inference.models.catalog import DEMO, locate, not_imported
 

@@ -7,9 +7,17 @@ if TYPE_CHECKING:
     from inference.engine.config import EngineConfig
     from inference.engine.engine import Engine
     from inference.engine.params import SamplingParams
-    from inference.engine.request import Counters, Output, Request, Voice
+    from inference.engine.request import Counters, Output, PreparedVoice, Request
 
-__all__ = ["Counters", "Engine", "EngineConfig", "Output", "Request", "SamplingParams", "Voice"]
+__all__ = [
+    "Counters",
+    "Engine",
+    "EngineConfig",
+    "Output",
+    "PreparedVoice",
+    "Request",
+    "SamplingParams",
+]
 
 _MODULES = {"Engine": "engine", "EngineConfig": "config", "SamplingParams": "params"}
 

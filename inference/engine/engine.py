@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inference.engine.checkpoint.host_checkpoint import HostCheckpoint, loading
 from inference.engine.checkpoint.loading import load_weights, move
-from inference.engine.checkpoint.parts import Parts, loading
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.codec.decoder import StreamingDecoder
 from inference.engine.codec.vocoder import BATCHES, CHUNKS, Vocoder
@@ -29,7 +29,7 @@ from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.page_allocator import PageAllocator, whole_pages
 from inference.engine.prefill import Prefill
 from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds
-from inference.engine.request import Counters, Output, Request, Voice
+from inference.engine.request import Counters, Output, PreparedVoice, Request
 from inference.engine.request_queue import QueuedRequest, RequestQueue
 from inference.engine.speech_stream import SpeechStream
 from inference.engine.state import State
@@ -89,10 +89,10 @@ class Engine:
             return _loaded(folder, config or EngineConfig())
 
     @classmethod
-    def of(cls, parts: Parts, config: EngineConfig) -> "Engine":
+    def of(cls, checkpoint: HostCheckpoint, config: EngineConfig) -> "Engine":
         """The same from a checkpoint that was read before: only the way to the device is left."""
         with loading("The model"):
-            return _placed(parts, config)
+            return _placed(checkpoint, config)
 
     @property
     def busy(self) -> bool:
@@ -112,7 +112,7 @@ class Engine:
         embedding: NDArray[np.float32],
         codes: NDArray[np.int16] | None = None,
         transcript: str | None = None,
-    ) -> Voice:
+    ) -> PreparedVoice:
         """Put a voice on the device: embedding (D,), codes (T, groups) with their transcript.
 
         ValueError if they do not fit the model: a wrong code would break the device, not one voice.
@@ -121,11 +121,11 @@ class Engine:
         with self._lane.on():
             speaker = on_device(embedding, torch.float32, self.setup.device)
             if codes is None:
-                return Voice(speaker, None, None)
+                return PreparedVoice(speaker, None, None)
             index = on_device(codes, torch.int64, self.setup.device)
             reference = self._prompt_builder.reference(index, self._text.ids(transcript or ""))
             event = self._lane.record_event()
-        return Voice(speaker, reference, self._vocoder.prefill(index, after=event))
+        return PreparedVoice(speaker, reference, self._vocoder.prefill(index, after=event))
 
     def submit(self, request: Request) -> None:
         """Queue a request; its Outputs come out of later steps.
@@ -333,14 +333,14 @@ def _loaded(folder: Path, config: EngineConfig) -> Engine:
     return Engine(model_config, weights.result(), text, setup)
 
 
-def _placed(parts: Parts, config: EngineConfig) -> Engine:
+def _placed(checkpoint: HostCheckpoint, config: EngineConfig) -> Engine:
     """Move the weights while the kernels compile."""
     _set_threads(config)
     with ThreadPoolExecutor(1) as mover:
-        weights = mover.submit(move, parts.weights, place(config)[0])
+        weights = mover.submit(move, checkpoint.weights, place(config)[0])
         setup = Setup.of(config)
-    assert parts.weights.talker.head.dtype == setup.dtype
-    return Engine(parts.model_config, weights.result(), parts.text, setup)
+    assert checkpoint.weights.talker.head.dtype == setup.dtype
+    return Engine(checkpoint.model_config, weights.result(), checkpoint.text, setup)
 
 
 def _set_threads(config: EngineConfig) -> None:

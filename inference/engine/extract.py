@@ -49,7 +49,7 @@ BUILD_ERRORS = (
 
 
 @dataclass(frozen=True)
-class Features:
+class ExtractedFeatures:
     """What qwen_tts' create_voice_clone_prompt finds in a clip, under its names."""
 
     ref_code: NDArray[np.int16] | None  # (T, 16); None without a transcript
@@ -89,10 +89,10 @@ class Extractor:
         pieces = [*_pieces(speaker, main, "speaker_encoder."), *_pieces(codec, speech, "encoder.")]
         transfer(pieces, place)
         if codec.config.use_causal_conv:
-            codec.encoder = InWindows(codec.encoder)
+            codec.encoder = WindowedEncoder(codec.encoder)
         return cls(speaker, codec, mel, config, load_tokenizer(folder))
 
-    def extract(self, samples: NDArray[np.float32], transcript: str | None) -> Features:
+    def extract(self, samples: NDArray[np.float32], transcript: str | None) -> ExtractedFeatures:
         """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
 
         ExtractionFailed if the clip or what comes out of it is not finite, too short to encode, or
@@ -113,7 +113,7 @@ class Extractor:
         room = None
         if codes is not None:
             room = room_beside(len(codes), len(self._text.ids(transcript or "")))
-        return Features(self._checked(codes), embedding, transcript, room)
+        return ExtractedFeatures(self._checked(codes), embedding, transcript, room)
 
     def _embedding(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """(D,). As in qwen_tts the mel spectrogram is made on the CPU."""
@@ -139,7 +139,7 @@ class Extractor:
         return codes.astype(np.int16)
 
 
-class InWindows(torch.nn.Module):
+class WindowedEncoder(torch.nn.Module):
     """The convolutions of qwen_tts' codec encoder, a few seconds at a time: the same output.
 
     They are causal, so a column of the output is made of what the kernels reach to the left of it.

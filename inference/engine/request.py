@@ -14,7 +14,7 @@ from inference.errors import InferenceError, ModeUnavailable
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
+class PreparedVoice:
     """All that depends on a voice alone, ready on the device. Made by `Engine.prepare`."""
 
     speaker: torch.Tensor  # (D,) float32
@@ -42,7 +42,7 @@ class Voice:
 class Request:
     """One text to speak; it is its own identity."""
 
-    voice: Voice
+    voice: PreparedVoice
     text: str
     language: str | None = None  # None or "auto": the model decides
     mode: Mode = "auto"  # icl where the voice has a reference

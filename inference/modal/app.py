@@ -16,7 +16,7 @@ from typing import Any
 import modal
 
 from inference.modal import memory_snapshot as snapshot
-from inference.modal.calls import Item, Remote
+from inference.modal.calls import Item, RemoteCalls
 from inference.models import marker
 from inference.models.catalog import DEMO_FILES
 from inference.serving.config import ServiceConfig
@@ -91,7 +91,7 @@ app = modal.App(plan.inference_app, include_source=False)
 )
 @modal.concurrent(max_inputs=plan.slots + WAITING + AT_ONCE)
 class Voices:
-    """`inference.modal.calls.Remote` on a GPU."""
+    """`inference.modal.calls.RemoteCalls` on a GPU."""
 
     @modal.enter(snap=SNAPSHOT)
     def read(self) -> None:
@@ -107,7 +107,7 @@ class Voices:
         config = ServiceConfig(device, dtype, slots=plan.slots, queue_limit=WAITING)
         service = snapshot.service(self.kept, Path(WEIGHTS), plan.model, files, config)
         self.kept = None
-        self.remote = Remote(service, plan.speak_limit_s)
+        self.remote = RemoteCalls(service, plan.speak_limit_s)
         await self.remote.ready()
 
     @modal.exit()

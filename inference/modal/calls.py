@@ -34,7 +34,7 @@ RETRY_S = 5
 log = logging.getLogger(__name__)
 
 
-class Remote:
+class RemoteCalls:
     """Any number of tasks may call. Close it when done."""
 
     def __init__(self, service: InferenceService, limit_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What a memory snapshot of the GPU's container keeps: modules, kernels, and the model's parts.
+"""What a memory snapshot of the GPU's container keeps: modules, kernels, and the model.
 
 It is taken before there is a GPU: nothing here asks for one, or opens a connection. No voice is
 read, for the snapshot outlives voices. Every container starts with the same of it, so that whatever
@@ -21,7 +21,7 @@ from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
 
 if TYPE_CHECKING:
-    from inference.engine.checkpoint.parts import Parts
+    from inference.engine.checkpoint.host_checkpoint import HostCheckpoint
 
 # Through them all that is heavy is imported.
 MODULES = ("inference.serving.loaded_engine", "inference.engine.extract")
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class PreloadedModel:
     model: LocatedModel
-    parts: "Parts"
+    checkpoint: "HostCheckpoint"
 
 
 def read(
     root: Path, spec: str, dtype: str, architectures: Iterable[tuple[int, int]] = ()
-) -> Kept | None:
+) -> PreloadedModel | None:
     """The model of the folder `root`, in host memory; None if it is not there, or not yet.
 
     The kernels are compiled for GPUs of these compute capabilities: any of them may come later.
@@ -46,12 +46,12 @@ def read(
         for name in MODULES:
             import_module(name)
         import_module("inference.engine.checkpoint.qwen").import_qwen_tts()
-    from inference.engine.checkpoint.parts import Parts
+    from inference.engine.checkpoint.host_checkpoint import HostCheckpoint
 
     compile_kernels(dtype, architectures)
     try:
         model = marked(root, spec)
-        return Kept(model, Parts.read(model.path, dtype))
+        return PreloadedModel(model, HostCheckpoint.read(model.path, dtype))
     except ModelUnavailable as error:
         log.warning(
             "The snapshot is without a model, until the App is deployed again, which `voices deploy"
@@ -74,11 +74,17 @@ def compile_kernels(dtype: str, architectures: Iterable[tuple[int, int]]) -> Non
 
 
 def service(
-    kept: Kept | None, root: Path, spec: str, files: VoiceFiles, config: ServiceConfig
+    preloaded: PreloadedModel | None,
+    root: Path,
+    spec: str,
+    files: VoiceFiles,
+    config: ServiceConfig,
 ) -> InferenceService:
-    """A service that starts with what was kept, unless the folder holds something else by now."""
-    parts = kept.parts if kept and kept.model == _there(root, spec) else None
-    return InferenceService(files, lambda: marked(root, spec), config, parts)
+    """A service that starts with what was preloaded, unless the folder holds another by now."""
+    checkpoint = (
+        preloaded.checkpoint if preloaded and preloaded.model == _there(root, spec) else None
+    )
+    return InferenceService(files, lambda: marked(root, spec), config, checkpoint)
 
 
 def _there(root: Path, spec: str) -> LocatedModel | None:

@@ -23,7 +23,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"I16": np.dtype("<i2"), "F32": np.dtype("<f4
 
 
 @dataclass(frozen=True)
-class PromptShape:
+class FeatureShape:
     """What a model's features must look like."""
 
     code_groups: int  # 16
@@ -52,7 +52,7 @@ class PromptFeatures:
     def modes(self) -> tuple[str, ...]:
         return ("xvec",) if self.ref_code is None else ("icl", "xvec")
 
-    def save(self, shape: PromptShape) -> bytes:
+    def save(self, shape: FeatureShape) -> bytes:
         """The file's bytes, the same for the same features; ExtractionFailed if unsound."""
         if fault := self._fault(shape):
             raise ExtractionFailed(f"The model made prompt features that can't be kept: {fault}.")
@@ -62,7 +62,7 @@ class PromptFeatures:
         return _serialise(tensors, self._metadata())
 
     @classmethod
-    def load(cls, data: bytes, ref: PromptRef, shape: PromptShape) -> "PromptFeatures":
+    def load(cls, data: bytes, ref: PromptRef, shape: FeatureShape) -> "PromptFeatures":
         """The features in `data`; PromptCorrupt unless it is, bit for bit, what `ref` names."""
         if sha256_of(data) != ref.sha256:
             raise PromptCorrupt(f"The prompt file {ref.fingerprint} of {ref.voice_id} is damaged.")
@@ -90,20 +90,20 @@ class PromptFeatures:
             "modes": ",".join(self.modes),
         }
 
-    def _fault(self, shape: PromptShape) -> str | None:
+    def _fault(self, shape: FeatureShape) -> str | None:
         """What is wrong with the arrays, in words; None if they fit the model."""
         if (self.ref_code is None) != (not self.source.transcript):
             return "there are codes if and only if there is a transcript"
         return _embedding_fault(self.ref_spk_embedding, shape) or _code_fault(self.ref_code, shape)
 
 
-def _embedding_fault(embedding: NDArray[np.float32], shape: PromptShape) -> str | None:
+def _embedding_fault(embedding: NDArray[np.float32], shape: FeatureShape) -> str | None:
     if embedding.dtype != np.float32 or embedding.shape != (shape.embedding_width,):
         return f"the embedding is {embedding.dtype} {embedding.shape}"
     return None if np.isfinite(embedding).all() else "the embedding is not finite"
 
 
-def _code_fault(codes: NDArray[np.int16] | None, shape: PromptShape) -> str | None:
+def _code_fault(codes: NDArray[np.int16] | None, shape: FeatureShape) -> str | None:
     if codes is None:
         return None
     if codes.dtype != np.int16 or codes.ndim != 2 or codes.shape[1] != shape.code_groups:

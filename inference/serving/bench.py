@@ -17,7 +17,7 @@ import torch
 
 from inference.engine.config import EngineConfig
 from inference.engine.engine import Engine
-from inference.engine.request import Output, Request, Voice
+from inference.engine.request import Output, PreparedVoice, Request
 from inference.errors import Overloaded, SpeechFailed
 
 FRAME_S = 0.08
@@ -67,7 +67,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Beat:
+class CounterSample:
     """The engine's counters at one moment."""
 
     at_s: float
@@ -82,7 +82,7 @@ class Session:
         """`frames`: after so many of its own a caller cancels."""
         self._engine, self._frames = engine, frames
         self.callers: list[Caller] = []
-        self.beats: list[Beat] = []
+        self.samples: list[CounterSample] = []
         self.most_queued = 0
         self.refused = 0
         self._by_request: dict[Request, Caller] = {}
@@ -109,16 +109,16 @@ class Session:
 
     @property
     def mean_batch(self) -> float:
-        first, last = self.beats[0], self.beats[-1]
+        first, last = self.samples[0], self.samples[-1]
         return (last.frames - first.frames) / max(1, last.steps - first.steps)
 
     def step_s(self) -> float:
         """Seconds a step, while everyone who came was being heard."""
         begin_s = max(caller.heard_s[0] for caller in self.heard)
         end_s = min(caller.heard_s[-1] for caller in self.heard)
-        inside = [beat for beat in self.beats if begin_s <= beat.at_s <= end_s]
+        inside = [sample for sample in self.samples if begin_s <= sample.at_s <= end_s]
         if len(inside) < 2 or inside[0].steps == inside[-1].steps:
-            inside = self.beats
+            inside = self.samples
         first, last = inside[0], inside[-1]
         return (last.at_s - first.at_s) / max(1, last.steps - first.steps)
 
@@ -143,7 +143,7 @@ class Session:
         for output in self._engine.step():
             self._hear(output, self._by_request[output.request])
         counters = self._engine.counters
-        self.beats.append(Beat(time.perf_counter(), counters.steps, counters.frames))
+        self.samples.append(CounterSample(time.perf_counter(), counters.steps, counters.frames))
 
     def _hear(self, output: Output, caller: Caller) -> None:
         if len(output.codes):
@@ -167,7 +167,7 @@ def text_of(letters: int) -> str:
     return (SENTENCE * (1 + letters // len(SENTENCE)))[:letters]
 
 
-def random_voice(engine: Engine, frames: int, transcript: str, seed: int = 0) -> Voice:
+def random_voice(engine: Engine, frames: int, transcript: str, seed: int = 0) -> PreparedVoice:
     """A voice with a reference of `frames` random codes, or with none; on the device for good."""
     generator, model_config = np.random.default_rng(seed), engine.model_config
     embedding = generator.normal(0, 0.1, model_config.talker.hidden_size).astype(np.float32)
@@ -195,7 +195,7 @@ def first_audio(engine: Engine, request: Request, times: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Together:
+class ConcurrentStreams:
     """So many streams at once, all asked for at the same moment."""
 
     streams: int
@@ -205,14 +205,16 @@ class Together:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     device: str
     dtype: str
     first_ms: float  # alone, the voice known
-    together: Sequence[Together]
+    together: Sequence[ConcurrentStreams]
 
 
-def bench(folder: Path, streams: Sequence[int], seconds: float, config: EngineConfig) -> Report:
+def bench(
+    folder: Path, streams: Sequence[int], seconds: float, config: EngineConfig
+) -> BenchReport:
     """Load the checkpoint in `folder`, and speak for `seconds` with each number of streams."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -226,7 +228,7 @@ def bench(folder: Path, streams: Sequence[int], seconds: float, config: EngineCo
     first = first_audio(engine, request, REPEAT)
     device = engine.setup.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Report(
+    return BenchReport(
         device=name,
         dtype=str(engine.setup.dtype).removeprefix("torch."),
         first_ms=round(1000 * median(first), 1),
@@ -234,10 +236,10 @@ def bench(folder: Path, streams: Sequence[int], seconds: float, config: EngineCo
     )
 
 
-def together(engine: Engine, request: Request, streams: int, frames: int) -> Together:
+def together(engine: Engine, request: Request, streams: int, frames: int) -> ConcurrentStreams:
     alike = [Request(request.voice, request.text) for _ in range(streams)]
     session = Session(engine, frames).run(Arrival(0.0, request) for request in alike)
-    return Together(
+    return ConcurrentStreams(
         streams=streams,
         ms_per_frame=round(1000 * session.step_s(), 2),
         real_time=round(session.real_time(), 2),

@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 
-from inference.engine import Engine, EngineConfig, Output, Request, Voice
-from inference.engine.checkpoint.parts import Parts, loading
+from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Request
+from inference.engine.checkpoint.host_checkpoint import HostCheckpoint, loading
 from inference.errors import Overloaded, SpeechFailed
 from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
-from inference.serving.stream import Listener, Wish
+from inference.serving.stream import OutputCollector, SpeechInput
 from inference.serving.worker import too_many
 from registry.contract import PromptRef, is_transient
 
@@ -24,16 +24,18 @@ RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
 log = logging.getLogger(__name__)
 
 
-def load(folder: Path, parts: Parts | None, config: EngineConfig, streams: int) -> Engine:
+def load(
+    folder: Path, checkpoint: HostCheckpoint | None, config: EngineConfig, streams: int
+) -> Engine:
     """An engine that is ready for so many streams; ModelUnavailable says why it is not."""
     with loading(f"The model in {folder}"):
         torch.cuda.empty_cache()  # of an engine before; nothing where CUDA was not used
-        engine = Engine.of(parts, config) if parts else Engine.load(folder, config)
+        engine = Engine.of(checkpoint, config) if checkpoint else Engine.load(folder, config)
         engine.capture(streams)  # the rest follows when nobody waits
         return engine
 
 
-class AtWork:
+class LoadedEngine:
     """Works until `fail`; then it holds nothing, and refuses with the reason."""
 
     def __init__(self, engine: Engine, cache_bytes: int, queue_limit: int) -> None:
@@ -41,8 +43,8 @@ class AtWork:
         self.engine: Engine | None = engine
         self._queue_limit = queue_limit
         self._reason = ""
-        self.voices: PromptCache[Voice] = PromptCache(cache_bytes)
-        self._listeners: dict[Request, Listener] = {}
+        self.voices: PromptCache[PreparedVoice] = PromptCache(cache_bytes)
+        self._collectors: dict[Request, OutputCollector] = {}
         self._captures: Iterator[object] = engine.captures()
 
     @property
@@ -62,7 +64,7 @@ class AtWork:
         engine = self.engine
         return engine.retry_after_s if engine else RETRY_S
 
-    def prepare(self, ref: PromptRef, features: PromptFeatures) -> Voice:
+    def prepare(self, ref: PromptRef, features: PromptFeatures) -> PreparedVoice:
         """The voice on the device, and in memory for the next request, which may be waiting.
 
         One that no next request can name is not kept, and puts out nobody.
@@ -82,25 +84,29 @@ class AtWork:
         return voice
 
     def begin(
-        self, voice: Voice, wish: Wish, patience_s: float, listener: Listener
+        self,
+        voice: PreparedVoice,
+        asked: SpeechInput,
+        patience_s: float,
+        collector: OutputCollector,
     ) -> Literal["icl", "xvec"]:
         """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
         engine = self._working()
         if self.waiting >= self._queue_limit:
             raise too_many(self.waiting, engine.retry_after_s)
         request = Request(
-            voice, wish.text, wish.language, wish.mode, wish.sampling, patience_s=patience_s
+            voice, asked.text, asked.language, asked.mode, asked.sampling, patience_s=patience_s
         )
         engine.submit(request)
-        self._listeners[request] = listener
-        return voice.mode(wish.mode)
+        self._collectors[request] = collector
+        return voice.mode(asked.mode)
 
-    def cancel(self, listener: Listener) -> None:
+    def cancel(self, collector: OutputCollector) -> None:
         """Nobody listens any more. Harmless if the speech is over, or never began."""
-        for request, other in self._listeners.items():
-            if other is listener:
+        for request, other in self._collectors.items():
+            if other is collector:
                 self._working().cancel(request)
-                del self._listeners[request]
+                del self._collectors[request]
                 return
 
     def step(self) -> bool:
@@ -115,7 +121,7 @@ class AtWork:
     def close(self, refusal: Overloaded) -> None:
         """Only what has a slot goes on; whoever waits for one is refused."""
         engine, self._captures = self._working(), iter(())
-        waiting = [r for r in self._listeners if engine.position(r) is not None]
+        waiting = [r for r in self._collectors if engine.position(r) is not None]
         for request in waiting:
             engine.cancel(request)
             self._tell(Output.of_error(request, refusal))
@@ -123,9 +129,9 @@ class AtWork:
     def fail(self, error: BaseException) -> SpeechFailed:
         """The engine broke: everyone who listens is told, and whoever still comes."""
         self._reason = f"The engine failed: {type(error).__name__}: {error}"
-        listeners, self._listeners = self._listeners, {}
-        for request, listener in listeners.items():
-            listener.put(Output.of_error(request, SpeechFailed(self._reason)))
+        collectors, self._collectors = self._collectors, {}
+        for request, collector in collectors.items():
+            collector.put(Output.of_error(request, SpeechFailed(self._reason)))
         self.engine, self._captures, self.voices = None, iter(()), PromptCache(0)
         return SpeechFailed(self._reason)
 
@@ -145,6 +151,6 @@ class AtWork:
 
     def _tell(self, output: Output) -> None:
         if output.finished or output.error is not None:
-            self._listeners.pop(output.request).put(output)
+            self._collectors.pop(output.request).put(output)
         else:
-            self._listeners[output.request].put(output)
+            self._collectors[output.request].put(output)

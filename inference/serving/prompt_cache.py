@@ -11,12 +11,12 @@ from typing import Generic, Protocol, TypeVar
 from registry.contract import PromptRef
 
 
-class Sized(Protocol):
+class HasNbytes(Protocol):
     @property
     def nbytes(self) -> int: ...
 
 
-P = TypeVar("P", bound=Sized)
+P = TypeVar("P", bound=HasNbytes)
 
 
 class PromptCache(Generic[P]):

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFailed
 from inference.models.catalog import LocatedModel, load_model_config, not_imported
 from inference.models.read_ahead import reading_ahead
-from inference.prompts.features import PromptFeatures, PromptShape
+from inference.prompts.features import FeatureShape, PromptFeatures
 from inference.serving.config import ServiceConfig
-from inference.serving.stream import Clock, EngineChunks, Listener, Wish
+from inference.serving.stream import EngineChunks, OutputCollector, SpeechInput, Stopwatch
 from inference.serving.voice_files import VoiceFiles
 from inference.serving.worker import (
-    Arriving,
+    ArrivalCounter,
     DeviceThread,
     FailureGoesTo,
     closing,
@@ -38,10 +38,10 @@ from registry.contract import Description, ExtractedPrompt, PromptRef, PromptSou
 from registry.storage.data_dir import DataDir, sha256_of
 
 if TYPE_CHECKING:
-    from inference.engine import Counters, Engine, Voice
-    from inference.engine.checkpoint.parts import Parts
+    from inference.engine import Counters, Engine, PreparedVoice
+    from inference.engine.checkpoint.host_checkpoint import HostCheckpoint
     from inference.engine.extract import Extractor
-    from inference.serving.loaded_engine import AtWork
+    from inference.serving.loaded_engine import LoadedEngine
 
 T = TypeVar("T")
 
@@ -56,11 +56,11 @@ class InferenceService:
         data: DataDir | VoiceFiles,
         model: LocatedModel | Callable[[], LocatedModel],
         config: ServiceConfig | None = None,
-        parts: "Parts | None" = None,
+        checkpoint: "HostCheckpoint | None" = None,
     ) -> None:
         """`model` may be a function that finds it: called at first use, until it succeeds.
 
-        With `parts` of it in host memory, only the way to the device is left for the first load.
+        With `checkpoint`, the model in host memory, the first load only moves it to the device.
         """
         self._files = data if isinstance(data, VoiceFiles) else VoiceFiles(data)
         self._find: Callable[[], LocatedModel] = (
@@ -71,13 +71,13 @@ class InferenceService:
         self._extracting = DeviceThread("extract", self._config.queue_limit)
         self._finding = threading.Lock()
         self._model: LocatedModel | None = None
-        self._parts = parts
-        self._at_work: AtWork | None = None
+        self._checkpoint = checkpoint
+        self._loaded: LoadedEngine | None = None
         self._extractor: Extractor | None = None
-        self._prompt_shape: PromptShape | None = None
+        self._feature_shape: FeatureShape | None = None
         self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
         self._error: str | None = None
-        self._arriving = Arriving(self._thread)
+        self._arrivals = ArrivalCounter(self._thread)
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
@@ -91,30 +91,32 @@ class InferenceService:
         Returns once the first chunk exists. An unknown parameter is a TypeError, a value out of
         range a ValueError; see errors.py for the rest. Leaving, at any time, frees what was taken.
         """
-        wish, clock = Wish.of(text, **params), Clock()
-        with self._arriving.one() as arrived:
-            at_work = await self._ready()
-            clock.lap("load")
-            voice, prompt_cache = await self._voice(at_work, ref)
-            clock.lap("prompt")
-            listener = Listener()
-            with self._cancelled_if_left(listener):
-                waited_s = clock.total_s - clock.laps["load"]  # the model is not the queue
+        asked, stopwatch = SpeechInput.of(text, **params), Stopwatch()
+        with self._arrivals.counted() as arrived:
+            loaded = await self._await_engine()
+            stopwatch.lap("load")
+            voice, prompt_cache = await self._voice(loaded, ref)
+            stopwatch.lap("prompt")
+            collector = OutputCollector()
+            with self._cancelled_if_left(collector):
+                waited_s = stopwatch.total_s - stopwatch.laps["load"]  # the model is not the queue
                 patience_s = max(0.0, self._config.queue_timeout_s - waited_s)
-                job = self._thread.soon(lambda: at_work.begin(voice, wish, patience_s, listener))
+                job = self._thread.submit_short(
+                    lambda: loaded.begin(voice, asked, patience_s, collector)
+                )
                 mode = await self._wait_for(job)
                 arrived()  # the engine counts it now
-                clock.lap("queue")
-                first = await listener.get()
+                stopwatch.lap("queue")
+                first = await collector.get()
         if first.timings is not None:
-            clock.add("queue", first.timings.admitted_s)
+            stopwatch.add("queue", first.timings.admitted_s)
         return Speech(
             sample_rate=self.located().sample_rate,
-            seed=wish.sampling.seed,
+            seed=asked.sampling.seed,
             prompt_cache=prompt_cache,
             mode=mode,
-            timings=clock.laps | {"ttfa": clock.total_s},
-            chunks=EngineChunks(first, listener, lambda: self._forget(listener)),
+            timings=stopwatch.laps | {"ttfa": stopwatch.total_s},
+            chunks=EngineChunks(first, collector, lambda: self._forget(collector)),
         )
 
     def located(self) -> LocatedModel:
@@ -143,7 +145,7 @@ class InferenceService:
         ended = self._thread.has_died or self._extracting.has_died
         return Status(
             state="failed" if ended else self._state,
-            queued=self._arriving.waiting
+            queued=self._arrivals.waiting
             + self._extracting.queued
             + (engine.queued if engine else 0),
             running=max(self._thread.running, engine.running if engine else 0)
@@ -155,10 +157,10 @@ class InferenceService:
 
     def refuse_full(self, ahead: int = 0) -> None:
         """Overloaded if a speech after `ahead` others would be; by counts alone, at once."""
-        at_work = self._at_work
-        waiting = ahead + self._arriving.waiting + (at_work.waiting if at_work else 0)
+        loaded = self._loaded
+        waiting = ahead + self._arrivals.waiting + (loaded.waiting if loaded else 0)
         if waiting >= self._config.queue_limit:
-            raise too_many(waiting, (at_work or self._thread).retry_after_s)
+            raise too_many(waiting, (loaded or self._thread).retry_after_s)
 
     def counters(self) -> "Counters | None":
         """What the engine has done; None until it is loaded."""
@@ -167,11 +169,11 @@ class InferenceService:
 
     def warm(self) -> None:
         """Start loading the model, if nothing else does, then the encoders; returns at once."""
-        if self._at_work is None:
+        if self._loaded is None:
             with contextlib.suppress(Overloaded):  # then the requests before this one will load it
-                self._thread.submit(self._loaded).add_done_callback(self._warm_extractor)
+                self._thread.submit(self._ready_engine).add_done_callback(self._warm_extractor)
 
-    def _warm_extractor(self, loaded: "Future[AtWork]") -> None:
+    def _warm_extractor(self, loaded: "Future[LoadedEngine]") -> None:
         """Their imports take seconds, which the first enrolment need not wait for."""
         if not loaded.cancelled() and loaded.exception() is None:
             with contextlib.suppress(Overloaded):
@@ -179,7 +181,7 @@ class InferenceService:
 
     async def ready(self) -> None:
         """Returns when the model is loaded; raises why it is not."""
-        await self._ready()
+        await self._await_engine()
 
     def close(self, timeout_s: float) -> bool:
         """Refuse new requests and all that wait; True if what runs ended in `timeout_s`."""
@@ -191,23 +193,23 @@ class InferenceService:
 
     @property
     def _engine(self) -> "Engine | None":
-        at_work = self._at_work
-        return None if at_work is None else at_work.engine
+        loaded = self._loaded
+        return None if loaded is None else loaded.engine
 
-    async def _ready(self) -> "AtWork":
+    async def _await_engine(self) -> "LoadedEngine":
         """The engine at work, loaded if it must be."""
-        if self._at_work is not None:
-            return self._at_work
-        return await self._wait_for(self._thread.submit(self._loaded))
+        if self._loaded is not None:
+            return self._loaded
+        return await self._wait_for(self._thread.submit(self._ready_engine))
 
     async def _voice(
-        self, at_work: "AtWork", ref: PromptRef
-    ) -> tuple["Voice", Literal["memory", "file"]]:
+        self, loaded: "LoadedEngine", ref: PromptRef
+    ) -> tuple["PreparedVoice", Literal["memory", "file"]]:
         """From memory, else from its file, which is read beside the device thread."""
-        if (kept := at_work.voices.find(ref)) is not None:
+        if (kept := loaded.voices.find(ref)) is not None:
             return kept, "memory"
         features = await asyncio.to_thread(self._read, ref)
-        job = self._thread.submit(lambda: at_work.prepare(ref, features), at_work.free)
+        job = self._thread.submit(lambda: loaded.prepare(ref, features), loaded.free)
         return await self._wait_for(job), "file"
 
     async def _wait_for(self, job: "Future[T]") -> T:
@@ -224,31 +226,31 @@ class InferenceService:
             job.cancel()
             waiting.cancel()
 
-    def _forget(self, listener: Listener) -> None:
-        self._thread.tell(lambda: self._cancel(listener))
+    def _forget(self, collector: OutputCollector) -> None:
+        self._thread.post(lambda: self._cancel(collector))
 
-    def _cancel(self, listener: Listener) -> None:
-        if self._at_work is not None:
-            self._at_work.cancel(listener)
+    def _cancel(self, collector: OutputCollector) -> None:
+        if self._loaded is not None:
+            self._loaded.cancel(collector)
 
     @contextlib.contextmanager
-    def _cancelled_if_left(self, listener: Listener) -> Iterator[None]:
+    def _cancelled_if_left(self, collector: OutputCollector) -> Iterator[None]:
         """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
         with contextlib.ExitStack() as leaving:
-            leaving.callback(self._forget, listener)
+            leaving.callback(self._forget, collector)
             yield
             leaving.pop_all()
 
     def _step(self) -> bool:
         """The device thread's work between jobs. An engine that breaks is loaded again."""
-        at_work = self._at_work
-        if at_work is None:
+        loaded = self._loaded
+        if loaded is None:
             return False
         more = False
         with FailureGoesTo(self._broken):
             if self._thread.closed:
-                at_work.close(closing())
-            more = at_work.step()
+                loaded.close(closing())
+            more = loaded.step()
         return more
 
     def _judged(self, error: BaseException) -> BaseException:
@@ -259,33 +261,33 @@ class InferenceService:
     def _broken(self, error: BaseException) -> SpeechFailed:
         """Nothing may hold the engine any more: the next one needs its memory."""
         log.error("The engine failed while speaking.", exc_info=error)
-        at_work, self._at_work = self._at_work, None
+        loaded, self._loaded = self._loaded, None
         self._state, self._error = "failed", f"{type(error).__name__}: {error}"
         traceback.clear_frames(error.__traceback__)
-        return SpeechFailed(self._error) if at_work is None else at_work.fail(error)
+        return SpeechFailed(self._error) if loaded is None else loaded.fail(error)
 
-    def _loaded(self) -> "AtWork":
+    def _ready_engine(self) -> "LoadedEngine":
         """The engine at work. A load that failed is tried again by the next request."""
-        if self._at_work is None:
+        if self._loaded is None:
             if self._state == "failed":
                 gc.collect()  # what is left of another engine: two may not fit on the device
             self._state, self._error = "warming", None
             try:
-                self._at_work = self._load()
+                self._loaded = self._load()
             except (InferenceError, ValueError, TypeError) as error:
                 self._error = str(error)
                 log.error("The model can't be loaded: %s", error)
                 raise
             finally:
-                self._state = "failed" if self._at_work is None else "warm"
-        return self._at_work
+                self._state = "failed" if self._loaded is None else "warm"
+        return self._loaded
 
-    def _load(self) -> "AtWork":
+    def _load(self) -> "LoadedEngine":
         model, config = self.located(), self._config
         try:
             with reading_ahead(model.path):
                 from inference.engine import EngineConfig
-                from inference.serving.loaded_engine import AtWork, load
+                from inference.serving.loaded_engine import LoadedEngine, load
         except (ImportError, OSError) as error:
             raise not_imported(error) from error
         options = EngineConfig(
@@ -293,11 +295,11 @@ class InferenceService:
             dtype=config.dtype,
             threads=config.threads,
             slots=config.slots,
-            queue_limit=sys.maxsize,  # AtWork bounds it
+            queue_limit=sys.maxsize,  # LoadedEngine bounds it
         )
-        parts, self._parts = self._parts, None
-        engine = load(model.path, parts, options, streams=1 + self._thread.queued)
-        return AtWork(engine, config.prompt_cache_bytes, config.queue_limit)
+        checkpoint, self._checkpoint = self._checkpoint, None
+        engine = load(model.path, checkpoint, options, streams=1 + self._thread.queued)
+        return LoadedEngine(engine, config.prompt_cache_bytes, config.queue_limit)
 
     def _extract(self, source: PromptSource) -> ExtractedPrompt:
         extractor, model = self._ready_extractor(), self.located()
@@ -327,14 +329,14 @@ class InferenceService:
             )
         return self._extractor
 
-    def _shape(self) -> PromptShape:
+    def _shape(self) -> FeatureShape:
         """What features must look like; the configs are read once."""
-        if self._prompt_shape is None:
+        if self._feature_shape is None:
             config = load_model_config(self.located().path)
-            self._prompt_shape = PromptShape(
+            self._feature_shape = FeatureShape(
                 config.num_code_groups, config.codebook_size, config.talker.hidden_size
             )
-        return self._prompt_shape
+        return self._feature_shape
 
     def _read(self, ref: PromptRef) -> PromptFeatures:
         """The prompt file, read once; PromptMissing or PromptCorrupt."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SpeechInput:
     """A text, and how to speak it."""
 
     text: str
@@ -34,7 +34,7 @@ class Wish:
         mode: Mode = "auto",
         seed: int | None = None,
         **knobs: Any,
-    ) -> "Wish":
+    ) -> "SpeechInput":
         """TypeError for an unknown knob, ValueError for a wrong one. No seed: one is chosen."""
         if mode not in ("auto", "icl", "xvec"):
             raise ValueError(f"mode is auto, icl or xvec, not {mode!r}.")
@@ -42,7 +42,7 @@ class Wish:
         return cls(text, language, mode, SamplingParams(seed=chosen, **knobs))
 
 
-class Clock:
+class Stopwatch:
     """Where the seconds before the first chunk went."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Clock:
         self.laps[name] += seconds
 
 
-class Listener:
+class OutputCollector:
     """Carries Outputs to the event loop on which it was made."""
 
     def __init__(self) -> None:
@@ -87,10 +87,12 @@ class Listener:
 class EngineChunks:
     """An async iterator of mono float32 PCM. `aclose` before its end cancels the request."""
 
-    def __init__(self, first: "Output", listener: Listener, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, first: "Output", collector: OutputCollector, cancel: Callable[[], None]
+    ) -> None:
         self._next: Output | None = first
         self._ended = False
-        self._listener, self._cancel = listener, cancel
+        self._collector, self._cancel = collector, cancel
 
     def __aiter__(self) -> "EngineChunks":
         return self
@@ -110,7 +112,7 @@ class EngineChunks:
 
     async def _output(self) -> "Output":
         try:
-            return await self._listener.get()
+            return await self._collector.get()
         except RuntimeError:
             self._ended = True
             raise

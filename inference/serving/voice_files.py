@@ -39,7 +39,7 @@ class VoiceFiles:
         write_atomically(self.data.prompt(ref), data)
 
 
-class Volume(Protocol):
+class VolumeHandle(Protocol):
     def commit(self) -> None: ...
     def reload(self) -> None: ...
 
@@ -52,7 +52,7 @@ class VolumeFiles(VoiceFiles):
     """
 
     def __init__(
-        self, data: DataDir, volume: Volume, failures: tuple[type[Exception], ...]
+        self, data: DataDir, volume: VolumeHandle, failures: tuple[type[Exception], ...]
     ) -> None:
         """`failures` are what commit and reload may raise; each becomes a StorageFailed."""
         super().__init__(data)

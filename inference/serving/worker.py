@@ -133,12 +133,12 @@ class DeviceThread:
                 raise too_many(self._waiting(), self.retry_after_s)
             return self._queue(self._jobs, call)
 
-    def soon(self, call: Callable[[], T]) -> "Future[T]":
+    def submit_short(self, call: Callable[[], T]) -> "Future[T]":
         """Run a short `call` before the next piece of work; refused only when closed."""
         with self._changed:
             return self._queue(self._short, call)
 
-    def tell(self, call: Callable[[], object]) -> None:
+    def post(self, call: Callable[[], object]) -> None:
         """Run a short `call` before all that is queued; never refused. Nothing waits for it."""
         with self._changed:
             self._short.appendleft(Job(call, Future()))
@@ -212,8 +212,8 @@ class DeviceThread:
         self._last_job_s = time.monotonic() - started_s
 
 
-class Arriving:
-    """Who comes to what the thread works for, and has not come to its own queue yet."""
+class ArrivalCounter:
+    """Counts the callers that are on their way to the engine's own queue."""
 
     def __init__(self, thread: DeviceThread) -> None:
         self._thread, self._now = thread, 0
@@ -225,12 +225,12 @@ class Arriving:
         return max(self._thread.queued, self._now - self._thread.running)
 
     @contextmanager
-    def one(self) -> Iterator[Callable[[], None]]:
-        """Arriving until the call of what it gives, or the end of the block."""
-        with ExitStack() as arriving:
+    def counted(self) -> Iterator[Callable[[], None]]:
+        """Counts one caller until it calls what this gives, or the block ends."""
+        with ExitStack() as counted:
             self._add(1)
-            arriving.callback(self._add, -1)
-            yield arriving.close
+            counted.callback(self._add, -1)
+            yield counted.close
 
     def _add(self, change: int) -> None:
         with self._lock:

@@ -22,13 +22,15 @@ LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, Assertion
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class HostCheckpoint:
+    """Config, weights and tokenizer of one checkpoint."""
+
     model_config: ModelConfig
     weights: Weights  # on the CPU, in the dtype that is served
     text: PlainText
 
     @classmethod
-    def read(cls, folder: Path, dtype: str) -> "Parts":
+    def read(cls, folder: Path, dtype: str) -> "HostCheckpoint":
         """The checkpoint in `folder`, in float32, float16 or bfloat16; ModelUnavailable."""
         with loading(f"The model in {folder}"):
             model_config = read_model_config(folder)
