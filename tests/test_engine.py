@@ -227,7 +227,7 @@ def test_more_requests_than_slots_wait_their_turn(checkpoint: Path) -> None:
     assert [engine.position(request) for request in requests] == [None, None, 0, 1, 2]
     assert (engine.running, engine.queued) == (2, 3)
     ended = [output.request for output in engine.run() if output.finished]
-    assert ended == requests and engine.counters.most_rows == 2
+    assert ended == requests and engine.counters.largest_batch == 2
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(checkpoint: Path) -> None:

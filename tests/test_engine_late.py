@@ -101,9 +101,9 @@ class Crowd:
 
 
 def many(engine: Engine, count: int) -> list[Request]:
-    voices = [make_voice(engine, seed, frames=9 * (seed % 3)) for seed in range(6)]
+    voices = [make_voice(engine, seed, frames=13 * (seed % 3)) for seed in range(6)]
     texts = ["abcdefghijklmnopqrstuvwxyz and on"[: 1 + i * 7 % 33] for i in range(count)]
-    return [ask(voices[i % 6], text, seed=i, text_first=i % 4 == 1) for i, text in enumerate(texts)]
+    return [ask(voices[i % 6], text, seed=i) for i, text in enumerate(texts)]
 
 
 def test_a_late_device_and_padding_change_nobodys_sound(
@@ -114,7 +114,7 @@ def test_a_late_device_and_padding_change_nobodys_sound(
     late(1)
     crowd = Crowd(engine, many(engine, 20), random.Random(1))
     crowd.run()
-    assert 0 < len(crowd.gone) < 10 and engine.counters.most_rows == 4
+    assert 0 < len(crowd.gone) < 10 and engine.counters.largest_batch == 4
     assert (len(engine._free), engine._pages.free_entries) == (4, 4096)
     for (request, heard), expected in zip(crowd.heard.items(), alone, strict=True):
         if request not in crowd.gone:
@@ -142,19 +142,18 @@ def test_a_broken_prompt_is_not_in_the_padding_of_the_next(checkpoint: Path) -> 
     for engine in (load(checkpoint, slots=4), padded(checkpoint, slots=4)):
         bad = hear_one(engine, ask(broken_voice(engine, frames=30), "Hi."))
         assert isinstance(bad.error, errors.SpeechFailed)
-        voice = make_voice(engine)
-        texts = ("Hi.", "Much more of a text to be spoken.", "A third of them.")
-        heard = hear(engine, [ask(voice, text, text_first=True) for text in texts])
+        voices = [make_voice(engine, frames=frames) for frames in (3, 33, 17)]
+        heard = hear(engine, [ask(voice, "Hi.") for voice in voices])
         assert [one.error for one in heard] == [None] * 3
 
 
 @pytest.mark.parametrize("cancel", [True, False])
-def test_the_rows_of_who_broke_are_clean_for_the_next(
+def test_the_entries_of_who_broke_are_clean_for_the_next(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cancel: bool
 ) -> None:
-    """Beside a longer neighbour a short one looks at rows beyond its end, with no weight."""
+    """Beside a longer neighbour a short one looks at entries beyond its end, with no weight."""
     engine = padded(checkpoint)
-    broken = ask(broken_voice(engine), "x" * 30, text_first=True)
+    broken = ask(broken_voice(engine, frames=30), "Hi.")
     if cancel:
         monkeypatch.setattr(engine._lane, "record_event", lambda: LateEvent(LOOKS))
         engine.submit(broken)
@@ -164,13 +163,13 @@ def test_the_rows_of_who_broke_are_clean_for_the_next(
     else:
         assert hear_one(engine, broken).error is not None
     assert engine._generator._cache.values.isfinite().all()
-    voice = make_voice(engine)
-    heard = hear(engine, [ask(voice, "Hi."), ask(voice, "y" * 36, text_first=True)])
+    short, long = make_voice(engine), make_voice(engine, frames=36)
+    heard = hear(engine, [ask(short, "Hi."), ask(long, "Hi.")])
     assert [one.error for one in heard] == [None] * 2
 
 
-def test_padding_writes_to_nobodys_rows(checkpoint: Path) -> None:
-    """A prompt may be padded beyond its rows, where its slot's last owner had some."""
+def test_padding_writes_to_nobodys_entries(checkpoint: Path) -> None:
+    """A prompt may be padded beyond its entries, where its slot's last owner had some."""
     limits = {"slots": 2, "positions": 2048, "request_positions": 1024}
     other, engine = (pad_as_on_cuda(load(checkpoint, **limits)) for _ in range(2))
     plain, long = make_voice(engine), make_voice(engine, 1, frames=510)

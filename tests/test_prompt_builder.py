@@ -35,17 +35,17 @@ class Maker:
     prompt_builder: PromptBuilder
     text: PlainText
 
-    def ours(self, text: str, frames: int, language: str | None, text_first: bool) -> PromptEmbeds:
+    def ours(self, text: str, frames: int, language: str | None) -> PromptEmbeds:
         found = None
         if frames:
             found = self.prompt_builder.reference(codes_of(frames), self.text.ids(TRANSCRIPT))
         ids = self.text.ids(text)
-        prompt = TokenizedPrompt(speaker(), found, ids, language, text_first)
+        prompt = TokenizedPrompt(speaker(), found, ids, language)
         embeds = self.prompt_builder.build(prompt)
         assert self.prompt_builder.lengths(prompt) == (len(embeds.prefill), len(embeds.trailing))
         return embeds
 
-    def theirs(self, text: str, frames: int, language: str | None, text_first: bool) -> Intercepted:
+    def theirs(self, text: str, frames: int, language: str | None) -> Intercepted:
         reference = torch.tensor([self.text.reference(TRANSCRIPT)]) if frames else None
         with pytest.raises(Intercepted) as caught:
             self.stock.model.generate(
@@ -58,7 +58,7 @@ class Maker:
                     "icl_mode": [bool(frames)],
                 },
                 languages=[language or "Auto"],
-                non_streaming_mode=text_first,
+                non_streaming_mode=False,
             )
         return caught.value
 
@@ -85,13 +85,12 @@ def maker(stock: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Make
 
 
 @pytest.mark.parametrize("frames", REFERENCES)
-@pytest.mark.parametrize("text_first", [False, True])
-def test_every_position_is_qwen_tts_own(maker: Maker, frames: int, text_first: bool) -> None:
+def test_every_position_is_qwen_tts_own(maker: Maker, frames: int) -> None:
     languages = [None, *maker.stock.model.config.talker_config.codec_language_id]
     assert len(languages) > 5
     for language, text in zip(languages, ["x", "Hello there, you.", "你好吗"] * 10, strict=False):
-        ours = maker.ours(text, frames, language, text_first)
-        theirs = maker.theirs(text, frames, language, text_first)
+        ours = maker.ours(text, frames, language)
+        theirs = maker.theirs(text, frames, language)
         torch.testing.assert_close(ours.prefill, theirs.prompt, rtol=0, atol=1e-5)
         torch.testing.assert_close(maker.prompt_builder.pad, theirs.pad[0], rtol=0, atol=1e-5)
         fed = padded(ours.trailing, maker.prompt_builder.pad)
@@ -104,11 +103,6 @@ def padded(ahead: Tensor, pad: Tensor) -> Tensor:
     return torch.cat([ahead, pad.expand(AHEAD - len(ahead), -1)])
 
 
-def test_text_first_leaves_nothing_to_read_while_speaking(maker: Maker) -> None:
-    lengths = {
-        text_first: [
-            len(maker.ours("Hello.", frames, None, text_first).trailing) for frames in (0, 3)
-        ]
-        for text_first in (True, False)
-    }
-    assert lengths == {True: [0, 0], False: [6, len(TRANSCRIPT) + 7 - 4]}
+def test_the_text_that_outlasts_the_codes_is_read_while_speaking(maker: Maker) -> None:
+    lengths = [len(maker.ours("Hello.", frames, None).trailing) for frames in (0, 3, 60)]
+    assert lengths == [6, len(TRANSCRIPT) + 7 - 4, 0]

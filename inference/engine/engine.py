@@ -240,7 +240,7 @@ class Engine:
         counters = self.counters
         counters.steps += 1
         counters.frames += len(streams)
-        counters.most_rows = max(counters.most_rows, len(streams))
+        counters.largest_batch = max(counters.largest_batch, len(streams))
         return self._frames.issue(streams)
 
     def _decode_frames(self, made: Event) -> None:

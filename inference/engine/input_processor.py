@@ -68,7 +68,7 @@ class InputProcessor:
         language = self._language(request.language)
         if not ids:
             raise SpeechFailed("There is no text to speak.")
-        return TokenizedPrompt(voice.speaker, reference, ids, language, request.text_first)
+        return TokenizedPrompt(voice.speaker, reference, ids, language)
 
     def _resolved(self, asked: SamplingParams) -> ResolvedSampling:
         """What is asked, else as the model came."""

@@ -40,7 +40,6 @@ class TokenizedPrompt:
     reference: ReferenceEmbeds | None  # speak in context, if there is one
     ids: Sequence[int]  # of the text
     language: str | None = None
-    text_first: bool = False  # qwen_tts' non_streaming_mode: all text before the first code
 
 
 class PromptBuilder:
@@ -81,8 +80,7 @@ class PromptBuilder:
         if reference is not None:
             target = torch.cat([reference.text, target])
         codes = self._codec_bos if reference is None else reference.codes
-        lay = self._text_first if prompt.text_first else self._side_by_side
-        body, trailing = lay(target, codes)
+        body, trailing = self._side_by_side(target, codes)
         return PromptEmbeds(torch.cat([header, body]), trailing)
 
     def lengths(self, prompt: TokenizedPrompt) -> tuple[int, int]:
@@ -92,8 +90,6 @@ class PromptBuilder:
         text, codes = len(prompt.ids) + 1, 1
         if reference is not None:
             text, codes = text + len(reference.text), len(reference.codes)
-        if prompt.text_first:
-            return header + text + codes, 0
         return header + codes, max(0, text - codes)
 
     def _header(self, speaker: Tensor, language: str | None) -> Tensor:
@@ -110,10 +106,6 @@ class PromptBuilder:
         count = len(codes)
         over = torch.cat([text[:count], self.pad.expand(max(0, count - len(text)), -1)])
         return over + codes, text[count:]
-
-    def _text_first(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        body = torch.cat([text + self._codec_pad, codes + self.pad])
-        return body, text[:0]
 
     def _codec(self, *ids: int) -> Tensor:
         table = self._talker.first

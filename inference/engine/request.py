@@ -47,7 +47,6 @@ class Request:
     language: str | None = None  # None or "auto": the model decides
     mode: Mode = "auto"  # icl where the voice has a reference
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    text_first: bool = False  # prefill the whole text: qwen_tts' non_streaming_mode
     patience_s: float = float("inf")  # how long it may wait for a slot; below 0 is 0
 
     def __post_init__(self) -> None:
@@ -93,7 +92,7 @@ class Counters:
     cancelled: int = 0
     steps: int = 0
     frames: int = 0  # of all requests together: frames / steps is the mean batch
-    most_rows: int = 0  # in one step
+    largest_batch: int = 0  # rows in one step
     prefills: int = 0
     prefilled: int = 0  # positions
     chunks: int = 0  # of PCM
