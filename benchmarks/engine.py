@@ -76,7 +76,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def complete(asked: argparse.Namespace) -> None:
     """What was left to the device, and what a record should say of it."""
     device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    default = default_dtype(device, asked.as_on_t4)
+    on_t4 = asked.as_on_t4 and device.type == "cuda"
+    default = "float16" if on_t4 else default_dtype(device)
     asked.dtype = asked.dtype or next(short for short, name in DTYPES.items() if name == default)
     asked.device = str(device)
     asked.gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

@@ -9,7 +9,6 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import engine
 import engine_logits
 import measure
 import numpy as np
+import setups
 import torch
 from engine_stages import TEXT, TRANSCRIPT, Found
 from numpy.typing import NDArray
@@ -29,12 +29,7 @@ from inference.engine.request import Counters, PreparedVoice, Request
 from inference.serving.bench import random_voice, settle, text_of
 from inference.testing.config import SIZES
 
-KINDS = {
-    "fp32": EngineConfig(dtype="float32"),
-    "fp16": EngineConfig(dtype="float16"),
-    "bf16": EngineConfig(dtype="bfloat16"),
-    "t4": EngineConfig(dtype="float16", as_on_t4=True),
-}
+KINDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "t4": "float16"}
 BATCH = 8  # one of the captured sizes, so that eager multiplies the same shapes
 NEIGHBOURS = (8, 32)
 ALIVE = 48  # requests at once in the soak: more than there are slots
@@ -73,16 +68,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def checked(kind: str, device: torch.device, asked: argparse.Namespace) -> Iterator[Found]:
     """One row for each check: what was found, and whether it holds."""
-    config = KINDS[kind]
-    made = made_engine(config, device, asked.size, NEVER)
+    made = made_engine(kind, device, asked.size, NEVER)
     for check in (replayed, repeated, invariant):
         yield from (_row(kind, *found) for found in check(made, asked.frames))
     del made
     _collect()
-    for found in engine_logits.compared(config, device, asked.size):
+    for found in engine_logits.compared(setup_of(kind, device), asked.size):
         yield _row(kind, *found)
     _collect()
-    made = made_engine(config, device, asked.size, SOMETIMES)
+    made = made_engine(kind, device, asked.size, SOMETIMES)
     for found in soaked(made, asked.requests):
         yield _row(kind, *found)
 
@@ -94,11 +88,15 @@ def _row(kind: str, what: str, value: float, limit: float | None, at_least: bool
     return {"kind": kind, "check": what, "found": f"{value:.4g}", "limit": sign, "holds": holds}
 
 
-def made_engine(config: EngineConfig, device: torch.device, size: str, end_gain: float) -> Engine:
-    model_config, text = described(size)
-    config = replace(config, device=str(device), slots=SLOTS, queue_limit=ALIVE)
-    weights = random_weights(model_config, Setup.of(config).dtype, device, end_gain=end_gain)
-    made = Engine(model_config, weights, text, config)
+def setup_of(kind: str, device: torch.device) -> Setup:
+    config = EngineConfig(str(device), KINDS[kind], slots=SLOTS, queue_limit=ALIVE)
+    return setups.setup_of(config, as_on_t4=kind == "t4")
+
+
+def made_engine(kind: str, device: torch.device, size: str, end_gain: float) -> Engine:
+    (model_config, text), setup = described(size), setup_of(kind, device)
+    weights = random_weights(model_config, setup.dtype, device, end_gain=end_gain)
+    made = Engine(model_config, weights, text, setup)
     made.capture()
     return made
 

@@ -5,7 +5,6 @@ make all that follows incomparable.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from inference.engine.codec.decoder import StreamingDecoder
-from inference.engine.config import EngineConfig, Setup
+from inference.engine.config import Setup
 from inference.engine.generator import Generator
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
@@ -50,11 +49,8 @@ class Teacher:
         return self._codes[frame, :, group]
 
 
-def compared(
-    config: EngineConfig, device: torch.device, size: str
-) -> Iterator[tuple[str, float, float | None, bool]]:
+def compared(setup: Setup, size: str) -> Iterator[tuple[str, float, float | None, bool]]:
     """(what, found, limit, whether that is the least)"""
-    setup = Setup.of(replace(config, device=str(device)))
     model_config, text = described(size)
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(
@@ -62,7 +58,7 @@ def compared(
         (FRAMES, ROWS, model_config.num_code_groups),
         generator=generator,
     )
-    codes = codes.to(device)
+    codes = codes.to(setup.device)
     reference = logits(model_config, text, TorchOps(), codes, torch.float32)
     found = logits(model_config, text, setup.ops, codes, setup.dtype)
     for stage in reference:

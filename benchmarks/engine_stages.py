@@ -15,6 +15,7 @@ from typing import Any
 import engine_floor
 import measure
 import numpy as np
+import setups
 import torch
 from random_weights import described, random_weights
 from torch import Tensor
@@ -58,14 +59,17 @@ class Subject:
         return EngineConfig(
             device=asked.device,
             dtype=DTYPES.get(asked.dtype),
-            as_on_t4=asked.as_on_t4,
-            kernels=not asked.no_kernels,
             queue_limit=10_000,
         )
 
+    def setup(self, slots: int | None = None) -> Setup:
+        positions = None if slots is None else slots * POSITIONS
+        config = replace(self.config, slots=slots, positions=positions)
+        return setups.setup_of(config, self.asked.as_on_t4, plain_torch=self.asked.no_kernels)
+
     @cached_property
     def parts(self) -> tuple[ModelConfig, Weights, PlainText]:
-        setup, folder = Setup.of(self.config), self.asked.model
+        setup, folder = self.setup(), self.asked.model
         if folder is not None:
             model_config = read_model_config(folder)
             weights = load_weights(folder, model_config, setup.dtype, setup.device)
@@ -83,8 +87,7 @@ class Subject:
 
     def fresh_engine(self, slots: int) -> Engine:
         model_config, weights, text = self.parts
-        config = replace(self.config, slots=slots, positions=slots * POSITIONS)
-        return Engine(model_config, weights, text, config)
+        return Engine(model_config, weights, text, self.setup(slots))
 
     def forget_engine(self) -> None:
         self._engine = None
@@ -192,7 +195,7 @@ def _voices(subject: Subject, engine: Engine) -> list[PreparedVoice]:
 
 def memory(subject: Subject) -> Found:
     """Device memory by part. In a process of its own, nothing else is counted with it."""
-    if Setup.of(subject.config).device.type != "cuda":
+    if subject.setup().device.type != "cuda":
         raise Skipped("The stage memory measures a GPU's memory, and this is none.")
     subject.forget_engine()
     vars(subject).pop("parts", None)

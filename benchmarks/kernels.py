@@ -16,6 +16,7 @@ from typing import Any
 import measure
 import torch
 from random_weights import described, random_weights
+from setups import T4Ops
 from torch import Tensor
 
 from inference.engine.generator import Generator
@@ -31,10 +32,10 @@ from inference.engine.ops import (
 from inference.engine.sampler import SamplingTensors, key_of
 from inference.engine.state import EngineLimits, State
 
-BUILDS = {
-    "fp16": (torch.float16, None),
-    "bf16": (torch.bfloat16, None),
-    "t4": (torch.float16, (7, 5)),
+BUILDS: dict[str, tuple[torch.dtype, type[CudaOps]]] = {
+    "fp16": (torch.float16, CudaOps),
+    "bf16": (torch.bfloat16, CudaOps),
+    "t4": (torch.float16, T4Ops),
 }
 STACKS = ((2048, 6144), (1024, 3072))  # D and F of the talker, and of the predictor
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -179,8 +180,8 @@ def checked(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The largest relative error of each operation; of choices, the share that differ."""
     torch.manual_seed(0)
     worst: dict[str, dict[str, float]] = {}
-    for build, (dtype, architecture) in BUILDS.items():
-        ops = CudaOps(GPU, dtype, architecture)
+    for build, (dtype, kernels) in BUILDS.items():
+        ops = kernels(GPU, dtype)
         for rows in (*asked.rows, 3, 13, 21, 50):
             for case in cases(Maker(dtype), rows):
                 found = worst.setdefault(case[0], {})
@@ -252,8 +253,8 @@ def timed(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def contenders(asked: argparse.Namespace) -> list[TorchOps]:
-    dtype, architecture = BUILDS[asked.build]
-    ours = CudaOps(GPU, dtype, architecture)
+    dtype, kernels = BUILDS[asked.build]
+    ours = kernels(GPU, dtype)
     return [ours] if asked.alone else [ours, TorchOps()]
 
 

@@ -12,7 +12,6 @@ from inference.engine.state import EngineLimits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of captured batches
-TURING = (7, 5)
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ class EngineConfig:
     trailing_text_tokens: int = 512  # tokens of one that are read while it speaks
     prefill_positions: int = 512  # between two frames
     queue_limit: int = 64
-    kernels: bool = True  # our CUDA kernels; plain torch without
-    as_on_t4: bool = False  # a newer GPU does only what a T4 can
     threads: int | None = None  # torch's, on a cpu
 
 
@@ -53,17 +50,17 @@ class Setup:
         """ValueError for a dtype that is none, RuntimeError if there is no such device."""
         device, dtype = place(config)
         if device.type == "cuda":
-            _set_up_torch(config.as_on_t4)
+            _set_up_torch()
         half = device.type == "cuda" and dtype != torch.float32
         codec_dtype = torch.float16 if half else torch.float32
-        ops = _ops(config, device, dtype)
+        ops = _ops(device, dtype)
         slots = config.slots or (32 if device.type == "cuda" else 8)
         return cls(
             device=device,
             dtype=dtype,
             codec_dtype=codec_dtype,
             ops=ops,
-            codec_ops=ops if codec_dtype == dtype else _ops(config, device, codec_dtype),
+            codec_ops=ops if codec_dtype == dtype else _ops(device, codec_dtype),
             sizes=(*(size for size in SIZES if size < slots), slots),
             limits=EngineLimits(
                 slots=slots,
@@ -82,36 +79,34 @@ class Setup:
 def place(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
     """The device and the dtype of the weights. ValueError for a dtype that is none."""
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = DTYPES.get(config.dtype or default_dtype(device, config.as_on_t4))
+    dtype = DTYPES.get(config.dtype or default_dtype(device))
     if dtype is None:
         raise ValueError(f"dtype is {', '.join(DTYPES)}, not {config.dtype!r}.")
     return device, dtype
 
 
-def default_dtype(device: torch.device, as_on_t4: bool = False) -> str:
+def default_dtype(device: torch.device) -> str:
     """The dtype that `device` computes natively; before 8.0 cuda only emulates bfloat16."""
     if device.type != "cuda":
         return "float32"
-    modern = torch.cuda.get_device_capability(device) >= (8, 0) and not as_on_t4
+    modern = torch.cuda.get_device_capability(device) >= (8, 0)
     return "bfloat16" if modern else "float16"
 
 
-def _set_up_torch(as_on_t4: bool) -> None:
-    """Switches of the whole process: sums of halves are float32; a T4 has no flash attention."""
+def _set_up_torch() -> None:
+    """Set what holds for the whole process: sums of halves are float32."""
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.enable_flash_sdp(not as_on_t4)
-    torch.backends.cuda.enable_cudnn_sdp(not as_on_t4)
 
 
-def _ops(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> TorchOps:
+def _ops(device: torch.device, dtype: torch.dtype) -> TorchOps:
     """Our kernels where they run, else plain torch."""
-    if not config.kernels or device.type != "cuda" or dtype == torch.float32:
+    if device.type != "cuda" or dtype == torch.float32:
         return TorchOps()
     from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable
 
     try:
-        return CudaOps(device, dtype, architecture=TURING if config.as_on_t4 else None)
+        return CudaOps(device, dtype)
     except KernelsUnavailable as error:
         log.warning("Frames are made without our CUDA kernels: %s", error)
         return TorchOps()

@@ -39,17 +39,13 @@ OLDEST = (7, 5)
 class CudaOps(TorchOps):
     """On the current CUDA device, for weights in float16 or bfloat16."""
 
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype, architecture: tuple[int, int] | None = None
-    ) -> None:
-        """`architecture` compiles for an older GPU than the device. KernelsUnavailable."""
-        wanted = architecture or torch.cuda.get_device_capability(device)
-        if wanted < OLDEST or (dtype == torch.bfloat16 and wanted < (8, 0)):
-            raise KernelsUnavailable(f"Compute capability {wanted} can't run them in {dtype}.")
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        """KernelsUnavailable if the device can't run them, or if nothing compiles them here."""
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST or (dtype == torch.bfloat16 and capability < (8, 0)):
+            raise KernelsUnavailable(f"Compute capability {capability} can't run them in {dtype}.")
         torch.cuda.current_stream(device).synchronize()  # the device's context exists from here on
-        self._program = Program(
-            image(dtype, target(wanted, torch.cuda.get_device_capability(device)))
-        )
+        self._program = Program(image(dtype, target(capability)))
         self._dtype = dtype
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -240,7 +236,7 @@ def compile_ahead(dtype: torch.dtype, architectures: Iterable[tuple[int, int]]) 
     """For engines that this process loads later on any of these GPUs. KernelsUnavailable."""
     for architecture in architectures:
         for kind in {dtype, torch.float16}:  # which the codec has
-            image(kind, target(architecture, architecture))
+            image(kind, target(architecture))
 
 
 def _fits(x: Tensor, weight: Tensor, most: int) -> bool:

@@ -52,14 +52,13 @@ class Program:
         )
 
 
-def target(architecture: tuple[int, int], device: tuple[int, int]) -> str:
-    """What to compile for: the device's own code, or one of an older GPU, as it runs there.
+def target(capability: tuple[int, int]) -> str:
+    """What to compile for: machine code of a GPU with this compute capability.
 
-    A driver loads code of any CUDA of its major version. PTX it compiles itself, if it is as new as
-    the NVRTC that made it: only where that can't be helped.
+    A driver loads code of any CUDA of its major version. PTX it would compile itself, but only if
+    it is as new as the NVRTC that made it.
     """
-    kind = "sm" if architecture == device else "compute"
-    return f"{kind}_{architecture[0]}{architecture[1]}"
+    return f"sm_{capability[0]}{capability[1]}"
 
 
 @cache  # a process compiles each once, before or after it has a device
