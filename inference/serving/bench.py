@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +20,6 @@ from inference.engine.request import Output, PreparedVoice, Request
 from inference.errors import Overloaded, SpeechFailed
 
 FRAME_S = 0.08
-RAMP = 4  # chunks until a stream's chunks have their full length
 SENTENCE = "A voice that is asked for by name says this and then goes on to say some more of it. "
 REFERENCE_FRAMES = 25  # of a voice that `bench` makes: two seconds
 REPEAT = 10  # times that first audio is waited for
@@ -46,18 +44,6 @@ class Caller:
     def first_s(self) -> float:
         """From asking to the first sound."""
         return self.heard_s[0] - self.asked_s
-
-    def paces_s(self) -> list[float]:
-        """Seconds a frame, chunk by chunk, once the chunks have their full length."""
-        begin = RAMP if len(self.chunks) > RAMP else 1
-        gaps = [late - early for early, late in pairwise(self.heard_s)]
-        return [gap / n for gap, n in zip(gaps, self.chunks[1:], strict=True)][begin - 1 :]
-
-    def latenesses_s(self) -> list[float]:
-        """Of the chunks that came after playback, begun with the first one, needed them."""
-        needed_s = self.heard_s[0] + FRAME_S * np.cumsum([0, *self.chunks[:-1]])
-        late = np.array(self.heard_s) - needed_s
-        return [float(value) for value in late if value > 0]
 
 
 @dataclass(frozen=True)
@@ -106,11 +92,6 @@ class Session:
     def heard(self) -> list[Caller]:
         """Those who heard anything at all."""
         return [caller for caller in self.callers if caller.chunks]
-
-    @property
-    def mean_batch(self) -> float:
-        first, last = self.samples[0], self.samples[-1]
-        return (last.frames - first.frames) / max(1, last.steps - first.steps)
 
     def step_s(self) -> float:
         """Seconds a step, while everyone who came was being heard."""

@@ -61,11 +61,6 @@ class StreamingDecoder:
             self._transformer.window.position,
         )
 
-    @property
-    def state_bytes(self) -> int:
-        """Of one slot."""
-        return sum(states[0].nbytes for states in self._states)
-
     def clear(self, slot: int) -> None:
         """A stream without a past begins in `slot`."""
         for states in self._states:
