@@ -19,6 +19,7 @@ from conftest import ROOT
 from torch import Tensor
 
 from inference.engine.config import _ops
+from inference.engine.kernels import cuda_ops
 from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable, compile_ahead, image
 from inference.engine.kernels.cuda_program import Argument, Program, _passed, compiled, target
 from inference.engine.ops import (
@@ -29,7 +30,8 @@ from inference.engine.ops import (
     TrailingText,
     rope_table,
 )
-from inference.engine.sampler import SamplingTensors
+from inference.engine.sampler import MIN_FRAMES, SamplingTensors
+from inference.engine.weights import GATE_INTERLEAVE
 from registry.modal.plan import GPUS, WITHOUT_BFLOAT16
 
 SOURCE = ROOT / "inference" / "engine" / "kernels" / "kernels.cu"
@@ -169,6 +171,22 @@ def test_every_launch_passes_what_its_kernel_declares(launches: list[Launch]) ->
 
 def test_every_kernel_is_launched(launches: list[Launch]) -> None:
     assert set(declared()) == {name for name, _ in launches}
+
+
+def test_the_table_of_the_source_has_a_line_for_every_kernel_and_no_other() -> None:
+    head = SOURCE.read_text().partition("typedef")[0]
+    [*lines] = re.findall(r"^// ([a-z]\w+)(?:, (_\d))?  ", head, re.MULTILINE)
+    listed = [name for name, _ in lines if name != "kernel"]
+    listed += [re.sub(r"_\d$", more, name) for name, more in lines if more]
+    assert sorted(listed) == sorted(declared())
+
+
+def test_python_and_the_source_agree_on_the_sizes() -> None:
+    pairs = re.findall(r"^constexpr int (\w+) = (\d+);", SOURCE.read_text(), re.MULTILINE)
+    sizes = {name: int(value) for name, value in pairs}
+    assert sizes["WARPS"] * sizes["STEP_TERMS"] == cuda_ops.TERMS
+    assert sizes["SAMPLE_THREADS"] * sizes["THREAD_SCORES"] == cuda_ops.SCORES
+    assert sizes["INTERLEAVE"] == GATE_INTERLEAVE and sizes["MIN_FRAMES"] == MIN_FRAMES
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ __all__ = ["CudaOps", "KernelsUnavailable"]
 
 FEW = 32  # rows up to which our matrix product is faster than cuBLAS
 FEW_NORMED = 8  # the same with the norm in it
-TERMS = 256  # its K is a multiple of this: 8 warps take turns of 32
-CHOICES = 4096  # the largest codebook that `choose` holds in registers
+TERMS = 256  # its K is a multiple of this: a step of 32 for each of 8 warps
+SCORES = 4096  # the largest vocabulary that `sample` holds in registers
 OLDEST = (7, 5)
 
 
@@ -72,7 +72,7 @@ class CudaOps(TorchOps):
             self._skinny("norm_gated", weight, x, norm, None, out, epsilon)
         else:
             both, count = F.linear(self._normed(x, norm, epsilon), weight), out.numel() // 8
-            self._program.launch("gate", (-(-count // 256), 1), 256, [both, out, count])
+            self._program.launch("silu_and_mul", (-(-count // 256), 1), 256, [both, out, count])
         return out
 
     def attend(
@@ -102,10 +102,13 @@ class CudaOps(TorchOps):
                 f"attend_{queries}", (config.num_kv_heads, rows), threads, [*inputs, 1, out, *sizes]
             )
         else:
-            kept: list[Argument] = [qkv, norms[1], rope, *cache, *placed, queries, *sizes]
-            self._program.launch("keep", (len(qkv), 1), 256, kept)
+            stored: list[Argument] = [qkv, norms[1], rope, *cache, *placed, queries, *sizes]
+            self._program.launch("store_kv", (len(qkv), 1), 256, stored)
             self._program.launch(
-                "attend_kept", (config.num_kv_heads, len(qkv)), 128, [*inputs, queries, out, *sizes]
+                "attend_stored",
+                (config.num_kv_heads, len(qkv)),
+                128,
+                [*inputs, queries, out, *sizes],
             )
         return out
 
@@ -119,7 +122,7 @@ class CudaOps(TorchOps):
         bad: Tensor,
     ) -> Tensor:
         rows, count = logits.shape
-        if count > CHOICES:
+        if count > SCORES:
             return super().sample(logits, rules, sampling, slots, group, bad)
         codes = torch.empty(rows, dtype=torch.int64, device=logits.device)
         self._program.launch(

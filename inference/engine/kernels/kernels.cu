@@ -1,14 +1,43 @@
 // The operations of ops.py as CUDA kernels, for float16 (BF16 0) or bfloat16 (BF16 1) weights.
 //
 // Compiled at run time by NVRTC, without headers. Runs from sm_75 (a T4) on; bfloat16 from sm_80.
-// Shapes as in ops.py: B rows, D residual width, H query heads and G key/value heads of width 128.
+// cuda_ops.py launches them. Shapes are as in ops.py: B rows of N queries, D residual width, H query
+// heads and G key/value heads of width W = 128, K terms and M outputs of a product, F outputs of gate
+// and as many of up, V codes, sound (B, T, C). `h` marks a half_t, `i` an int64; the rest is float.
+//
+// kernel            mirrors of ops.py        grid         block     in -> out
+// norm_linear_1     norm_linear, B <= 8      M/16         256       x (B,K), h (M,K) -> h (B,M)
+// norm_gated_1      norm_gated, B <= 8       2F/16        256       x (B,K), h (2F,K) -> h (B,F)
+// linear_add_1      linear_add, B <= 8       M/16         256       h (B,K), h (M,K), x (B,M) -> (B,M)
+// linear_add_2, _4  linear_add, B <= 16, 32  M/16         256       the same
+// rms_norm          rms_norm, for cuBLAS     B            256       x (B,D) -> h (B,D)
+// silu_and_mul      norm_gated after cuBLAS  BF/8/256     256       h (B,2F) -> h (B,F)
+// add               linear_add after cuBLAS  BM/4/256     256       x (B,M), h (B,M) -> (B,M)
+// attend_1          attend, N = 1            G, B         128, 512  h (B,(H+2G)W) -> h (B,HW)
+// attend_2          attend, N = 2            G, B         128, 512  h (2B,(H+2G)W) -> h (2B,HW)
+// store_kv          attend, N > 2: cache     BN           256       h (BN,(H+2G)W) -> keys, values
+// attend_stored     attend, N > 2: the rest  G, BN        128       h (BN,(H+2G)W) -> h (BN,HW)
+// sample            sample, V <= 4096        B            512       h (B,V) -> i (B)
+// embed             embed                    B            256       h (V,D), i (B) -> (B,D)
+// frame_embed       frame_embed              D/256, B     256       i (B,16), h tables -> (B,D)
+// snake             snake, float16           BTC/8/256    256       h (B,T,C) -> h (B,T,C)
 
 typedef unsigned short half_t;       // the bits of one weight
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#define WIDTH 128                    // of a head
+constexpr int WARP_BITS = 5;
+constexpr int WARP = 1 << WARP_BITS;  // lanes
+constexpr int WIDTH = 128;           // of a head
+constexpr int SHARE = 2;             // query heads that share a key/value head
+constexpr int CODEBOOKS = 16;        // codes in a frame
+constexpr int MIN_FRAMES = 2;        // sampler.py's: the end can't come sooner
+#define SCALE 0.08838834764831845f   // of a score: 1 / sqrt(WIDTH)
 #define NEVER (-1e30f)               // a score that no softmax sees
+#define MINUS_INFINITY __int_as_float(0xff800000)
+
+static_assert(sizeof(half_t) == 2 && sizeof(uint4) == 8 * sizeof(half_t), "16 bytes are 8 weights");
+static_assert(WIDTH == 4 * WARP, "a Quad of each lane is a whole head");
 
 // Conversions.
 
@@ -45,7 +74,7 @@ __device__ __forceinline__ uint4 stream(const half_t* from) {  // read once: not
 }
 
 __device__ __forceinline__ float warp_sum(float v) {
-    for (int offset = 16; offset; offset >>= 1) v += __shfl_xor_sync(~0u, v, offset);
+    for (int offset = WARP / 2; offset; offset >>= 1) v += __shfl_xor_sync(~0u, v, offset);
     return v;
 }
 
@@ -85,10 +114,19 @@ __device__ __forceinline__ void multiply(float* c, uint4 top, uint4 bottom, uint
 
 // y[b, m] = sum over k of W[m, k] x[b, k], for few rows b: each weight is read once.
 //
-// A block makes 16 outputs of every row; its warps share K among them.
+// A block makes 16 outputs of every row; its warps share K among them. In a step a warp multiplies
+// 32 terms of 16 outputs with those of 8 rows: a lane has 8 of the terms, of two outputs and a row.
 
-#define WARPS 8
-#define AHEAD 8                      // steps of 32 terms whose weights are on their way at once
+constexpr int TILE_OUTPUTS = 16;     // of a tensor core's tile
+constexpr int TILE_ROWS = 8;
+constexpr int LANE_TERMS = 8;        // 16 bytes
+constexpr int STEP_TERMS = 32;       // 8 of each of the 4 lanes that share an output and a row
+constexpr int WARPS = 8;
+constexpr int AHEAD = 8;             // steps whose weights are on their way at once
+constexpr int INTERLEAVE = 8;        // gate and up take turns by so many outputs
+
+static_assert(TILE_OUTPUTS == 2 * INTERLEAVE, "a tile has gates and the ups that belong to them");
+static_assert(STEP_TERMS * TILE_ROWS == LANE_TERMS * WARP, "the lanes of a warp share a step");
 
 enum { STORE, ADD, GATED };
 
@@ -96,24 +134,31 @@ template <int TILES, bool NORM, int END>
 __device__ __forceinline__ void skinny(
     const half_t* weight, const void* input, const float* norm, const float* residual, void* output,
     int outputs, int terms, int rows, float epsilon) {
-    __shared__ float parts[WARPS][TILES * 8][17];
-    __shared__ float scale[TILES * 8];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pair = lane & 3, group = lane >> 2;
-    const int slice = terms / WARPS, steps = slice / 32, first = warp * slice + pair * 8;
-    const half_t* top = weight + (size_t)(blockIdx.x * 16 + group) * terms + first;
-    const half_t* bottom = top + (size_t)8 * terms;
+    constexpr int ROWS = TILES * TILE_ROWS;
+    __shared__ float parts[WARPS][ROWS][TILE_OUTPUTS + 1];  // one more, so that banks differ
+    __shared__ float scale[ROWS];
+    static_assert(sizeof(parts) + sizeof(scale) <= 48 * 1024, "what a block has without asking");
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int pair = lane & 3, group = lane >> 2;
+    const int slice = terms / WARPS, steps = slice / STEP_TERMS;
+    const int first = warp * slice + pair * LANE_TERMS;
+    const half_t* top = weight + (size_t)(blockIdx.x * TILE_OUTPUTS + group) * terms + first;
+    const half_t* bottom = top + (size_t)(TILE_OUTPUTS / 2) * terms;
     float sums[TILES][4] = {};
     uint4 above[AHEAD], below[AHEAD];
 
 #pragma unroll
     for (int i = 0; i < AHEAD; ++i)
-        if (i < steps) above[i] = stream(top + i * 32), below[i] = stream(bottom + i * 32);
+        if (i < steps) {
+            above[i] = stream(top + i * STEP_TERMS);
+            below[i] = stream(bottom + i * STEP_TERMS);
+        }
 
-    if (NORM) {
+    if (NORM) {  // the scale of each row, while the first weights are on their way
         for (int row = warp; row < rows; row += WARPS) {
             const float4* x = (const float4*)((const float*)input + (size_t)row * terms);
             float sum = 0.f;
-            for (int i = lane; i < terms / 4; i += 32) {
+            for (int i = lane; i < terms / 4; i += WARP) {
                 const float4 v = x[i];
                 sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
             }
@@ -128,19 +173,19 @@ __device__ __forceinline__ void skinny(
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i)
                 if (begin + i < steps) {
-                    above[i] = stream(top + (begin + i) * 32);
-                    below[i] = stream(bottom + (begin + i) * 32);
+                    above[i] = stream(top + (begin + i) * STEP_TERMS);
+                    below[i] = stream(bottom + (begin + i) * STEP_TERMS);
                 }
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             if (begin + i >= steps) break;
-            const int at = first + (begin + i) * 32;
+            const int at = first + (begin + i) * STEP_TERMS;
             float4 gain0, gain1;
             if (NORM) gain0 = *(const float4*)(norm + at), gain1 = *(const float4*)(norm + at + 4);
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
-                const int row = min(tile * 8 + group, rows - 1);
+                const int row = min(tile * TILE_ROWS + group, rows - 1);
                 uint4 x;
                 if (NORM) {
                     const float* from = (const float*)input + (size_t)row * terms + at;
@@ -159,37 +204,38 @@ __device__ __forceinline__ void skinny(
     }
 
 #pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-        const int row = tile * 8 + pair * 2;
+    for (int tile = 0; tile < TILES; ++tile) {  // as a tensor core leaves its results
+        const int row = tile * TILE_ROWS + pair * 2;
         parts[warp][row][group] = sums[tile][0];
         parts[warp][row + 1][group] = sums[tile][1];
-        parts[warp][row][group + 8] = sums[tile][2];
-        parts[warp][row + 1][group + 8] = sums[tile][3];
+        parts[warp][row][group + TILE_OUTPUTS / 2] = sums[tile][2];
+        parts[warp][row + 1][group + TILE_OUTPUTS / 2] = sums[tile][3];
     }
     __syncthreads();
-    const int wide_ = END == GATED ? 8 : 16;
-    for (int i = threadIdx.x; i < wide_ * rows; i += blockDim.x) {
-        const int row = i / wide_, m = i % wide_;
+    constexpr int MADE = END == GATED ? INTERLEAVE : TILE_OUTPUTS;  // outputs of this block
+    for (int i = threadIdx.x; i < MADE * rows; i += blockDim.x) {
+        const int row = i / MADE, m = i % MADE;
         float sum = 0.f, up = 0.f;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
             sum += parts[w][row][m];
-            if (END == GATED) up += parts[w][row][m + 8];
+            if (END == GATED) up += parts[w][row][m + INTERLEAVE];
         }
         if (END == STORE) {
-            ((half_t*)output)[(size_t)row * outputs + blockIdx.x * 16 + m] = narrow(sum);
+            ((half_t*)output)[(size_t)row * outputs + blockIdx.x * TILE_OUTPUTS + m] = narrow(sum);
         } else if (END == ADD) {
-            const size_t at = (size_t)row * outputs + blockIdx.x * 16 + m;
+            const size_t at = (size_t)row * outputs + blockIdx.x * TILE_OUTPUTS + m;
             ((float*)output)[at] = residual[at] + sum;
         } else {
             const float gated = sum / (1.f + __expf(-sum)) * up;
-            ((half_t*)output)[(size_t)row * (outputs / 2) + blockIdx.x * 8 + m] = narrow(gated);
+            ((half_t*)output)[(size_t)row * (outputs / 2) + blockIdx.x * INTERLEAVE + m] =
+                narrow(gated);
         }
     }
 }
 
 #define SKINNY(NAME, TILES, NORM, END)                                                           \
-    extern "C" __global__ __launch_bounds__(WARPS * 32) void NAME(                                \
+    extern "C" __global__ __launch_bounds__(WARPS * WARP) void NAME(                                \
         const half_t* weight, const void* input, const float* norm, const float* residual,        \
         void* output, int outputs, int terms, int rows, float epsilon) {                          \
         skinny<TILES, NORM, END>(weight, input, norm, residual, output, outputs, terms, rows,     \
@@ -205,7 +251,7 @@ SKINNY(linear_add_4, 4, false, ADD)
 
 extern "C" __global__ void rms_norm(const float* input, const float* norm, half_t* output, int width,
                                     float epsilon) {
-    __shared__ float sums[32];
+    __shared__ float sums[WARP];  // of as many warps as a block may have
     const float4* x = (const float4*)(input + (size_t)blockIdx.x * width);
     float sum = 0.f;
     for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
@@ -213,10 +259,10 @@ extern "C" __global__ void rms_norm(const float* input, const float* norm, half_
         sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
     }
     sum = warp_sum(sum);
-    if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum;
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = sum;
     __syncthreads();
     sum = 0.f;
-    for (int w = 0; w < blockDim.x / 32; ++w) sum += sums[w];
+    for (int w = 0; w < blockDim.x / WARP; ++w) sum += sums[w];
     const float by = rsqrtf(sum / width + epsilon);
     for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
         const float4 v = x[i], gain = ((const float4*)norm)[i];
@@ -227,8 +273,8 @@ extern "C" __global__ void rms_norm(const float* input, const float* norm, half_
     }
 }
 
-extern "C" __global__ void gate(const half_t* both, half_t* output, int count) {
-    // 8 rows of gate, 8 of up, and so on: 16 bytes each.
+extern "C" __global__ void silu_and_mul(const half_t* both, half_t* output, int count) {
+    static_assert(INTERLEAVE == 8, "8 gates are 16 bytes, and so are the 8 ups after them");
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     const uint4 g = ((const uint4*)both)[2 * i], u = ((const uint4*)both)[2 * i + 1];
@@ -257,99 +303,116 @@ struct Quad { float a, b, c, d; };
 
 __device__ __forceinline__ Quad turned(const u32* from, const float* norm, const float* rope,
                                        float epsilon) {
-    const int lane = threadIdx.x & 31;
-    const u32 front = from[lane], back = from[lane + 32];
+    const int lane = threadIdx.x % WARP;
+    const u32 front = from[lane], back = from[lane + WARP];
     const float a = low(front), b = high(front), c = low(back), d = high(back);
     const float by = rsqrtf(warp_sum(a * a + b * b + c * c + d * d) / WIDTH + epsilon);
-    const float2 gain0 = ((const float2*)norm)[lane], gain1 = ((const float2*)norm)[lane + 32];
-    const float2 cosine = ((const float2*)rope)[lane], sine = ((const float2*)rope)[lane + 32];
+    const float2 gain0 = ((const float2*)norm)[lane], gain1 = ((const float2*)norm)[lane + WARP];
+    const float2 cosine = ((const float2*)rope)[lane], sine = ((const float2*)rope)[lane + WARP];
     const float p = a * by * gain0.x, q = b * by * gain0.y;
     const float r = c * by * gain1.x, s = d * by * gain1.y;
     return {p * cosine.x - r * sine.x, q * cosine.y - s * sine.y, r * cosine.x + p * sine.x,
             s * cosine.y + q * sine.y};
 }
 
-__device__ __forceinline__ void keep_key(const u32* from, const float* norm, const float* rope,
+__device__ __forceinline__ void store_key(const u32* from, const float* norm, const float* rope,
                                          float epsilon, u32* key) {
-    const int lane = threadIdx.x & 31;
+    const int lane = threadIdx.x % WARP;
     const Quad k = turned(from, norm, rope, epsilon);
-    key[lane] = pack(k.a, k.b), key[lane + 32] = pack(k.c, k.d);
+    key[lane] = pack(k.a, k.b), key[lane + WARP] = pack(k.c, k.d);
 }
 
-__device__ __forceinline__ void keep_value(const u32* from, u32* value) {
-    const int lane = threadIdx.x & 31;
-    value[lane] = from[lane], value[lane + 32] = from[lane + 32];
+__device__ __forceinline__ void store_value(const u32* from, u32* value) {
+    const int lane = threadIdx.x % WARP;
+    value[lane] = from[lane], value[lane + WARP] = from[lane + WARP];
 }
 
-// Keys and values of many queries, one block a query, for an attention that does not keep its own.
+// Keys and values of many queries, one block a query, for an attention that does not store its own.
+//
+// Here and in `attend`: `each` rows of qkv, one after another, are of one sequence; `table` has
+// `line` cache entries for each sequence.
 
-extern "C" __global__ void keep(const half_t* qkv, const float* k_norm, const float* rope,
-                                half_t* keys, half_t* values, const int* sequence,
-                                const int* position, const int* table, int line, int each, int heads,
-                                int kv_heads, float epsilon) {
+extern "C" __global__ void store_kv(
+    const half_t* qkv, const float* k_norm, const float* rope, half_t* keys, half_t* values,
+    const int* sequence, const int* position, const int* table, int line, int each, int heads,
+    int kv_heads, float epsilon) {
     const int row = blockIdx.x, at = position[row / each] + row % each;
-    const size_t kept = (size_t)table[(size_t)sequence[row / each] * line + at] * kv_heads;
-    for (int head = threadIdx.x >> 5; head < kv_heads; head += blockDim.x >> 5) {
+    const size_t entry = (size_t)table[(size_t)sequence[row / each] * line + at] * kv_heads;
+    for (int head = threadIdx.x / WARP; head < kv_heads; head += blockDim.x / WARP) {
         const u32* from = (const u32*)(qkv + ((size_t)row * (heads + 2 * kv_heads) + heads + head)
                                        * WIDTH);
-        const size_t to = (kept + head) * WIDTH / 2;
-        keep_key(from, k_norm, rope + (size_t)at * WIDTH, epsilon, (u32*)keys + to);
-        keep_value(from + kv_heads * WIDTH / 2, (u32*)values + to);
+        const size_t to = (entry + head) * WIDTH / 2;
+        store_key(from, k_norm, rope + (size_t)at * WIDTH, epsilon, (u32*)keys + to);
+        store_value(from + kv_heads * WIDTH / 2, (u32*)values + to);
     }
 }
 
 // Attention of a row's queries to all that came before, one block for each row and key/value head.
 //
-// Norms and turns the queries, and with KEEP the new keys, which it stores with their values. Then
-// 8 lanes share a position: each has 16 of its 128 numbers, and an online softmax of its own that is
-// merged at the end. `each` rows of one sequence follow each other in position.
+// 8 lanes share a position: each has 16 of its 128 numbers. Every such group walks through positions
+// of its own, with an online softmax; they are merged at the end, first in a warp, then in the block.
 
-template <int QUERIES, int SHARE, bool KEEP>
+constexpr int POSITION_LANES = 8;                        // that share a position
+constexpr int LANE_WIDTH = WIDTH / POSITION_LANES;       // numbers of a head that a lane has
+constexpr int WARP_POSITIONS = WARP / POSITION_LANES;    // that a warp looks at in one turn
+constexpr int MOST_WARPS = 16;                           // of a block of 512 threads
+
+static_assert(LANE_WIDTH == 16, "a lane reads its part of a key as two uint4");
+
+template <int QUERIES, bool STORE_KV>
 __device__ __forceinline__ void attend(
     const half_t* qkv, const float* q_norm, const float* k_norm, const float* rope, half_t* keys,
     half_t* values, const int* sequence, const int* position, const int* table, int line, int each,
     half_t* output, int heads, int kv_heads, float epsilon) {
-    constexpr int ASKED = QUERIES * SHARE;
+    constexpr int ASKED = QUERIES * SHARE;  // queries of this block: all of the heads that share
     __shared__ float asked[ASKED][WIDTH];
-    __shared__ float best[16][ASKED], weight[16][ASKED], mixed[16][ASKED][WIDTH];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    __shared__ float best[MOST_WARPS][ASKED], weight[MOST_WARPS][ASKED];
+    __shared__ float mixed[MOST_WARPS][ASKED][WIDTH];
+    static_assert(sizeof(asked) + sizeof(best) + sizeof(weight) + sizeof(mixed) <= 48 * 1024,
+                  "what a block has without asking");
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int head = blockIdx.x, row = blockIdx.y, begin = position[row / each] + row % each;
-    const int* rows = table + (size_t)sequence[row / each] * line;
+    const int* entries = table + (size_t)sequence[row / each] * line;
     const int columns = heads + 2 * kv_heads;
 
-    for (int i = warp; i < ASKED + (KEEP ? 2 * QUERIES : 0); i += warps) {
+    // Norm and turn the queries; with STORE_KV also the new keys, and store them with their values.
+    for (int i = warp; i < ASKED + (STORE_KV ? 2 * QUERIES : 0); i += warps) {
         const int query = i < ASKED ? i / SHARE : (i - ASKED) % QUERIES, at = begin + query;
         const u32* from = (const u32*)(qkv + ((size_t)row * QUERIES + query) * columns * WIDTH);
         const float* turn = rope + (size_t)at * WIDTH;
-        const size_t kept = ((size_t)rows[at] * kv_heads + head) * WIDTH / 2;
+        const size_t entry = ((size_t)entries[at] * kv_heads + head) * WIDTH / 2;
         if (i < ASKED) {
             const Quad q = turned(from + (head * SHARE + i % SHARE) * WIDTH / 2, q_norm, turn,
                                   epsilon);
             ((float2*)asked[i])[lane] = make_float2(q.a, q.b);
-            ((float2*)asked[i])[lane + 32] = make_float2(q.c, q.d);
+            ((float2*)asked[i])[lane + WARP] = make_float2(q.c, q.d);
         } else if (i < ASKED + QUERIES) {
-            keep_key(from + (heads + head) * WIDTH / 2, k_norm, turn, epsilon, (u32*)keys + kept);
+            store_key(from + (heads + head) * WIDTH / 2, k_norm, turn, epsilon, (u32*)keys + entry);
         } else {
-            keep_value(from + (heads + kv_heads + head) * WIDTH / 2, (u32*)values + kept);
+            store_value(from + (heads + kv_heads + head) * WIDTH / 2, (u32*)values + entry);
         }
     }
     __syncthreads();
 
-    const int part = lane & 7, stride = warps * 4;
-    float query[ASKED][16], mix[ASKED][16], top[ASKED], total[ASKED];
+    // Each lane takes its part of every query.
+    const int part = lane & (POSITION_LANES - 1), stride = warps * WARP_POSITIONS;
+    float query[ASKED][LANE_WIDTH], mix[ASKED][LANE_WIDTH], top[ASKED], total[ASKED];
 #pragma unroll
     for (int i = 0; i < ASKED; ++i) {
         top[i] = NEVER, total[i] = 0.f;
 #pragma unroll
-        for (int j = 0; j < 16; ++j) query[i][j] = asked[i][part * 16 + j], mix[i][j] = 0.f;
+        for (int j = 0; j < LANE_WIDTH; ++j)
+            query[i][j] = asked[i][part * LANE_WIDTH + j], mix[i][j] = 0.f;
     }
+
+    // Walk through the positions; the next key and value are fetched before these are used.
     const int last = begin + QUERIES;
-    int at = warp * 4 + (lane >> 3);
+    int at = warp * WARP_POSITIONS + lane / POSITION_LANES;
     uint4 k0, k1, v0, v1;
     const auto fetch = [&](int place) {
-        const size_t kept = ((size_t)rows[place] * kv_heads + head) * WIDTH + part * 16;
-        k0 = *(const uint4*)(keys + kept), k1 = *(const uint4*)(keys + kept + 8);
-        v0 = *(const uint4*)(values + kept), v1 = *(const uint4*)(values + kept + 8);
+        const size_t from = ((size_t)entries[place] * kv_heads + head) * WIDTH + part * LANE_WIDTH;
+        k0 = *(const uint4*)(keys + from), k1 = *(const uint4*)(keys + from + 8);
+        v0 = *(const uint4*)(values + from), v1 = *(const uint4*)(values + from + 8);
     };
     fetch(min(at, last - 1));
     // Every lane takes every turn, for the shuffles; beyond the last position a turn counts nothing.
@@ -363,10 +426,10 @@ __device__ __forceinline__ void attend(
 #pragma unroll
             for (int j = 0; j < 8; ++j)
                 score += query[i][2 * j] * low(ks[j]) + query[i][2 * j + 1] * high(ks[j]);
-            for (int offset = 4; offset; offset >>= 1)
+            for (int offset = POSITION_LANES / 2; offset; offset >>= 1)
                 score += __shfl_xor_sync(~0u, score, offset);
             if (at > begin + i / SHARE) continue;
-            score *= 0.08838834764831845f;  // 1 / sqrt(128)
+            score *= SCALE;
             const float now = fmaxf(top[i], score);
             const float old = __expf(top[i] - now), chance = __expf(score - now);
             top[i] = now, total[i] = total[i] * old + chance;
@@ -378,24 +441,27 @@ __device__ __forceinline__ void attend(
         }
     }
 
+    // Merge the groups of a warp.
 #pragma unroll
     for (int i = 0; i < ASKED; ++i) {
-        for (int offset = 8; offset <= 16; offset <<= 1) {
+        for (int offset = POSITION_LANES; offset < WARP; offset <<= 1) {
             const float other = __shfl_xor_sync(~0u, top[i], offset), now = fmaxf(top[i], other);
             const float own = __expf(top[i] - now), its = __expf(other - now);
             total[i] = total[i] * own + __shfl_xor_sync(~0u, total[i], offset) * its;
 #pragma unroll
-            for (int j = 0; j < 16; ++j)
+            for (int j = 0; j < LANE_WIDTH; ++j)
                 mix[i][j] = mix[i][j] * own + __shfl_xor_sync(~0u, mix[i][j], offset) * its;
             top[i] = now;
         }
-        if (lane < 8) {
+        if (lane < POSITION_LANES) {
 #pragma unroll
-            for (int j = 0; j < 16; ++j) mixed[warp][i][part * 16 + j] = mix[i][j];
+            for (int j = 0; j < LANE_WIDTH; ++j) mixed[warp][i][part * LANE_WIDTH + j] = mix[i][j];
             if (lane == 0) best[warp][i] = top[i], weight[warp][i] = total[i];
         }
     }
     __syncthreads();
+
+    // Merge the warps of the block.
     for (int i = threadIdx.x; i < ASKED * WIDTH; i += blockDim.x) {
         const int which = i / WIDTH, d = i % WIDTH;
         float now = NEVER, sum = 0.f, value = 0.f;
@@ -409,22 +475,27 @@ __device__ __forceinline__ void attend(
     }
 }
 
-#define ATTEND(NAME, QUERIES, KEEP)                                                              \
+#define ATTEND(NAME, QUERIES, STORE_KV)                                                              \
     extern "C" __global__ void NAME(                                                              \
         const half_t* qkv, const float* q_norm, const float* k_norm, const float* rope,           \
         half_t* keys, half_t* values, const int* sequence, const int* position, const int* table, \
         int line, int each, half_t* output, int heads, int kv_heads, float epsilon) {             \
-        attend<QUERIES, 2, KEEP>(qkv, q_norm, k_norm, rope, keys, values, sequence, position,     \
-                                 table, line, each, output, heads, kv_heads, epsilon);            \
+        attend<QUERIES, STORE_KV>(qkv, q_norm, k_norm, rope, keys, values, sequence, position,    \
+                                  table, line, each, output, heads, kv_heads, epsilon);           \
     }
 ATTEND(attend_1, 1, true)
 ATTEND(attend_2, 2, true)
-ATTEND(attend_kept, 1, false)
+ATTEND(attend_stored, 1, false)
 
 // One code for each row: the whole of sampler.py, one block a row. Scores stay in registers.
 
-#define CHOOSERS 512
-#define MOST 8                       // scores a thread has: 4,096 in all
+constexpr int SAMPLE_THREADS = 512;
+constexpr int THREAD_SCORES = 8;     // that a thread has: 4,096 in all
+constexpr int SAMPLE_WARPS = SAMPLE_THREADS / WARP;
+constexpr int INDEX_BITS = 16;       // of a code, in the counter that noise is made of
+
+static_assert(SAMPLE_THREADS % WARP == 0, "block_sum has a place for each warp");
+static_assert(SAMPLE_THREADS * THREAD_SCORES <= 1 << INDEX_BITS, "each score has noise of its own");
 
 __device__ __forceinline__ u32 ordered(float v) {  // as unsigned integers compare
     const u32 bits = __float_as_uint(v);
@@ -434,16 +505,17 @@ __device__ __forceinline__ u32 ordered(float v) {  // as unsigned integers compa
 __device__ __forceinline__ float block_sum(float v, float* shared) {
     v = warp_sum(v);
     __syncthreads();
-    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = v;
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = v;
     __syncthreads();
     float sum = 0.f;
 #pragma unroll
-    for (int w = 0; w < CHOOSERS / 32; ++w) sum += shared[w];
+    for (int w = 0; w < SAMPLE_WARPS; ++w) sum += shared[w];
     return sum;
 }
 
 __device__ __forceinline__ float gumbel(u64 key, int step, int group, int index) {
-    const u64 counter = ((u64)(step * 16 + group) << 16) + index, y = counter * key, z = y + key;
+    const u64 counter = ((u64)(step * CODEBOOKS + group) << INDEX_BITS) + index;
+    const u64 y = counter * key, z = y + key;
     u64 x = y * y + y;
     x = (x >> 32) | (x << 32);
     x = x * x + z;
@@ -454,34 +526,37 @@ __device__ __forceinline__ float gumbel(u64 key, int step, int group, int index)
     return -logf(-logf(((float)(word >> 9) + 0.5f) * 1.1920928955078125e-07f));
 }
 
-extern "C" __global__ __launch_bounds__(CHOOSERS) void sample(
+extern "C" __global__ __launch_bounds__(SAMPLE_THREADS) void sample(
     const half_t* logits, int stride, int count, unsigned char* seen, const unsigned char* allowed,
     int eos, const float* temperature, const int* top_k, const float* top_p, const float* penalty,
     const u64* key, const int* step, const int* slots, int group, unsigned char* bad,
     long long* codes) {
-    __shared__ float sums[CHOOSERS / 32];
-    __shared__ float values[CHOOSERS / 32];
-    __shared__ int indices[CHOOSERS / 32];
+    __shared__ float sums[SAMPLE_WARPS];
+    __shared__ float values[SAMPLE_WARPS];
+    __shared__ int indices[SAMPLE_WARPS];
     const int row = blockIdx.x, slot = slots[row], thread = threadIdx.x;
     const float heat = temperature[slot];
     const bool greedy = heat == 0.f;
     unsigned char* mine = seen ? seen + (size_t)slot * count : nullptr;
-    float score[MOST];
+
+    // Scores: penalties, suppressed codes, temperature.
+    float score[THREAD_SCORES];
     bool finite = true;
 #pragma unroll
-    for (int j = 0; j < MOST; ++j) {
-        const int i = thread + j * CHOOSERS;
-        score[j] = __int_as_float(0xff800000);
+    for (int j = 0; j < THREAD_SCORES; ++j) {
+        const int i = thread + j * SAMPLE_THREADS;
+        score[j] = MINUS_INFINITY;
         if (i >= count) continue;
         float v = wide(logits[(size_t)row * stride + i]);
         finite &= isfinite(v);
         if (mine && mine[i]) v = v > 0.f ? v / penalty[slot] : v * penalty[slot];
-        if (allowed && !allowed[i]) v = __int_as_float(0xff800000);
-        if (i == eos && step[slot] < 2) v = __int_as_float(0xff800000);
+        if (allowed && !allowed[i]) v = MINUS_INFINITY;
+        if (i == eos && step[slot] < MIN_FRAMES) v = MINUS_INFINITY;
         score[j] = greedy ? v : v / heat;
     }
     finite = __syncthreads_and(finite);
 
+    // The least key that top-k and top-p keep.
     u32 cut = 0;
     if (!greedy && finite) {
         // The greatest key that at least top_k scores reach: bit by bit, unless one fits exactly.
@@ -490,24 +565,24 @@ extern "C" __global__ __launch_bounds__(CHOOSERS) void sample(
             const u32 tried = cut | (1u << bit);
             float reach = 0.f;
 #pragma unroll
-            for (int j = 0; j < MOST; ++j) reach += ordered(score[j]) >= tried ? 1.f : 0.f;
+            for (int j = 0; j < THREAD_SCORES; ++j) reach += ordered(score[j]) >= tried ? 1.f : 0.f;
             reach = block_sum(reach, sums);
             if (reach >= wanted) cut = tried;
             if (reach == wanted) break;
         }
         if (top_p[slot] < 1.f) {
-            float peak = __int_as_float(0xff800000);
+            float peak = MINUS_INFINITY;
 #pragma unroll
-            for (int j = 0; j < MOST; ++j) peak = fmaxf(peak, score[j]);
-            for (int offset = 16; offset; offset >>= 1)
+            for (int j = 0; j < THREAD_SCORES; ++j) peak = fmaxf(peak, score[j]);
+            for (int offset = WARP / 2; offset; offset >>= 1)
                 peak = fmaxf(peak, __shfl_xor_sync(~0u, peak, offset));
             __syncthreads();
-            if ((thread & 31) == 0) values[thread >> 5] = peak;
+            if ((thread & (WARP - 1)) == 0) values[thread >> WARP_BITS] = peak;
             __syncthreads();
-            for (int w = 0; w < CHOOSERS / 32; ++w) peak = fmaxf(peak, values[w]);
+            for (int w = 0; w < SAMPLE_WARPS; ++w) peak = fmaxf(peak, values[w]);
             float all = 0.f;
 #pragma unroll
-            for (int j = 0; j < MOST; ++j)
+            for (int j = 0; j < THREAD_SCORES; ++j)
                 all += ordered(score[j]) >= cut ? expf(score[j] - peak) : 0.f;
             all = block_sum(all, sums) * top_p[slot];
             // The least key above which less than top_p of the chance lies.
@@ -516,7 +591,7 @@ extern "C" __global__ __launch_bounds__(CHOOSERS) void sample(
                 const u32 tried = below | (1u << bit);
                 float over = 0.f;
 #pragma unroll
-                for (int j = 0; j < MOST; ++j)
+                for (int j = 0; j < THREAD_SCORES; ++j)
                     over += ordered(score[j]) >= max(tried, cut) ? expf(score[j] - peak) : 0.f;
                 if (block_sum(over, sums) >= all) below = tried;
             }
@@ -524,24 +599,26 @@ extern "C" __global__ __launch_bounds__(CHOOSERS) void sample(
         }
     }
 
-    float most = __int_as_float(0xff800000);
+    // The best of what is kept, with noise: of the thread, the warp, the block.
+    float most = MINUS_INFINITY;
     int choice = count;
 #pragma unroll
-    for (int j = 0; j < MOST; ++j) {
-        const int i = thread + j * CHOOSERS;
+    for (int j = 0; j < THREAD_SCORES; ++j) {
+        const int i = thread + j * SAMPLE_THREADS;
         if (i >= count || ordered(score[j]) < cut) continue;
         const float v = greedy ? score[j] : score[j] + gumbel(key[slot], step[slot], group, i);
         if (v > most || (v == most && i < choice)) most = v, choice = i;
     }
-    for (int offset = 16; offset; offset >>= 1) {
+    for (int offset = WARP / 2; offset; offset >>= 1) {
         const float v = __shfl_xor_sync(~0u, most, offset);
         const int i = __shfl_xor_sync(~0u, choice, offset);
         if (v > most || (v == most && i < choice)) most = v, choice = i;
     }
-    if ((thread & 31) == 0) values[thread >> 5] = most, indices[thread >> 5] = choice;
+    if ((thread & (WARP - 1)) == 0)
+        values[thread >> WARP_BITS] = most, indices[thread >> WARP_BITS] = choice;
     __syncthreads();
     if (thread) return;
-    for (int w = 1; w < CHOOSERS / 32; ++w)
+    for (int w = 1; w < SAMPLE_WARPS; ++w)
         if (values[w] > most || (values[w] == most && indices[w] < choice))
             most = values[w], choice = indices[w];
     if (!finite) choice = 0, bad[slot] = 1;
@@ -578,11 +655,11 @@ extern "C" __global__ void snake(const half_t* x, long long x_row, const half_t*
                                  long long output_row, int length, int channels, int count) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
-    const int parts = channels / 8, channel = i % parts, sample = i / parts;
-    const size_t at = (size_t)(sample % length) * channels + channel * 8;
+    const int parts = channels / 8, part = i % parts, sample = i / parts;
+    const size_t at = (size_t)(sample % length) * channels + part * 8;
     const uint4 v = *(const uint4*)(x + (sample / length) * x_row + at);
-    const uint4 a = ((const uint4*)alpha)[channel], b = ((const uint4*)inverse_beta)[channel];
-    const uint4 c = ((const uint4*)bias)[channel];
+    const uint4 a = ((const uint4*)alpha)[part], b = ((const uint4*)inverse_beta)[part];
+    const uint4 c = ((const uint4*)bias)[part];
     const u32 vs[4] = {v.x, v.y, v.z, v.w}, as[4] = {a.x, a.y, a.z, a.w};
     const u32 bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
     u32 out[4];
