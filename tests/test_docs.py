@@ -288,6 +288,16 @@ def test_the_engine_page_has_the_public_face() -> None:
     assert set(listed) == set(engine.__all__)
 
 
+def test_the_words_of_the_engine_page_are_those_of_the_code() -> None:
+    lines = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", section(ENGINE, "Words"), re.MULTILINE)
+    ours = {name for line in lines for name in re.findall(r"`(\w+)`", line)}
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "inference").rglob("*.py")
+    )
+    defined = set(re.findall(r"^ *(?:class|def) (\w+)|^    (table): ", sources, re.MULTILINE))
+    assert len(ours) > 30 and ours <= {name for pair in defined for name in pair}
+
+
 def test_the_kernels_on_the_engine_page_are_those_of_the_source() -> None:
     source = (ENGINE_SOURCES / "kernels" / "kernels.cu").read_text(encoding="utf-8")
     made = re.findall(
