@@ -98,7 +98,7 @@ class Maker:
         yield "linear_add", (x, z, self.weight(width, hidden))
 
     def attend(self, rows: int, queries: int, past: int, wide: bool = True) -> Case:
-        """Rows of about so much past, in cache rows without order; `wide` spans look far."""
+        """Rows of about so much past, in cache entries without order; `wide` spans look far."""
         width, span = HEADS.head_dim, POSITIONS if wide else past + queries
         length, number = past + queries, rows * (past + queries)
         cache = tuple(self.half(number + 1, HEADS.num_kv_heads, width) for _ in range(2))

@@ -37,8 +37,8 @@ def make_voice(engine: Engine, seed: int = 0, frames: int = 0) -> PreparedVoice:
 
 def ask(voice: PreparedVoice, text: str = "Hello.", seed: int = 0, **options: Any) -> Request:
     """A request; temperature and the like are sampling, the rest is the request's own."""
-    knobs = ("temperature", "top_k", "top_p", "repetition_penalty")
-    sampling = {name: options.pop(name) for name in knobs if name in options}
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    sampling = {name: options.pop(name) for name in names if name in options}
     return Request(voice, text, sampling=SamplingParams(seed, **sampling), **options)
 
 

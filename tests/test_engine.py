@@ -31,7 +31,7 @@ def endless(endless_checkpoint: Path) -> Engine:
 
 
 def is_empty(engine: Engine) -> bool:
-    """Nothing waits or runs, and every slot and cache row is free."""
+    """Nothing waits or runs, and every slot and cache entry is free."""
     limits = engine.setup.limits
     free = (len(engine._free), engine._pages.free_entries)
     return not engine.busy and free == (limits.slots, limits.cache_entries // 64 * 64)

@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """None chooses for the device. Memory is taken once, when the engine is made."""
+    """What a caller may choose; None leaves it to the device.
+
+    The engine takes its memory once, when it is made.
+    """
 
     device: str | None = None  # cuda before cpu
     dtype: str | None = None  # float32 on a cpu, bfloat16 where a GPU computes it, else float16
@@ -33,7 +36,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Setup:
-    """An EngineConfig on a device."""
+    """What an EngineConfig comes to on a device."""
 
     device: torch.device
     dtype: torch.dtype
@@ -47,7 +50,7 @@ class Setup:
 
     @classmethod
     def of(cls, config: EngineConfig) -> "Setup":
-        """ValueError for a dtype that is none, RuntimeError if there is no such device."""
+        """Resolve `config`: ValueError for an unknown dtype, RuntimeError for a missing device."""
         device, dtype = place(config)
         if device.type == "cuda":
             _set_up_torch()
@@ -77,7 +80,7 @@ class Setup:
 
 
 def place(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of the weights. ValueError for a dtype that is none."""
+    """Choose the device and the dtype of the weights; ValueError for a dtype that is none."""
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = DTYPES.get(config.dtype or default_dtype(device))
     if dtype is None:
@@ -100,7 +103,7 @@ def _set_up_torch() -> None:
 
 
 def _ops(device: torch.device, dtype: torch.dtype) -> TorchOps:
-    """Our kernels where they run, else plain torch."""
+    """Choose our kernels where they run, else plain torch."""
     if device.type != "cuda" or dtype == torch.float32:
         return TorchOps()
     from inference.engine.kernels.cuda_ops import CudaOps, KernelsUnavailable

@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 def on_device(
     values: Sequence[Any] | NDArray[Any], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """A tensor of `values` on the device, without waiting for the device."""
+    """Copy `values` into a tensor on the device, without waiting for the device."""
     host = torch.tensor(values, dtype=dtype)
     if device.type != "cuda":
         return host
@@ -46,11 +46,11 @@ class Lane:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def record_event(self) -> Event:
-        """It has happened when all work issued so far is done."""
+        """Record an event that happens when all work issued so far is done."""
         return Event(None if self.stream is None else self.stream.record_event())
 
     def wait_event(self, event: Event) -> None:
-        """What is issued from here on starts when `event` has happened."""
+        """Let what is issued from here on start when `event` has happened."""
         if self.stream is not None and event.cuda_event is not None:
             self.stream.wait_event(event.cuda_event)
 
@@ -60,7 +60,7 @@ class Lane:
             tensor.record_stream(self.stream)
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        """A copy on the host; it is there once an event that is recorded after it has happened."""
+        """Copy to the host; the copy is there once an event recorded after it has happened."""
         if self.stream is None:
             return tensor.clone()
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
@@ -89,12 +89,12 @@ class GraphRunner(Generic[K]):
         lane: Lane,
         inputs: Sequence[tuple[Tensor, int]],
     ) -> None:
-        """`inputs`: what the call reads, each with a value that touches no stream's state."""
+        """The call reads `inputs`, each with a padding value that touches no stream's state."""
         self._call, self._lane, self._inputs = call, lane, inputs
         self._graphs: dict[K, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, shape: K) -> Tensor:
-        """The output; on CUDA a tensor that the next call on this lane may overwrite."""
+        """Run it for `shape`; on CUDA the next call on this lane may overwrite the output."""
         if self._lane.stream is None:
             return self._call(shape)
         if shape not in self._graphs:
@@ -112,7 +112,7 @@ class GraphRunner(Generic[K]):
                 yield shape
 
     def _capture(self, shape: K) -> None:
-        """Capture over padding alone."""
+        """Capture `shape` while the inputs hold padding, so that nobody's state changes."""
         given = [tensor.clone() for tensor, _ in self._inputs]
         for tensor, padding in self._inputs:
             tensor.fill_(padding)

@@ -45,7 +45,10 @@ PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
 
 class Engine:
-    """See `submit`, `step` and `cancel`; `run` is for scripts."""
+    """Speaks many requests: `submit` queues one, `step` goes on with all, `cancel` ends one.
+
+    `run` is for scripts.
+    """
 
     def __init__(
         self,
@@ -84,13 +87,13 @@ class Engine:
 
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
-        """An engine for the checkpoint in `folder`; ModelUnavailable says why it did not load."""
+        """Load the checkpoint in `folder`; ModelUnavailable says why it did not load."""
         with loading(f"The model in {folder}"):
             return _loaded(folder, config or EngineConfig())
 
     @classmethod
     def of(cls, checkpoint: HostCheckpoint, config: EngineConfig) -> "Engine":
-        """The same from a checkpoint that was read before: only the way to the device is left."""
+        """Make an engine of a checkpoint in host memory: only the way to the device is left."""
         with loading("The model"):
             return _placed(checkpoint, config)
 
@@ -162,7 +165,7 @@ class Engine:
         return self._collect()
 
     def run(self) -> Iterator[Output]:
-        """Steps until nothing is left to do."""
+        """Step until nothing is left to do."""
         while self.busy:
             yield from self.step()
 
@@ -175,7 +178,7 @@ class Engine:
             pass
 
     def captures(self, streams: int | None = None) -> Iterator[object]:
-        """The same, one graph that is missing at each turn."""
+        """Capture the graphs for so many streams, one that is missing at each turn."""
         most = streams or self.setup.limits.slots
         yield from self._frames.captures(most)
         yield from self._prefill.captures(most, CAPTURED_PROMPT)
@@ -258,7 +261,7 @@ class Engine:
             stream.append_chunk(sound, row, size)
 
     def _collect(self) -> list[Output]:
-        """What is ready. Waits only while the device has enough to do and nothing to show."""
+        """Collect what is ready; wait while the device has enough to do and nothing to show."""
         outputs, self._ends = self._ends, []
         while True:
             self._read_reports()
@@ -282,7 +285,7 @@ class Engine:
                 )
 
     def _deliver(self, stream: SpeechStream) -> list[Output]:
-        """The stream's PCM that is ready, and its end; an end frees its slot."""
+        """Hand out the stream's PCM that is ready, and its end, which frees its slot."""
         pcm, codes = stream.take_ready()
         if stream.error is None and not len(pcm) and not stream.finished:
             return []

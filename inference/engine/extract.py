@@ -59,12 +59,12 @@ class ExtractedFeatures:
 
 
 class Extractor:
-    """The two encoders on a device. Gives bit for bit what qwen_tts gives in float32 on a CPU."""
+    """Runs the two encoders on a device: bit for bit what qwen_tts gives in float32 on a CPU."""
 
     def __init__(
         self, speaker: Any, codec: Any, mel: Any, config: ModelConfig, text: PlainText
     ) -> None:
-        """qwen_tts' Qwen3TTSSpeakerEncoder, Qwen3TTSTokenizerV2Encoder and mel_spectrogram."""
+        """`speaker`, `codec` and `mel` are qwen_tts' own: two modules and mel_spectrogram."""
         self._speaker, self._codec, self._mel = speaker, codec, mel
         self._config, self._text = config, text
         self._device = next(speaker.parameters()).device
@@ -73,7 +73,7 @@ class Extractor:
     def load(
         cls, folder: Path, config: ModelConfig, device: str | torch.device | None = None
     ) -> "Extractor":
-        """The encoders of the checkpoint in `folder`; None for the device is cuda before cpu.
+        """Load the encoders of the checkpoint in `folder`; None for the device is cuda before cpu.
 
         ModelUnavailable says why they did not load.
         """
@@ -93,7 +93,9 @@ class Extractor:
         return cls(speaker, codec, mel, config, load_tokenizer(folder))
 
     def extract(self, samples: NDArray[np.float32], transcript: str | None) -> ExtractedFeatures:
-        """Features of a clip: mono float32 (N,) at 24 kHz within [-1, 1]; no transcript, no codes.
+        """Extract the features of a clip, mono float32 (N,) at 24 kHz within [-1, 1].
+
+        Without a transcript there are no codes.
 
         ExtractionFailed if the clip or what comes out of it is not finite, too short to encode, or
         if the encoders break; Overloaded if the device has no memory left for it.
@@ -116,13 +118,13 @@ class Extractor:
         return ExtractedFeatures(self._checked(codes), embedding, transcript, room)
 
     def _embedding(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(D,). As in qwen_tts the mel spectrogram is made on the CPU."""
+        """The speaker embedding (D,). As in qwen_tts the mel spectrogram is made on the CPU."""
         mel = self._mel(torch.from_numpy(samples)[None], **MEL).transpose(1, 2)
         found: NDArray[np.float32] = self._speaker(mel.to(self._device))[0].cpu().numpy()
         return found
 
     def _codes(self, samples: NDArray[np.float32]) -> NDArray[np.int64]:
-        """(T, groups): a frame for each 80 ms that have begun."""
+        """The codes (T, groups): a frame for each 80 ms that have begun."""
         sound = torch.from_numpy(samples).to(self._device)[None, None]
         encoded = self._codec.encode(
             sound, num_quantizers=self._config.num_code_groups, return_dict=True
@@ -140,7 +142,7 @@ class Extractor:
 
 
 class WindowedEncoder(torch.nn.Module):
-    """The convolutions of qwen_tts' codec encoder, a few seconds at a time: the same output.
+    """Runs the convolutions of qwen_tts' codec encoder a few seconds at a time, to the same output.
 
     They are causal, so a column of the output is made of what the kernels reach to the left of it.
     Each window begins so much earlier, and its first columns are left out. The last one is as long
@@ -157,7 +159,7 @@ class WindowedEncoder(torch.nn.Module):
                 self._step *= int(layer.stride)
 
     def forward(self, sound: Tensor, padding_cache: None = None) -> Tensor:
-        """(1, 1, N) to (1, width, columns)."""
+        """Encode sound (1, 1, N) to (1, width, columns)."""
         assert padding_cache is None, "a cache is for streams"
         left = -(-self._reach // self._step)
         columns = -(-sound.shape[-1] // self._step)
@@ -181,13 +183,13 @@ def _check(samples: NDArray[np.float32]) -> None:
 
 
 def _exact_float32() -> Any:
-    """cuDNN without TF32, which it uses for float32 convolutions if nothing is said."""
+    """Keep cuDNN from TF32, which it uses for float32 convolutions if nothing is said."""
     cudnn: Any = torch.backends.cudnn
     return cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
 
 
 def _modules(folder: Path, device: torch.device) -> tuple[Any, Any, Any]:
-    """(speaker encoder, codec encoder, mel_spectrogram); the weights are not filled in."""
+    """Build (speaker encoder, codec encoder, mel_spectrogram), without their weights."""
     import_qwen_tts()
     from qwen_tts.core import Qwen3TTSTokenizerV2Config
     from qwen_tts.core.models import modeling_qwen3_tts as talker
@@ -205,7 +207,7 @@ def _modules(folder: Path, device: torch.device) -> tuple[Any, Any, Any]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """config.json without what would choose code, at any depth.
+    """Read config.json, but nothing at any depth that would choose code.
 
     transformers takes the name of an attention implementation for a repository of kernels, which
     it fetches and runs (CVE-2026-4372); `auto_map` names classes in the same way.

@@ -27,14 +27,14 @@ class Forecast:
         self._taken, self._granted = SHARE * WEIGHT, WEIGHT  # frames of late, the last ones most
 
     def step(self, working: bool) -> None:
-        """A step begins, and there is something to do in it, or not."""
+        """Note that a step begins; `working` says whether there is something to do in it."""
         now_s = time.perf_counter()
         if working and self._last_s is not None:
             self._steps_s.append(now_s - self._last_s)
         self._last_s = now_s if working else None
 
     def ended(self, frames: int, budget: int) -> None:
-        """A speech has ended after so many frames of its budget."""
+        """Note that a speech has ended after so many frames of its budget."""
         self._taken = KEPT * self._taken + max(0, frames - LEAD)
         self._granted = KEPT * self._granted + budget - BASE_FRAMES
 
@@ -45,7 +45,7 @@ class Forecast:
     def simulation(
         self, running: Iterable[tuple[int, int, int]], slots: int, entries: int
     ) -> "QueueSimulation":
-        """The time to come, with so many slots and cache entries free now and an empty queue.
+        """Simulate the time to come, with so many slots and cache entries free and an empty queue.
 
         Each of `running` is (frames made, budget, cache entries); one that is overdue may end at
         any time.
@@ -56,7 +56,7 @@ class Forecast:
 
 
 class QueueSimulation:
-    """Requests that are admitted in turn, as slots and cache entries become free in time."""
+    """Admits requests in turn, as slots and cache entries become free in simulated time."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class QueueSimulation:
         return self.wait_s(entries) <= SURE * max(0.0, patience_s)
 
     def admit(self, budget: int, entries: int) -> None:
-        """The next one gets in, as soon as it fits; whoever is asked about then comes after it."""
+        """Let the next one in as soon as it fits; whoever is asked about then comes after it."""
         while self._ends and not (self._slots and self._entries >= entries):
             self._now_s, freed = heappop(self._ends)
             self._slots, self._entries = self._slots + 1, self._entries + freed

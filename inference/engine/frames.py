@@ -35,7 +35,7 @@ class PendingStep:
 
 
 class FrameRunner:
-    """Issues frames on `lane`, in batches of any streams."""
+    """Issues frames on the talker lane, in batches of any streams."""
 
     def __init__(self, generator: Generator, state: State, setup: Setup, lane: Lane) -> None:
         self._generator, self._state, self._lane = generator, state, lane
@@ -63,7 +63,7 @@ class FrameRunner:
             yield from self._advance.captures([size])
 
     def issue(self, streams: Sequence[SpeechStream]) -> Event:
-        """One more frame of each stream; the event happens when their codes are in the State."""
+        """Issue a frame of each stream; the event happens when their codes are in the State."""
         for stream in streams:
             stream.made += 1
         if not self._lane.pads:

@@ -52,7 +52,7 @@ class Generator:
         self._rules = LogitsRules(state.seen, allowed, config.codec_tokens.eos)
 
     def prefill(self, slots: Tensor, prompts: Tensor, lengths: Tensor) -> Tensor:
-        """Run the talker over prompts (B, P, D) float32: its state at each one's end, (B, D).
+        """Run the talker over prompts (B, P, D) float32; returns its state at their ends, (B, D).
 
         `slots` and `lengths` (B,) int32; what a prompt has beyond its length is not used.
         """
@@ -72,7 +72,7 @@ class Generator:
             part[:, index] = 0
 
     def sample_frame(self, slots: Tensor) -> Tensor:
-        """Sample the next frame of `slots` (B,) int32: (B, groups + 1) int64, the codes and bad."""
+        """Sample a frame of `slots` (B,) int32; returns codes and bad, (B, groups + 1) int64."""
         state, ops, groups = self._state, self._ops, self._config.num_code_groups
         index = slots.long()
         out = self._talker.head(ops, state.x[index], self._talker_weights.head)
@@ -85,7 +85,7 @@ class Generator:
         return torch.cat([frame, state.bad[index][:, None].long()], dim=1)
 
     def advance(self, slots: Tensor, span: int) -> Tensor:
-        """Feed the frame and the next text to the talker: its new state (B, D) float32.
+        """Feed the frame and the next text to the talker; returns its new state (B, D) float32.
 
         No row may stand at position `span` or beyond.
         """
@@ -103,7 +103,7 @@ class Generator:
         return x
 
     def _sample_rest(self, hidden: Tensor, first: Tensor, slots: Tensor) -> list[Tensor]:
-        """Codebooks 1 to 15, from the talker's projected hidden state (B, Dp) and codebook 0."""
+        """Sample codebooks 1 to 15, of the talker's projected state (B, Dp) and codebook 0."""
         weights, ops, rows = self._predictor_weights, self._ops, len(first)
         start = hidden.float() + self._talker_weights.head_bias
         pair = torch.stack([start, ops.embed(weights.first, first)], dim=1)  # (B, 2, Dp)

@@ -35,7 +35,7 @@ class InputProcessor:
     def check_features(
         self, embedding: NDArray[np.float32], codes: NDArray[np.int16] | None
     ) -> None:
-        """ValueError if features do not fit the model."""
+        """Raise ValueError if features do not fit the model."""
         config = self._config
         if embedding.shape != (config.talker.hidden_size,) or not np.isfinite(embedding).all():
             raise ValueError(f"The embedding {embedding.shape} is not finite or has a wrong shape.")
@@ -52,7 +52,7 @@ class InputProcessor:
             )
 
     def process(self, request: Request) -> QueuedRequest:
-        """The request, ready to wait. Raises what Engine.submit does, but for Overloaded."""
+        """Make the request ready to wait. Raises what Engine.submit does, but for Overloaded."""
         prompt = self._tokenized(request)
         if not self._room.holds(prompt):
             raise self._refusal(request.text, prompt)
@@ -71,7 +71,7 @@ class InputProcessor:
         return TokenizedPrompt(voice.speaker, reference, ids, language)
 
     def _resolved(self, asked: SamplingParams) -> ResolvedSampling:
-        """What is asked, else as the model came."""
+        """Fill in the model's own values where nothing is asked."""
         model = self._config.generation
         temperature = model.temperature if asked.temperature is None else asked.temperature
         return ResolvedSampling(
@@ -83,7 +83,7 @@ class InputProcessor:
         )
 
     def _refusal(self, text: str, prompt: TokenizedPrompt) -> TextTooLong | ModeUnavailable:
-        """Of a text that does not fit: how much of it does, and what takes the rest."""
+        """Say of a text that does not fit how much of it does, and what takes the rest."""
         most = self._room.most(prompt)
         if most == 0:
             return ModeUnavailable(
@@ -112,5 +112,5 @@ class InputProcessor:
 
 
 def _rounded(count: int) -> int:
-    """Down to tens, as a word should not be cut."""
+    """Round down to tens, as a word should not be cut."""
     return count // 10 * 10 or count

@@ -36,7 +36,7 @@ class TransformerConfig:
 
     @classmethod
     def read(cls, config: Config) -> "TransformerConfig":
-        """KeyError names a field that `config` lacks."""
+        """Read the fields out of `config`; KeyError names one that it lacks."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
 
 
@@ -91,7 +91,7 @@ class ModelConfig:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The config of the checkpoint in `folder`; KeyError names what its files lack."""
+    """Read the config of the checkpoint in `folder`; KeyError names what its files lack."""
     main = _json(folder / "config.json")
     speech = _json(folder / "speech_tokenizer" / "config.json")
     defaults = _json(folder / "generation_config.json")

@@ -42,7 +42,7 @@ class AttentionMetadata:
 
 
 class TorchOps:
-    """The operations in plain torch, without state."""
+    """Computes the operations in plain torch, without state."""
 
     def norm_linear(self, x: Tensor, norm: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """rms_norm(x) @ weight.T: (B, D) float32 → (B, M) in the weights' dtype."""
@@ -103,7 +103,7 @@ class TorchOps:
         group: int,
         bad: Tensor,
     ) -> Tensor:
-        """One code a row, (B,) int64, from logits (B, V) with the sampling of `slots` (B,) int32.
+        """Sample a code a row, (B,) int64: logits (B, V), the sampling of `slots` (B,) int32.
 
         A row with a logit that is not finite sets bad[slot] (S,) bool and gets code 0. What
         codebook 0 chose is marked in `rules.seen`.
@@ -138,7 +138,7 @@ class TorchOps:
         sampling: SamplingTensors,
         slots: Tensor,
     ) -> Tensor:
-        """The talker's input after a frame: its codes' embeddings and the next text's, (B, D).
+        """Sum the talker's input after a frame: its codes' embeddings and the next text's, (B, D).
 
         codes (B, groups) int64; tables first (V, D) and rest (groups - 1, C, D).
         """

@@ -7,12 +7,12 @@ PAGE_SIZE = 64
 
 
 def whole_pages(count: int) -> int:
-    """How many entries the pages have that hold `count` entries."""
+    """Round `count` entries up to whole pages."""
     return -(-count // PAGE_SIZE) * PAGE_SIZE
 
 
 class PageAllocator:
-    """`entries` cache entries in pages of 64. Entry 0 is nobody's: padding writes there."""
+    """Hands out cache entries in pages of 64. Entry 0 is nobody's: padding writes there."""
 
     def __init__(self, entries: int) -> None:
         self._free = list(range(entries // PAGE_SIZE - 1, -1, -1))
@@ -22,7 +22,7 @@ class PageAllocator:
         return len(self._free) * PAGE_SIZE
 
     def allocate(self, count: int) -> list[int]:
-        """At least `count` entries; `count` must be at most `free_entries`."""
+        """Take at least `count` entries; `count` must be at most `free_entries`."""
         pages = [self._free.pop() for _ in range(whole_pages(count) // PAGE_SIZE)]
         return [1 + page * PAGE_SIZE + entry for page in pages for entry in range(PAGE_SIZE)]
 

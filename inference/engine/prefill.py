@@ -18,7 +18,7 @@ LENGTHS = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 
 
 class Prefill:
-    """Belongs to the lane on which it is called."""
+    """Runs prompts through the talker; it belongs to the lane on which it is called."""
 
     def __init__(self, generator: Generator, state: State, lane: Lane) -> None:
         self._generator, self._scratch, self._lane = generator, state.scratch, lane
@@ -32,12 +32,12 @@ class Prefill:
         self._graphs = GraphRunner(self._run, lane, padding)
 
     def captures(self, prompts: int, longest: int) -> Iterator[tuple[int, int]]:
-        """Capture what up to `prompts` at once of up to `longest` positions need, one a turn."""
+        """Capture what `prompts` prompts of `longest` positions need, a graph at each turn."""
         sizes = product(sizes_to_capture(self._sizes, longest), sizes_to_capture(ROWS, prompts))
         return self._graphs.captures((rows, length) for length, rows in sizes)
 
     def __call__(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
-        """prompts (P, D) float32, each into the cache of its slot."""
+        """Run prompts (P, D) float32, each into the cache of its slot."""
         for begin in range(0, len(slots), ROWS[-1]):
             part = slice(begin, begin + ROWS[-1])
             self._few(slots[part], prompts[part])
@@ -57,7 +57,7 @@ class Prefill:
         self._graphs((rows, longest))
 
     def _shape(self, rows: int, length: int) -> tuple[int, int]:
-        """On a CPU no more than there is."""
+        """Round up to a size that has a graph; on a CPU there are none."""
         if not self._lane.pads:
             return rows, length
         return padded_size(ROWS, rows), padded_size(self._sizes, length)
@@ -71,7 +71,7 @@ class Prefill:
         return self._generator.prefill(self._slots[:rows], prompts, self._lengths[:rows])
 
     def _one_by_one(self, slots: Sequence[int], prompts: Sequence[Tensor]) -> None:
-        """Prompts too long for the graphs."""
+        """Run prompts that are too long for the graphs."""
         for slot, prompt in zip(slots, prompts, strict=True):
             where = [on_device([n], torch.int32, prompt.device) for n in (slot, len(prompt))]
             self._generator.prefill(where[0], prompt[None], where[1])

@@ -26,7 +26,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True)
 class ReferenceEmbeds:
-    """What of a clip with a transcript depends on the voice alone."""
+    """What depends on the voice alone, of a clip with a transcript, as embeddings."""
 
     codes: Tensor  # (T + 1, D): codec_bos, then each frame's summed embeddings
     text: Tensor  # (R, D)
@@ -61,14 +61,14 @@ class PromptBuilder:
         self._role = self.text(role)
 
     def text(self, ids: Sequence[int]) -> Tensor:
-        """(len(ids), D)"""
+        """Embed text: (len(ids), D)."""
         w = self._text
         index = on_device(ids, torch.int64, w.embedding.device)
         middle = F.silu(F.linear(w.embedding[index], w.fc1, w.fc1_bias))
         return F.linear(middle, w.fc2, w.fc2_bias).float()
 
     def reference(self, codes: Tensor, ids: Sequence[int]) -> ReferenceEmbeds:
-        """Of codes (T, groups) and the transcript's ids."""
+        """Embed a reference: its codes (T, groups) and the transcript's ids."""
         group = torch.arange(codes.shape[1] - 1, device=codes.device)
         frames = self._talker.first[codes[:, 0]].float()
         frames = frames + self._talker.rest[group, codes[:, 1:]].float().sum(1)
@@ -84,7 +84,7 @@ class PromptBuilder:
         return PromptEmbeds(torch.cat([header, body]), trailing)
 
     def lengths(self, prompt: TokenizedPrompt) -> tuple[int, int]:
-        """Of what `build` makes: positions to prefill, positions of trailing text."""
+        """Count what `build` makes: positions to prefill, positions of trailing text."""
         reference, tags = prompt.reference, self._tags_of(prompt.language)
         header = len(self._role) + len(tags) + 2  # the speaker and codec_pad
         text, codes = len(prompt.ids) + 1, 1
@@ -93,7 +93,7 @@ class PromptBuilder:
         return header + codes, max(0, text - codes)
 
     def _header(self, speaker: Tensor, language: str | None) -> Tensor:
-        """(H, D): the role, then tags, speaker and codec_pad over tts_pad … tts_bos."""
+        """Lay out (H, D): the role, then tags, speaker and codec_pad over tts_pad … tts_bos."""
         codec = torch.cat([self._tags_of(language), speaker.float()[None], self._codec_pad])
         text = torch.cat([self.pad.expand(len(codec) - 1, -1), self._bos[None]])
         return torch.cat([self._role, text + codec])
@@ -102,7 +102,7 @@ class PromptBuilder:
         return self._no_tags if language is None else self._tags[language]
 
     def _side_by_side(self, text: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Text over codes, position by position; what is left of the text comes later."""
+        """Add text to codes, position by position; what is left of the text is read later."""
         count = len(codes)
         over = torch.cat([text[:count], self.pad.expand(max(0, count - len(text)), -1)])
         return over + codes, text[count:]

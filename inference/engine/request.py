@@ -29,7 +29,7 @@ class PreparedVoice:
         return size + (0 if self.past is None else self.past.nbytes)
 
     def mode(self, asked: Mode) -> Literal["icl", "xvec"]:
-        """ModeUnavailable if icl is asked and there is no reference."""
+        """Choose the mode to speak in; ModeUnavailable for icl without a reference."""
         if asked == "icl" and self.reference is None:
             raise ModeUnavailable(
                 "This voice has no transcript, so it can't speak in mode icl."
@@ -77,7 +77,7 @@ class Output:
 
     @classmethod
     def of_error(cls, request: Request, error: InferenceError) -> "Output":
-        """An end without sound."""
+        """End a request without sound."""
         return cls(request, np.empty(0, np.float32), np.empty((0, 0), np.int64), error=error)
 
 

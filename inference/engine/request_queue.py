@@ -53,10 +53,10 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """First come, first served, but what fits passes what does not: OVERTAKEN times."""
+    """Lets requests in as they came; one that fits passes one that does not, OVERTAKEN times."""
 
     def __init__(self, limit: int, prefill_positions: int) -> None:
-        """After `prefill_positions` in a step nobody else gets in, so that what runs goes on."""
+        """After `prefill_positions` in one step nobody else gets in, so that what runs goes on."""
         self._limit, self._prefill_positions = limit, prefill_positions
         self._waiting: deque[QueuedRequest] = deque()
 
@@ -74,11 +74,11 @@ class RequestQueue:
         return len(self._waiting) >= self._limit
 
     def push(self, waiting: QueuedRequest) -> None:
-        """The queue must not be full."""
+        """Queue a request; the queue must not be full."""
         self._waiting.append(waiting)
 
     def admit(self, slots: int, entries: int) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
-        """The requests that get in, with so many slots and entries free, and those that time out.
+        """Take out the requests that get in, with so many slots and entries free, and the late.
 
         No request times out in a step that stopped at the prefill budget: the next step lets in
         more.
@@ -106,7 +106,7 @@ class RequestQueue:
         return hopeless
 
     def _take(self, entries: int) -> QueuedRequest | None:
-        """The next request that fits; None if none does, or if the first was passed too often."""
+        """Take the next that fits; None if none does, or if the first was passed too often."""
         for index, waiting in enumerate(self._waiting):
             if waiting.positions <= entries:
                 for passed in islice(self._waiting, index):

@@ -11,7 +11,7 @@ from inference.engine.state import EngineLimits
 
 @dataclass(frozen=True)
 class RequestSize:
-    """Of one request."""
+    """What one request takes."""
 
     prompt_len: int  # positions to prefill
     trailing_len: int  # positions read while it speaks
@@ -19,12 +19,12 @@ class RequestSize:
 
     @property
     def positions(self) -> int:
-        """With the one past the budget."""
+        """Cache entries: of the prompt, of the frames, and the one past the budget."""
         return self.prompt_len + self.budget + 1
 
 
 class Room:
-    """How long a text may be, measured by the positions that its prompt and its frames take."""
+    """Measures requests: does a text fit, beside the voice that speaks it?"""
 
     def __init__(self, prompt_builder: PromptBuilder, limits: EngineLimits) -> None:
         self._prompt_builder, self._limits = prompt_builder, limits
@@ -51,7 +51,7 @@ class Room:
         return bisect_left(range(1, MAX_TOKENS + 1), True, key=is_too_long)
 
     def taken(self, prompt: TokenizedPrompt) -> str:
-        """What is taken by the voice, in words."""
+        """Say what the voice takes of a request."""
         limits = f"one request has {self._positions:,} positions"
         if prompt.reference is None:
             return limits

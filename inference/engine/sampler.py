@@ -37,7 +37,7 @@ class SamplingTensors:
         )
 
     def of(self, slots: Tensor) -> "SamplingTensors":
-        """Those of the slots `slots` (B,)."""
+        """Take the lines of `slots` (B,)."""
         return SamplingTensors(*(getattr(self, field.name)[slots] for field in fields(self)))
 
 
@@ -48,7 +48,7 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: Tensor) -> T
 
 
 def sample(scores: Tensor, sampling: SamplingTensors, group: int) -> Tensor:
-    """One code a row: scores (B, V) float32, the sampling of those rows → (B,) int64."""
+    """Sample one code a row: scores (B, V) float32, the sampling of those rows → (B,) int64."""
     noise = gumbel(sampling.key, sampling.step, group, scores.shape[1])
     greedy = sampling.temperature == 0
     warm = scores / torch.where(greedy, 1.0, sampling.temperature)[:, None]
@@ -57,7 +57,7 @@ def sample(scores: Tensor, sampling: SamplingTensors, group: int) -> Tensor:
 
 
 def threshold(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """(B, 1): the least score that both top-k and top-p keep; the best one is always kept."""
+    """Find the least score that top-k and top-p both keep, (B, 1); the best is always kept."""
     falling, _ = scores.sort(-1, descending=True)
     kth = falling.gather(1, (top_k.long().clamp(1, scores.shape[1]) - 1)[:, None])
     chances = falling.masked_fill(falling < kth, NO_ROW).softmax(-1)
@@ -68,7 +68,7 @@ def threshold(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def gumbel(key: Tensor, step: Tensor, group: int, count: int) -> Tensor:
-    """(B, count) float32 Gumbel noise, a function of (key, step, group, index) and nothing else."""
+    """Make (B, count) float32 Gumbel noise of (key, step, group, index) and nothing else."""
     index = torch.arange(count, device=key.device)
     counter = (((step.long() * 16 + group) << 16)[:, None]) + index
     word = _squares(counter, key[:, None])
@@ -77,7 +77,7 @@ def gumbel(key: Tensor, step: Tensor, group: int, count: int) -> Tensor:
 
 
 def key_of(seed: int) -> int:
-    """A well mixed odd 64-bit key, as a signed integer, for a seed (SplitMix64's finaliser)."""
+    """Mix a seed into an odd 64-bit key, as a signed integer (SplitMix64's finaliser)."""
     word = (seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
@@ -86,7 +86,7 @@ def key_of(seed: int) -> int:
 
 
 def _squares(counter: Tensor, key: Tensor) -> Tensor:
-    """Four rounds of Squares: 32 random bits in an int64; its products wrap, as they should."""
+    """Run four rounds of Squares: 32 random bits in an int64; its products wrap, as they should."""
     y = counter * key
     z = y + key
     x = _swap(y * y + y)

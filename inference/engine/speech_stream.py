@@ -24,7 +24,10 @@ class Chunk:
 
 @dataclass(eq=False)
 class SpeechStream:
-    """Frames are counted from 0. Up to `budget + 1` are made: a speech must end by itself."""
+    """Follows one request that has a slot; its frames are counted from 0.
+
+    Up to `budget + 1` are made, since a speech must end by itself.
+    """
 
     request: Request
     slot: int
@@ -52,7 +55,7 @@ class SpeechStream:
         return self.length is not None and self.delivered == self.length
 
     def append_frame(self, codes: NDArray[np.int64], eos: int, bad: bool) -> None:
-        """The device's next frame: codes (groups,), or the end, or what went wrong."""
+        """Take in the next frame of the device: codes (groups,), or the end, or a failure."""
         if self.length is not None or self.error is not None:
             return
         if bad:
@@ -83,7 +86,7 @@ class SpeechStream:
         self.chunks_sent += 1
 
     def take_ready(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """PCM and codes of the chunks that are ready and known to be speech; perhaps none."""
+        """Take PCM and codes of the chunks that are ready and known to be speech; perhaps none."""
         ready = []
         while self.chunks and self._is_ready(self.chunks[0]):
             chunk = self.chunks.pop(0)

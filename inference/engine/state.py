@@ -15,7 +15,7 @@ from inference.engine.sampler import SamplingTensors, key_of
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """How much there is of everything that is allocated once."""
+    """How much the engine allocates, once and for good."""
 
     slots: int
     cache_entries: int  # of all slots together: positions
@@ -36,7 +36,7 @@ class ResolvedSampling:
 
 
 class State:
-    """Tensors with a line for every slot. S = slots + 1: the last is scratch."""
+    """Holds tensors with a line for every slot, S = slots + 1: the last is scratch."""
 
     def __init__(
         self, config: ModelConfig, limits: EngineLimits, pad: Tensor, dtype: torch.dtype
@@ -61,7 +61,7 @@ class State:
     def begin(
         self, slot: int, embeds: PromptEmbeds, entries: Sequence[int], wanted: ResolvedSampling
     ) -> None:
-        """A request takes `slot` and the cache entries for its positions; entry 0 is nobody's."""
+        """Give a request `slot` and the cache entries for its positions; entry 0 is nobody's."""
         sampling, trailing = self.sampling, embeds.trailing
         self.table[slot] = 0
         self.table[slot, : len(entries)] = on_device(entries, torch.int32, self.table.device)

@@ -23,15 +23,15 @@ class PlainText:
         return list(self._plain.encode(text, add_special_tokens=False).ids)
 
     def fitting(self, text: str, tokens: int) -> int:
-        """How many characters of a longer text the first so many tokens hold."""
+        """Count the characters of a longer text that its first `tokens` tokens hold."""
         return int(self._plain.encode(text, add_special_tokens=False).offsets[tokens][0])
 
     def target(self, text: str) -> list[int]:
-        """The turn to speak: 3 ids of the role, the text, 5 ids that close it."""
+        """Encode the turn to speak: 3 ids of the role, the text, 5 ids that close it."""
         return [*self._control(OPENING), *self.ids(text), *self._control(END + OPENING)]
 
     def reference(self, text: str) -> list[int]:
-        """The turn of the reference clip: 3 ids of the role, the transcript, 2 ids after it."""
+        """Encode the reference clip's turn: 3 ids of the role, the transcript, 2 ids after it."""
         return [*self._control(OPENING), *self.ids(text), *self._control(END)]
 
     def _control(self, template: str) -> list[int]:

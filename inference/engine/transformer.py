@@ -12,7 +12,7 @@ from inference.engine.weights import TransformerWeights
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer; an AttentionMetadata says which entries belong to whom.
+    """Holds keys and values of every layer; an AttentionMetadata says which entries belong to whom.
 
     Entry 0 is nobody's: what padding writes goes there, and nothing of it is ever seen.
     """
@@ -22,13 +22,13 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: TransformerConfig, entries: int, like: Tensor) -> "KVCache":
-        """Zeros in the dtype and on the device of `like`."""
+        """Make one of zeros, in the dtype and on the device of `like`."""
         size = (config.num_hidden_layers, entries + 1, config.num_key_value_heads, config.head_dim)
         return cls(like.new_zeros(size), like.new_zeros(size))
 
 
 class Transformer:
-    """Layers and their rope table. `ops` is TorchOps, or the same operations as kernels."""
+    """Runs layers. `ops` is TorchOps, or the same operations as kernels."""
 
     def __init__(
         self, config: TransformerConfig, weights: TransformerWeights, positions: int
@@ -45,7 +45,7 @@ class Transformer:
         self.rope = rope_table(config.rope_theta, config.head_dim, positions, device)
 
     def run(self, ops: TorchOps, x: Tensor, cache: KVCache, metadata: AttentionMetadata) -> Tensor:
-        """The residual stream (B·N, D) float32 after every layer, before the last norm."""
+        """Run all layers; returns the residual stream (B·N, D) float32 before the last norm."""
         for index, layer in enumerate(self.weights.layers):
             qkv = ops.norm_linear(x, layer.input_norm, layer.qkv, self.epsilon)
             kept = (cache.keys[index], cache.values[index])
@@ -57,7 +57,7 @@ class Transformer:
         return x
 
     def head(self, ops: TorchOps, x: Tensor, weight: Tensor) -> Tensor:
-        """The last norm and an output matrix (M, D): (B, D) → (B, M)."""
+        """Run the last norm and an output matrix (M, D): (B, D) → (B, M)."""
         return ops.norm_linear(x, self.weights.norm, weight, self.epsilon)
 
 

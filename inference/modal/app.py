@@ -52,7 +52,7 @@ OURS = modal.FilePatternMatcher("**/*.py", "**/*.cu", *OF_DEMO)
 
 
 def with_our_files(image: modal.Image, **environ: str) -> modal.Image:
-    """The last layers: what changes most often, and only what runs here."""
+    """Add the last layers: what changes most often, and only what runs here."""
     shared = ~modal.FilePatternMatcher(*SHARED_FILES)
     image = image.env(plan.environ() | environ)
     return image.add_local_python_source("inference", ignore=~OURS).add_local_python_source(
@@ -91,11 +91,11 @@ app = modal.App(plan.inference_app, include_source=False)
 )
 @modal.concurrent(max_inputs=plan.slots + WAITING + AT_ONCE)
 class Voices:
-    """`inference.modal.calls.RemoteCalls` on a GPU."""
+    """Serves `inference.modal.calls.RemoteCalls` on a GPU."""
 
     @modal.enter(snap=SNAPSHOT)
     def read(self) -> None:
-        """Before `start`, and before a snapshot, where much must not be: memory_snapshot.py."""
+        """Read the model before `start` and before a snapshot is taken; see memory_snapshot.py."""
         device, dtype = place()
         kernels = plan.architectures if SNAPSHOT and device == "cuda" else ()
         self.kept = snapshot.read(Path(WEIGHTS), plan.model, dtype, kernels)
@@ -177,7 +177,7 @@ def trial(
 
 
 def place() -> tuple[str, str]:
-    """Device and dtype, as the plan says; to ask the GPU would spoil the snapshot."""
+    """Choose device and dtype as the plan says; to ask the GPU would spoil the snapshot."""
     if modal.is_local():
         return "cpu", "float32"
     return "cuda", plan.dtype

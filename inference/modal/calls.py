@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoteCalls:
-    """Any number of tasks may call. Close it when done."""
+    """Answers the calls of any number of tasks. Close it when done."""
 
     def __init__(self, service: InferenceService, limit_s: float) -> None:
         """`limit_s` is the longest that one call may take, from its beginning to its end."""
@@ -49,7 +49,7 @@ class RemoteCalls:
             log.error("The model is not loaded: %s", failure.item["error"]["detail"])
 
     async def extract_prompt(self, source: Mapping[str, Any], until_s: float) -> Item:
-        """{"prompt": …} of a PromptSource's fields, or {"error": …}.
+        """Answer {"prompt": …} to a PromptSource's fields, or {"error": …}.
 
         `until_s` is when its caller stops waiting for it, in seconds since the epoch.
         """
@@ -68,7 +68,7 @@ class RemoteCalls:
         params: Mapping[str, Any],
         until_s: float,
     ) -> AsyncGenerator[Item, None]:
-        """The items of a speech; `call` is what cancels it. Closing it frees its slot.
+        """Yield the items of a speech; `call` is what cancels it. Closing it frees its slot.
 
         `until_s` is when its caller stops waiting for its beginning, in seconds since the epoch.
         """
@@ -99,7 +99,7 @@ class RemoteCalls:
         return asdict(self._service.status())
 
     def close(self, timeout_s: float) -> bool:
-        """What runs may end in time, and is told else; True if all did."""
+        """Let what runs end in time, and refuse the rest; True if all did."""
         return self._service.close(timeout_s)
 
     def _limit(self, late: type[InferenceError], what: str) -> "Limit":
@@ -107,7 +107,7 @@ class RemoteCalls:
 
 
 class Limit:
-    """How long one call may take in all.
+    """Bounds how long one call may take in all.
 
     It is watched in each step for itself: what is cancelled between two items is whoever takes
     them, who would not know why.
@@ -164,7 +164,7 @@ def failed(error: Exception) -> Item:
 
 
 def refuse_late(until_s: float) -> None:
-    """Nobody would hear what is made now."""
+    """Raise Overloaded if the caller has stopped waiting: nobody would hear what is made now."""
     if time.time() > until_s:
         raise Overloaded("The call came when nobody waited for it any more. Ask again.", RETRY_S)
 
@@ -174,6 +174,6 @@ def _error(code: str, detail: str, retry_after_s: float | None) -> Item:
 
 
 def to_pcm(samples: NDArray[np.float32]) -> bytes:
-    """Mono int16, little-endian, of finite samples: rounded, and clipped to what there is."""
+    """Turn finite samples into mono int16, little-endian: rounded, and clipped to its range."""
     scaled = np.rint(samples.astype(np.float64) * 32768.0)
     return np.clip(scaled, -32768, 32767).astype("<i2").tobytes()

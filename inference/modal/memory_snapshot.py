@@ -38,7 +38,7 @@ class PreloadedModel:
 def read(
     root: Path, spec: str, dtype: str, architectures: Iterable[tuple[int, int]] = ()
 ) -> PreloadedModel | None:
-    """The model of the folder `root`, in host memory; None if it is not there, or not yet.
+    """Read the model of the folder `root` into host memory; None if it is not there, or not yet.
 
     The kernels are compiled for GPUs of these compute capabilities: any of them may come later.
     """
@@ -62,7 +62,7 @@ def read(
 
 
 def compile_kernels(dtype: str, architectures: Iterable[tuple[int, int]]) -> None:
-    """Without them the engine does what it can when it is loaded, and says so."""
+    """Compile the kernels; without them the engine runs plain torch, and says so when it loads."""
     import torch
 
     from inference.engine.kernels.cuda_ops import KernelsUnavailable, compile_ahead
@@ -80,7 +80,7 @@ def service(
     files: VoiceFiles,
     config: ServiceConfig,
 ) -> InferenceService:
-    """A service that starts with what was preloaded, unless the folder holds another by now."""
+    """Make a service that starts with what was preloaded, if the folder still holds that."""
     checkpoint = (
         preloaded.checkpoint if preloaded and preloaded.model == _there(root, spec) else None
     )

@@ -27,11 +27,11 @@ ON_VOLUME = DataDir(Path("/"))
 
 
 class TrialFailed(Exception):
-    """In the words of whoever refused."""
+    """The trial was refused, in the words of whoever did."""
 
 
 def speak_once(voices: Any, volume: Any, clip: Path, transcript: str | None, text: str) -> bytes:
-    """PCM of 16 bits. `voices` is the class at Modal, `volume` the one that it reads clips from."""
+    """Speak; returns 16-bit PCM. The class `voices` at Modal reads clips from `volume`."""
     with on_volume(volume, conditioned(clip), transcript) as source:
         until_s = time.time() + WAIT_S
         found = checked(voices.extract_prompt.remote(asdict(source), until_s))["prompt"]
@@ -47,7 +47,7 @@ def checked(item: Item) -> Item:
 
 
 def conditioned(clip: Path) -> bytes:
-    """Mono at 24 kHz, as a conditioned clip is stored; TrialFailed if it can't be read."""
+    """Make a clip mono at 24 kHz, as conditioned clips are; TrialFailed if it can't be read."""
     try:
         samples, rate = soundfile.read(clip, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -60,7 +60,7 @@ def conditioned(clip: Path) -> bytes:
 
 @contextmanager
 def on_volume(volume: Any, clip: bytes, transcript: str | None) -> Iterator[PromptSource]:
-    """The clip where the class finds it; it and the prompt file are gone afterwards."""
+    """Put the clip where the class finds it; it and the prompt file are gone afterwards."""
     name = f"trial_{secrets.token_hex(8)}"
     source = PromptSource(name, sha256_of(name.encode() + clip), transcript)
     path = PurePosixPath(ON_VOLUME.conditioned(source))
@@ -76,7 +76,7 @@ def on_volume(volume: Any, clip: bytes, transcript: str | None) -> Iterator[Prom
 
 
 def write_wave(path: Path, pcm: bytes) -> float:
-    """Its length in seconds."""
+    """Write a WAV file; returns its length in seconds."""
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
         file.writeframes(pcm)

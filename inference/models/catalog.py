@@ -121,7 +121,7 @@ def parse(spec: str, models: Mapping[str, KnownModel] = MODELS) -> ModelSpec:
 
 
 def locate(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
-    """The checkpoint that `spec` names, without network. `demo` came with this package.
+    """Find the checkpoint that `spec` names, without network. `demo` came with this package.
 
     ModelUnavailable says how to get a missing one; ModelCannotClone names one that can clone.
     """
@@ -149,7 +149,7 @@ def _refuse_cut_short(wanted: ModelSpec, path: Path) -> None:
 
 
 def load_model_config(folder: Path) -> ModelConfig:
-    """The config of the checkpoint in `folder`, or ModelUnavailable."""
+    """Read the config of the checkpoint in `folder`, or raise ModelUnavailable."""
     try:
         return read_model_config(folder)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -170,7 +170,7 @@ def download(spec: str, data: DataDir, models: Mapping[str, KnownModel] = MODELS
 
 
 def download_into(root: Path, spec: str, models: Mapping[str, KnownModel] = MODELS) -> LocatedModel:
-    """`download` into a folder of its own under `root`, which needs no cache to be read.
+    """Download into a folder of its own under `root`, which needs no cache to be read.
 
     What was fetched before is kept, so it goes on where it stopped. `demo` is copied there.
     """
@@ -188,7 +188,7 @@ def download_into(root: Path, spec: str, models: Mapping[str, KnownModel] = MODE
 def _download(
     wanted: ModelSpec, models: Mapping[str, KnownModel], folder: Path | None = None
 ) -> None:
-    """Config first, then the rest, then the hashes; None for the folder is the hub's cache."""
+    """Fetch the config, then the rest, then check; None for the folder is the hub's cache."""
     path = _fetch(wanted, ["config.json"], folder)
     _check_can_clone(_read_json(path / "config.json"), wanted.name)
     path = _fetch(wanted, FETCHED, folder)
@@ -229,7 +229,7 @@ def hash_cache(data: DataDir) -> HashCache:
 
 
 def not_imported(error: ImportError | OSError) -> ModelUnavailable:
-    """A package that is missing, or what the system says against one that is there."""
+    """Say which package is missing, or what the system says against one that is there."""
     if isinstance(error, ImportError):
         return ModelUnavailable(f"This needs torch and qwen-tts ({error}): {INSTALL}")
     return ModelUnavailable(f"torch and qwen-tts can't be imported here: {error}")
@@ -260,7 +260,7 @@ def _read_config(path: Path) -> Any:
 
 
 def _check_can_clone(config: Any, name: str) -> None:
-    """ModelUnavailable if this is no 12 Hz Qwen3-TTS; ModelCannotClone if it is not a Base one."""
+    """Raise ModelUnavailable for no 12 Hz Qwen3-TTS, ModelCannotClone if it is not a Base one."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     tokenizer = config.get("tokenizer_type") if kind else None
     if (kind, tokenizer) != ("qwen3_tts", "qwen3_tts_tokenizer_12hz"):

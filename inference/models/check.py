@@ -17,7 +17,7 @@ from registry.storage.data_dir import DataDir
 
 
 def examine(spec: str, revision: str, data: DataDir, *, read_data: bool) -> list[str]:
-    """What is wrong with the files of a model, as sentences; nothing of one that is not here.
+    """Say what is wrong with the files of a model, in sentences; nothing of one that is not here.
 
     `revision` is the one that the voices were made for. With `read_data` every byte is read.
     """

@@ -11,7 +11,7 @@ DRIVER = "libcuda.so.1"
 
 
 def refuse_missing_gpu(device: str) -> None:
-    """Raises ModelUnavailable if `device` is cuda or cuda:N, and there is no such GPU."""
+    """Raise ModelUnavailable if `device` is cuda or cuda:N, and there is no such GPU."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return
@@ -27,7 +27,7 @@ def refuse_missing_gpu(device: str) -> None:
 
 
 def gpu_count() -> int:
-    """As many as the driver shows this process, CUDA_VISIBLE_DEVICES considered."""
+    """Count the GPUs that the driver shows this process, CUDA_VISIBLE_DEVICES considered."""
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:

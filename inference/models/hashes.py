@@ -15,12 +15,12 @@ Entry = list[object]  # [size, mtime_ns, inode, sha256]
 
 @dataclass(frozen=True)
 class HashCache:
-    """A JSON file {path: [size, mtime_ns, inode, sha256]}; a damaged one counts as empty."""
+    """Keeps a JSON file {path: [size, mtime_ns, inode, sha256]}; a damaged one counts as empty."""
 
     path: Path
 
     def sha256(self, file: Path) -> str:
-        """The file's sha256: remembered if the file seems untouched, else computed and kept.
+        """Look up the file's sha256 if the file seems untouched, else compute and keep it.
 
         Where nothing can be kept, on a read-only disk, it is computed each time.
         """
@@ -33,7 +33,7 @@ class HashCache:
         return found
 
     def remembered(self, file: Path) -> str | None:
-        """None if nothing is known of the file as it seems to be."""
+        """Look up the file's sha256; None if the file may have changed, or was never seen."""
         known = self._read().get(str(file))
         if isinstance(known, list) and known[:3] == _stamp(file) and _is_sha256(known[3:]):
             return str(known[3])
@@ -64,7 +64,7 @@ def sha256_of_file(path: Path) -> str:
 def folder_revision(
     folder: Path, configs: Iterable[str], weights: Iterable[str], cache: HashCache | None
 ) -> str:
-    """One sha256 over the names and hashes of a checkpoint's files: its identity on any machine.
+    """Hash the names and hashes of a checkpoint's files: its identity on any machine.
 
     Without a cache every byte is read.
     """

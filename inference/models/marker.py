@@ -61,7 +61,7 @@ def bring(root: Path, spec: str, commit: Callable[[], object]) -> Marker:
 
 
 def marked(root: Path, spec: str) -> LocatedModel:
-    """The model in `root`; ModelUnavailable unless it is all there, and the one that is wanted."""
+    """Find the model in `root`; ModelUnavailable unless it is all there, and the wanted one."""
     wanted = str(parse(spec))
     try:
         found = Marker(**json.loads((root / MARKER).read_bytes()))

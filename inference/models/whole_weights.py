@@ -14,7 +14,7 @@ HEADER_ERRORS = (OSError, ValueError, LookupError, TypeError, RecursionError, Ov
 
 
 def cut_short(folder: Path, names: Iterable[str]) -> Iterator[str]:
-    """Each file that is not what its header says, as a sentence."""
+    """Say in a sentence of each file that it is not what its header says."""
     for file in (folder / name for name in names):
         try:
             size, wanted = file.stat().st_size, bytes_wanted(file)
@@ -28,7 +28,7 @@ def cut_short(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def bytes_wanted(file: Path) -> int:
-    """The size that the header gives; one of HEADER_ERRORS if it is none."""
+    """Compute the size that the header gives; raises one of HEADER_ERRORS if it is none."""
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= HEADER_LIMIT_BYTES:
@@ -41,7 +41,7 @@ def bytes_wanted(file: Path) -> int:
 
 
 def changed(folder: Path, expected: Mapping[str, str]) -> Iterator[str]:
-    """Each file whose sha256 is not the expected one, as a sentence; reads all of them."""
+    """Say in a sentence of each file that its sha256 is not the expected one; reads all of them."""
     for name, sha256 in expected.items():
         found = sha256_of_file(folder / name)
         if found != sha256:

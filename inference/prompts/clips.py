@@ -14,7 +14,7 @@ SAMPLE_RATE = 24_000
 
 
 def read_conditioned(path: Path) -> NDArray[np.float32]:
-    """(N,) within [-1, 1]; ExtractionFailed if it is missing, unreadable, or something else."""
+    """Read samples (N,) within [-1, 1]; ExtractionFailed if that is not what is there."""
     try:
         samples, rate = soundfile.read(io.BytesIO(read_stored(path)), dtype="float32")
     except (soundfile.LibsndfileError, OSError) as error:

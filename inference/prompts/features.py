@@ -53,7 +53,7 @@ class PromptFeatures:
         return ("xvec",) if self.ref_code is None else ("icl", "xvec")
 
     def save(self, shape: FeatureShape) -> bytes:
-        """The file's bytes, the same for the same features; ExtractionFailed if unsound."""
+        """Make the file's bytes, always the same; ExtractionFailed for unsound features."""
         if fault := self._fault(shape):
             raise ExtractionFailed(f"The model made prompt features that can't be kept: {fault}.")
         tensors: dict[str, NDArray[Any]] = {"ref_spk_embedding": self.ref_spk_embedding}
@@ -63,7 +63,7 @@ class PromptFeatures:
 
     @classmethod
     def load(cls, data: bytes, ref: PromptRef, shape: FeatureShape) -> "PromptFeatures":
-        """The features in `data`; PromptCorrupt unless it is, bit for bit, what `ref` names."""
+        """Read features; PromptCorrupt unless `data` is, bit for bit, what `ref` names."""
         if sha256_of(data) != ref.sha256:
             raise PromptCorrupt(f"The prompt file {ref.fingerprint} of {ref.voice_id} is damaged.")
         try:
@@ -91,7 +91,7 @@ class PromptFeatures:
         }
 
     def _fault(self, shape: FeatureShape) -> str | None:
-        """What is wrong with the arrays, in words; None if they fit the model."""
+        """Say what is wrong with the arrays; None if they fit the model."""
         if (self.ref_code is None) != (not self.source.transcript):
             return "there are codes if and only if there is a transcript"
         return _embedding_fault(self.ref_spk_embedding, shape) or _code_fault(self.ref_code, shape)
@@ -115,7 +115,7 @@ def _code_fault(codes: NDArray[np.int16] | None, shape: FeatureShape) -> str | N
 
 
 def _serialise(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """safetensors with sorted keys; the library's own writer orders the metadata by chance."""
+    """Write safetensors with sorted keys; the library's writer orders metadata by chance."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     body = b""
     for name, array in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
@@ -152,7 +152,7 @@ def _parse(data: bytes, voice_id: str) -> PromptFeatures:
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """(header, tensor bytes)"""
+    """Split the file into its header and the bytes of its tensors."""
     length = int.from_bytes(data[:8], "little")
     if length > HEADER_LIMIT_BYTES:
         raise ValueError(f"a header of {length} bytes")

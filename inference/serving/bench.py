@@ -42,7 +42,7 @@ class Caller:
 
     @property
     def first_s(self) -> float:
-        """From asking to the first sound."""
+        """Seconds from asking to the first sound."""
         return self.heard_s[0] - self.asked_s
 
 
@@ -62,10 +62,10 @@ class CounterSample:
 
 
 class Session:
-    """Callers come when their time has come, and leave once they have heard enough."""
+    """Lets callers come when their time has come, and leave once they have heard enough."""
 
     def __init__(self, engine: Engine, frames: int) -> None:
-        """`frames`: after so many of its own a caller cancels."""
+        """A caller cancels after `frames` frames of its own."""
         self._engine, self._frames = engine, frames
         self.callers: list[Caller] = []
         self.samples: list[CounterSample] = []
@@ -90,7 +90,7 @@ class Session:
 
     @property
     def heard(self) -> list[Caller]:
-        """Those who heard anything at all."""
+        """The callers who heard anything at all."""
         return [caller for caller in self.callers if caller.chunks]
 
     def step_s(self) -> float:
@@ -149,7 +149,7 @@ def text_of(letters: int) -> str:
 
 
 def random_voice(engine: Engine, frames: int, transcript: str, seed: int = 0) -> PreparedVoice:
-    """A voice with a reference of `frames` random codes, or with none; on the device for good."""
+    """Prepare a voice with a reference of `frames` random codes, or with none."""
     generator, model_config = np.random.default_rng(seed), engine.model_config
     embedding = generator.normal(0, 0.1, model_config.talker.hidden_size).astype(np.float32)
     if not frames:
@@ -161,7 +161,7 @@ def random_voice(engine: Engine, frames: int, transcript: str, seed: int = 0) ->
 
 
 def first_audio(engine: Engine, request: Request, times: int) -> list[float]:
-    """Seconds from `submit` to PCM on the host, alone on an idle device, `times` over."""
+    """Measure the seconds from `submit` to PCM on the host, on an idle device, `times` over."""
     waited = []
     for _ in range(times):
         settle(engine)
@@ -177,7 +177,7 @@ def first_audio(engine: Engine, request: Request, times: int) -> list[float]:
 
 @dataclass(frozen=True)
 class ConcurrentStreams:
-    """So many streams at once, all asked for at the same moment."""
+    """What was measured of streams that were asked for at the same moment."""
 
     streams: int
     ms_per_frame: float  # of every stream: one step

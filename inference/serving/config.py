@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """None leaves device and dtype to the engine, and torch's threads as they are."""
+    """What the service is given; None leaves a choice to the engine, and torch's threads alone."""
 
     device: str | None = None
     dtype: str | None = None

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def load(
     folder: Path, checkpoint: HostCheckpoint | None, config: EngineConfig, streams: int
 ) -> Engine:
-    """An engine that is ready for so many streams; ModelUnavailable says why it is not."""
+    """Load an engine and make it ready for so many streams; ModelUnavailable says why it is not."""
     with loading(f"The model in {folder}"):
         torch.cuda.empty_cache()  # of an engine before; nothing where CUDA was not used
         engine = Engine.of(checkpoint, config) if checkpoint else Engine.load(folder, config)
@@ -36,7 +36,7 @@ def load(
 
 
 class LoadedEngine:
-    """Works until `fail`; then it holds nothing, and refuses with the reason."""
+    """Serves until `fail`; then it holds nothing, and refuses every call with the reason."""
 
     def __init__(self, engine: Engine, cache_bytes: int, queue_limit: int) -> None:
         """`queue_limit` bounds who waits for a slot; whoever can have one is not counted."""
@@ -55,7 +55,7 @@ class LoadedEngine:
 
     @property
     def waiting(self) -> int:
-        """Who is in the queue beyond those that a free slot is for; below 0 if some are spare."""
+        """How many wait beyond those that a free slot is for; below 0 if slots are spare."""
         engine = self.engine
         return engine.queued - self.free if engine else 0
 
@@ -65,7 +65,7 @@ class LoadedEngine:
         return engine.retry_after_s if engine else RETRY_S
 
     def prepare(self, ref: PromptRef, features: PromptFeatures) -> PreparedVoice:
-        """The voice on the device, and in memory for the next request, which may be waiting.
+        """Put the voice on the device, and keep it for the next request, which may be waiting.
 
         One that no next request can name is not kept, and puts out nobody.
         """
@@ -90,7 +90,7 @@ class LoadedEngine:
         patience_s: float,
         collector: OutputCollector,
     ) -> Literal["icl", "xvec"]:
-        """Hand the engine a request; the mode it speaks in. Raises what Engine.submit does."""
+        """Hand the engine a request; returns its mode. Raises what Engine.submit does."""
         engine = self._working()
         if self.waiting >= self._queue_limit:
             raise too_many(self.waiting, engine.retry_after_s)
@@ -102,7 +102,7 @@ class LoadedEngine:
         return voice.mode(asked.mode)
 
     def cancel(self, collector: OutputCollector) -> None:
-        """Nobody listens any more. Harmless if the speech is over, or never began."""
+        """End the request that nobody listens to. Harmless if it is over, or never began."""
         for request, other in self._collectors.items():
             if other is collector:
                 self._working().cancel(request)
@@ -110,7 +110,7 @@ class LoadedEngine:
                 return
 
     def step(self) -> bool:
-        """One step of the engine, or a CUDA graph for later ones; False if nothing is left."""
+        """Step the engine, or capture a CUDA graph for later; False if nothing is left to do."""
         engine = self._working()
         if not engine.busy:
             return self._capture()
@@ -119,7 +119,7 @@ class LoadedEngine:
         return True
 
     def close(self, refusal: Overloaded) -> None:
-        """Only what has a slot goes on; whoever waits for one is refused."""
+        """Refuse whoever waits for a slot; what has one goes on."""
         engine, self._captures = self._working(), iter(())
         waiting = [r for r in self._collectors if engine.position(r) is not None]
         for request in waiting:
@@ -127,7 +127,7 @@ class LoadedEngine:
             self._tell(Output.of_error(request, refusal))
 
     def fail(self, error: BaseException) -> SpeechFailed:
-        """The engine broke: everyone who listens is told, and whoever still comes."""
+        """Tell everyone who listens that the engine broke, and whoever still comes."""
         self._reason = f"The engine failed: {type(error).__name__}: {error}"
         collectors, self._collectors = self._collectors, {}
         for request, collector in collectors.items():
@@ -141,7 +141,7 @@ class LoadedEngine:
         return self.engine
 
     def _capture(self) -> bool:
-        """Without a graph the engine is only slower."""
+        """Capture one more graph; an engine that can't is only slower."""
         try:
             return next(self._captures, None) is not None
         except RuntimeError as error:

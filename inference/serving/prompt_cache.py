@@ -20,7 +20,7 @@ P = TypeVar("P", bound=HasNbytes)
 
 
 class PromptCache(Generic[P]):
-    """PromptRef → prompt, of at most `limit_bytes` in all."""
+    """Keeps prompts by their PromptRefs, of at most `limit_bytes` in all."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -32,14 +32,14 @@ class PromptCache(Generic[P]):
         return len(self._kept)
 
     def find(self, ref: PromptRef) -> P | None:
-        """The prompt if it is here; it is then the last to leave."""
+        """Find the prompt if it is here; it is then the last to leave."""
         with self._lock:
             if ref in self._kept:
                 self._kept.move_to_end(ref)
             return self._kept.get(ref)
 
     def keep(self, ref: PromptRef, prompt: P) -> None:
-        """Make room for the prompt. One above the bound is not kept."""
+        """Keep the prompt, and let others leave for it. One that is above the bound is not kept."""
         if prompt.nbytes > self._limit_bytes:
             return
         with self._lock:

@@ -80,7 +80,7 @@ class InferenceService:
         self._arrivals = ArrivalCounter(self._thread)
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        """Read the conditioned clip of `source`, write its prompt file. ExtractionFailed."""
+        """Read the conditioned clip of `source` and write its prompt file. ExtractionFailed."""
         job = self._extracting.submit(lambda: self._extract(source))
         async with to_its_end(job):
             return await self._wait_for(job)
@@ -120,14 +120,14 @@ class InferenceService:
         )
 
     def located(self) -> LocatedModel:
-        """The model's files. The first call may take long: it may hash them, or make the demo."""
+        """Find the model's files. The first call may take long: it may have to hash them."""
         with self._finding:
             if self._model is None:
                 self._model = self._find()
             return self._model
 
     def describe(self) -> Description:
-        """What the model is, without loading it; see `located`."""
+        """Say what the model is, without loading it; see `located`."""
         model, engine = self.located(), self._engine
         setup = None if engine is None else engine.setup
         return Description(
@@ -156,7 +156,7 @@ class InferenceService:
         )
 
     def refuse_full(self, ahead: int = 0) -> None:
-        """Overloaded if a speech after `ahead` others would be; by counts alone, at once."""
+        """Raise Overloaded if a speech after `ahead` others would be refused; it only counts."""
         loaded = self._loaded
         waiting = ahead + self._arrivals.waiting + (loaded.waiting if loaded else 0)
         if waiting >= self._config.queue_limit:
@@ -174,7 +174,7 @@ class InferenceService:
                 self._thread.submit(self._ready_engine).add_done_callback(self._warm_extractor)
 
     def _warm_extractor(self, loaded: "Future[LoadedEngine]") -> None:
-        """Their imports take seconds, which the first enrolment need not wait for."""
+        """Load the encoders: their imports take seconds, which no enrolment need wait for."""
         if not loaded.cancelled() and loaded.exception() is None:
             with contextlib.suppress(Overloaded):
                 self._extracting.submit(self._ready_extractor)
@@ -197,7 +197,7 @@ class InferenceService:
         return None if loaded is None else loaded.engine
 
     async def _await_engine(self) -> "LoadedEngine":
-        """The engine at work, loaded if it must be."""
+        """Wait for the loaded engine; it is loaded if it must be."""
         if self._loaded is not None:
             return self._loaded
         return await self._wait_for(self._thread.submit(self._ready_engine))
@@ -205,7 +205,7 @@ class InferenceService:
     async def _voice(
         self, loaded: "LoadedEngine", ref: PromptRef
     ) -> tuple["PreparedVoice", Literal["memory", "file"]]:
-        """From memory, else from its file, which is read beside the device thread."""
+        """Take the voice from memory, else from its file, read beside the device thread."""
         if (kept := loaded.voices.find(ref)) is not None:
             return kept, "memory"
         features = await asyncio.to_thread(self._read, ref)
@@ -213,7 +213,7 @@ class InferenceService:
         return await self._wait_for(job), "file"
 
     async def _wait_for(self, job: "Future[T]") -> T:
-        """The job's result; Overloaded if it has not begun in time. Leaving cancels it."""
+        """Wait for the job's result; Overloaded if it has not begun in time. Leaving cancels it."""
         waiting = asyncio.wrap_future(job)
         waiting.add_done_callback(retrieve)
         try:
@@ -235,14 +235,14 @@ class InferenceService:
 
     @contextlib.contextmanager
     def _cancelled_if_left(self, collector: OutputCollector) -> Iterator[None]:
-        """Whoever leaves, by an error or by being cancelled, gives back what was taken."""
+        """Give back what was taken if the caller leaves, by an error or by being cancelled."""
         with contextlib.ExitStack() as leaving:
             leaving.callback(self._forget, collector)
             yield
             leaving.pop_all()
 
     def _step(self) -> bool:
-        """The device thread's work between jobs. An engine that breaks is loaded again."""
+        """Work between jobs, on the device thread. An engine that breaks is loaded again."""
         loaded = self._loaded
         if loaded is None:
             return False
@@ -254,12 +254,12 @@ class InferenceService:
         return more
 
     def _judged(self, error: BaseException) -> BaseException:
-        """What a caller is told of what a job raised: what is no refusal has broken the engine."""
+        """Judge what a job raised: whatever is no refusal has broken the engine."""
         refusal = isinstance(error, InferenceError | ValueError | TypeError)
         return error if refusal else self._broken(error)
 
     def _broken(self, error: BaseException) -> SpeechFailed:
-        """Nothing may hold the engine any more: the next one needs its memory."""
+        """Let go of the engine, and tell everyone: the next one needs its memory."""
         log.error("The engine failed while speaking.", exc_info=error)
         loaded, self._loaded = self._loaded, None
         self._state, self._error = "failed", f"{type(error).__name__}: {error}"
@@ -267,7 +267,7 @@ class InferenceService:
         return SpeechFailed(self._error) if loaded is None else loaded.fail(error)
 
     def _ready_engine(self) -> "LoadedEngine":
-        """The engine at work. A load that failed is tried again by the next request."""
+        """Load the engine if it is not; the next request tries again what failed."""
         if self._loaded is None:
             if self._state == "failed":
                 gc.collect()  # what is left of another engine: two may not fit on the device
@@ -330,7 +330,7 @@ class InferenceService:
         return self._extractor
 
     def _shape(self) -> FeatureShape:
-        """What features must look like; the configs are read once."""
+        """Say what features must look like; the configs are read once."""
         if self._feature_shape is None:
             config = load_model_config(self.located().path)
             self._feature_shape = FeatureShape(
@@ -339,7 +339,7 @@ class InferenceService:
         return self._feature_shape
 
     def _read(self, ref: PromptRef) -> PromptFeatures:
-        """The prompt file, read once; PromptMissing or PromptCorrupt."""
+        """Read the prompt file; PromptMissing or PromptCorrupt."""
         model = self.located()
         features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape())
         if features.model != model.ref:

@@ -1,4 +1,4 @@
-"""One speech as its caller sees it: what was wished, what comes, how long it took. No torch."""
+"""One speech as its caller sees it: what is asked, what comes, how long it took. No torch."""
 
 import asyncio
 import contextlib
@@ -33,17 +33,20 @@ class SpeechInput:
         language: str | None = None,
         mode: Mode = "auto",
         seed: int | None = None,
-        **knobs: Any,
+        **sampling: Any,
     ) -> "SpeechInput":
-        """TypeError for an unknown knob, ValueError for a wrong one. No seed: one is chosen."""
+        """Check what is asked: TypeError for an unknown name, ValueError for a wrong value.
+
+        Without a seed one is chosen.
+        """
         if mode not in ("auto", "icl", "xvec"):
             raise ValueError(f"mode is auto, icl or xvec, not {mode!r}.")
         chosen = secrets.randbelow(2**31) if seed is None else seed
-        return cls(text, language, mode, SamplingParams(seed=chosen, **knobs))
+        return cls(text, language, mode, SamplingParams(seed=chosen, **sampling))
 
 
 class Stopwatch:
-    """Where the seconds before the first chunk went."""
+    """Measures where the seconds before the first chunk went."""
 
     def __init__(self) -> None:
         self._begun_s = self._last_s = time.perf_counter()
@@ -54,13 +57,13 @@ class Stopwatch:
         return time.perf_counter() - self._begun_s
 
     def lap(self, name: str) -> None:
-        """All since the last lap is `name`'s."""
+        """Count all time since the last lap as `name`'s."""
         now_s = time.perf_counter()
         self.laps[name] = now_s - self._last_s
         self._last_s = now_s
 
     def add(self, name: str, seconds: float) -> None:
-        """What someone else measured."""
+        """Add what someone else measured."""
         self.laps[name] += seconds
 
 
@@ -72,12 +75,12 @@ class OutputCollector:
         self._outputs: asyncio.Queue[Output] = asyncio.Queue()
 
     def put(self, output: "Output") -> None:
-        """From any thread. A caller whose loop is gone misses nothing."""
+        """Hand over an output, from any thread. A caller whose loop is gone misses nothing."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
 
     async def get(self) -> "Output":
-        """The next Output; raises what ended the request."""
+        """Wait for the next Output; raises what ended the request."""
         output = await self._outputs.get()
         if output.error is not None:
             raise output.error
@@ -85,7 +88,7 @@ class OutputCollector:
 
 
 class EngineChunks:
-    """An async iterator of mono float32 PCM. `aclose` before its end cancels the request."""
+    """Iterates over mono float32 PCM. `aclose` before its end cancels the request."""
 
     def __init__(
         self, first: "Output", collector: OutputCollector, cancel: Callable[[], None]

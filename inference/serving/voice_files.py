@@ -16,17 +16,17 @@ from registry.storage.data_dir import DataDir, sha256_of
 
 
 class VoiceFiles:
-    """In a data directory of this machine."""
+    """Reads and writes the files of a data directory of this machine."""
 
     def __init__(self, data: DataDir) -> None:
         self.data = data
 
     def clip(self, source: PromptSource) -> NDArray[np.float32]:
-        """(N,) at 24 kHz; ExtractionFailed."""
+        """Read the conditioned clip, (N,) at 24 kHz; ExtractionFailed."""
         return read_conditioned(self.data.conditioned(source))
 
     def prompt(self, ref: PromptRef) -> bytes:
-        """The file as it is, nothing of what is no file; PromptMissing, or PromptCorrupt."""
+        """Read the prompt file as it is; PromptMissing, or PromptCorrupt if it can't be read."""
         path = self.data.stored_prompt(ref)
         if not os.path.lexists(path):
             raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
@@ -45,7 +45,7 @@ class VolumeHandle(Protocol):
 
 
 class VolumeFiles(VoiceFiles):
-    """On a Volume that others write too: what is not there is looked for once more, reloaded.
+    """Does it on a Volume that others write too: what is missing is looked for again, reloaded.
 
     Commit and reload fail over an open file, and may show an empty folder meanwhile, so that all
     who use the Volume here take turns. What is kept is committed before anyone hears of it.

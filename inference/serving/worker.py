@@ -114,12 +114,12 @@ class DeviceThread:
 
     @property
     def has_died(self) -> bool:
-        """True if it ended although nobody closed it."""
+        """True if the thread ended although nobody closed it."""
         return self._thread is not None and not self._thread.is_alive() and not self.closed
 
     @property
     def retry_after_s(self) -> float:
-        """A guess at when the queue will be empty: every job as long as the last one."""
+        """Guess when the queue will be empty: every job takes as long as the last one."""
         with self._changed:
             return max(1.0, round((self._waiting() + 1) * self._last_job_s, 1))
 
@@ -167,7 +167,7 @@ class DeviceThread:
         return future
 
     def _waiting(self) -> int:
-        """Jobs in the queue whose callers are still there; the others are dropped."""
+        """Count the jobs whose callers are still there; the others are dropped."""
         if any(job.future.cancelled() for job in self._jobs):
             self._jobs = deque(job for job in self._jobs if not job.future.cancelled())
         return len(self._jobs)
@@ -193,7 +193,7 @@ class DeviceThread:
         return True
 
     def _next_jobs(self) -> list[Job]:
-        """All short ones, and one of the others."""
+        """Take all short jobs, and one of the others; wait if there is neither, nor work."""
         with self._changed:
             self._changed.wait_for(self._wanted)
             jobs = [*self._short, *islice(self._jobs, 1)]
@@ -221,7 +221,7 @@ class ArrivalCounter:
 
     @property
     def waiting(self) -> int:
-        """All but the one whose job runs; and jobs of nobody, which are before them."""
+        """How many wait: all but the one whose job runs, and jobs of nobody before them."""
         return max(self._thread.queued, self._now - self._thread.running)
 
     @contextmanager
@@ -239,7 +239,7 @@ class ArrivalCounter:
 
 @asynccontextmanager
 async def to_its_end(job: "Future[Any]") -> AsyncIterator[None]:
-    """Whoever leaves waits for the job if it runs: it can't be stopped, and writes a file."""
+    """Let whoever leaves wait for the job if it runs: it can't be stopped, and writes a file."""
     ended = asyncio.wrap_future(job)
     ended.add_done_callback(retrieve)
     try:
@@ -249,6 +249,6 @@ async def to_its_end(job: "Future[Any]") -> AsyncIterator[None]:
 
 
 def retrieve(waiting: "asyncio.Future[Any]") -> None:
-    """A failure that nobody waits for any more is not worth a log entry."""
+    """Keep a failure that nobody waits for any more out of the log."""
     if not waiting.cancelled():
         waiting.exception()

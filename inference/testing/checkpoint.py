@@ -31,7 +31,7 @@ FLAG = 1  # the residual channel, and the text feature, that carry "the text is 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make: text = speech ends with the text, never = at the budget, random = by chance."""
+    """What to make. Speech ends with the text, `never` before the budget, or at `random`."""
 
     size: str = "tiny"
     seed: int = 0
@@ -65,7 +65,7 @@ def make(folder: Path, recipe: Recipe) -> None:
 
 
 def write_configs(folder: Path, size: str) -> None:
-    """Every file of a checkpoint but the weights."""
+    """Write every file of a checkpoint but the weights."""
     speech_folder = folder / "speech_tokenizer"
     write_json(folder / "config.json", configs.main_config(size))
     write_json(folder / "generation_config.json", configs.GENERATION)
@@ -75,7 +75,7 @@ def write_configs(folder: Path, size: str) -> None:
 
 
 def build_random_model(recipe: Recipe, device: str, dtype: str = "bfloat16") -> Any:
-    """A ready Qwen3TTSModel made on `device` in `dtype`; no weight file is read or written.
+    """Build a Qwen3TTSModel on `device` in `dtype`; no weight file is read or written.
 
     Its weights come from the device's own generator, so they differ from those of `make`. The text
     tokenizer is the byte-level one, whose ids are valid at every size.
@@ -96,7 +96,7 @@ def build_random_model(recipe: Recipe, device: str, dtype: str = "bfloat16") -> 
 def _modules(
     recipe: Recipe, device: "torch.device", dtype: "torch.dtype", speech_dtype: "torch.dtype"
 ) -> tuple[Any, Any]:
-    """(talker with speaker encoder, speech tokenizer), as their constructors leave them."""
+    """Build (talker with speaker encoder, speech tokenizer), as their constructors leave them."""
     import_qwen_tts()
     from qwen_tts.core import Qwen3TTSTokenizerV2Config, Qwen3TTSTokenizerV2Model
     from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
@@ -164,7 +164,7 @@ def deviation_of(name: str, shape: tuple[int, ...]) -> float:
 
 
 def _fan_in(name: str, shape: tuple[int, ...]) -> int:
-    """Inputs per output; a transposed convolution is stored (in, out, width)."""
+    """Count inputs per output; a transposed convolution is stored (in, out, width)."""
     if ".block.1.conv." in name:
         return 2 * shape[0]
     if name.startswith("decoder.upsample.") and ".0.conv." in name:
@@ -173,7 +173,7 @@ def _fan_in(name: str, shape: tuple[int, ...]) -> int:
 
 
 def _to_fill(module: Any) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """The tensors that get noise, in order of name, after the constant ones were set."""
+    """Set the constant tensors; yields those that get noise, in order of name."""
     for name, tensor in sorted(module.state_dict().items()):
         if name.endswith(".scale"):  # LayerScale: the constructor's value, from the config
             continue
@@ -193,7 +193,7 @@ def _fill_exactly(module: Any, seed: int) -> None:
 
 
 def _noise(name: str, shape: tuple[int, ...], deviation: float, seed: int) -> np.ndarray:
-    """Uniform noise from PCG64's raw words by exact steps: no library's sampler can change it."""
+    """Make uniform noise of PCG64's raw words, exactly: no library's sampler can change it."""
     count = math.prod(shape)
     generator = np.random.PCG64([seed, zlib.crc32(name.encode())])
     words = generator.random_raw(-(-count // 4)).astype("<u8").view("<u2")[:count]
@@ -244,7 +244,7 @@ def _clear_flag(model: Any) -> None:
 
 
 def _raise_flag_on_padding(model: Any) -> None:
-    """-1 becomes +1 for tts_pad: its text feature is 8, the others' 0, and silu(8) is about 8."""
+    """Turn -1 into +1 for tts_pad: its text feature is 8, the others' 0, and silu(8) is about 8."""
     projection = model.talker.text_projection
     embedding = model.talker.model.text_embedding.weight
     embedding[:, FLAG] = 0

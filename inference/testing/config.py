@@ -63,7 +63,7 @@ _WINDOW = {"use_sliding_window": False, "sliding_window": None}
 
 
 def main_config(size: str) -> Config:
-    """config.json of `size`: the talker, its code predictor, the speaker encoder, the text ids."""
+    """Make config.json of `size`: talker, code predictor, speaker encoder, text ids."""
     if size not in SIZES:
         raise ValueError(f"No size named {size!r}; there are {', '.join(SIZES)}.")
     config = _released_main(hidden=1024 if size == "0.6b" else 2048)
@@ -72,7 +72,7 @@ def main_config(size: str) -> Config:
 
 
 def speech_config(size: str) -> Config:
-    """speech_tokenizer/config.json of `size`: the 12.5 Hz codec, Mimi's encoder and the decoder."""
+    """Make speech_tokenizer/config.json of `size`: Mimi's encoder and the decoder."""
     config = _released_speech()
     return _shrink_speech(config, size) if size in SHRUNK else config
 

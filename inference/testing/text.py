@@ -56,7 +56,7 @@ ROLE_WORDS = ("assistant", "user", "system")  # a token each: the model slices t
 
 
 def bpe() -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """(vocabulary, merges, added tokens) of a byte-level BPE that merges the role words only."""
+    """Make a byte-level BPE of role words alone: (vocabulary, merges, added tokens)."""
     vocabulary = {symbol: i for i, symbol in enumerate(_byte_symbols())}
     merges: list[tuple[str, str]] = []
     for word in ROLE_WORDS:
@@ -70,7 +70,7 @@ def bpe() -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
 
 
 def write_text_tokenizer(folder: Path) -> None:
-    """vocab.json, merges.txt, tokenizer_config.json and preprocessor_config.json into `folder`."""
+    """Write vocab.json, merges.txt and the tokenizer's other files into `folder`."""
     vocabulary, merges, added = bpe()
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges), ""]
@@ -106,6 +106,6 @@ def _tokenizer_config(added: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _byte_symbols() -> list[str]:
-    """GPT-2's printable stand-ins for the 256 bytes: the printable ones first, as themselves."""
+    """List GPT-2's stand-ins for the 256 bytes: the printable ones first, as themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]

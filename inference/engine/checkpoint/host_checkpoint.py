@@ -31,7 +31,7 @@ class HostCheckpoint:
 
     @classmethod
     def read(cls, folder: Path, dtype: str) -> "HostCheckpoint":
-        """The checkpoint in `folder`, in float32, float16 or bfloat16; ModelUnavailable."""
+        """Read the checkpoint in `folder`, in float32, float16 or bfloat16; ModelUnavailable."""
         with loading(f"The model in {folder}"):
             model_config = read_model_config(folder)
             weights = load_weights(folder, model_config, DTYPES[dtype], torch.device("cpu"))
@@ -40,7 +40,7 @@ class HostCheckpoint:
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Whatever goes wrong is a ModelUnavailable that says why `what` did not load."""
+    """Turn what goes wrong inside into a ModelUnavailable that says why `what` did not load."""
     try:
         yield
     except ModelUnavailable:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading took."""
+    """What one load took, in seconds and bytes."""
 
     transferred: Transferred
     seconds: float  # all of it; what the transfer did not take went into projections
@@ -46,14 +46,14 @@ class LoadReport:
 def load_weights(
     folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> Weights:
-    """The weights of the checkpoint in `folder`, in `dtype` on `device`; ModelUnavailable."""
+    """Load the weights of the checkpoint in `folder`, in `dtype` on `device`; ModelUnavailable."""
     return load_with_report(folder, config, dtype, device)[0]
 
 
 def load_with_report(
     folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[Weights, LoadReport]:
-    """`load_weights`, and what it took; both are logged too."""
+    """Do as `load_weights` does, and say what it took, which is logged too."""
     begun = time.perf_counter()
     main = _Plan(TensorFile(folder / "model.safetensors"), dtype, device)
     speech = _Plan(
@@ -71,7 +71,7 @@ def load_with_report(
 
 
 def move(weights: Weights, device: torch.device) -> Weights:
-    """The same weights on `device`: from the host to CUDA in pieces through pinned memory."""
+    """Copy weights to `device`; from the host to CUDA they go in pieces, through pinned memory."""
     pieces: list[Piece] = []
 
     def place(tensor: Tensor) -> Tensor:
@@ -114,27 +114,27 @@ class _Plan:
         return made
 
     def vector(self, name: str, size: int) -> Tensor:
-        """(size,) float32 in every dtype."""
+        """A vector (size,), which is float32 whatever the dtype of the weights."""
         made = torch.empty(size, device=self.device)
         self.fill(made, name)
         return made
 
     def joined(self, rows: dict[str, int], width: int) -> Tensor:
-        """(sum of rows, width): the named tensors under each other."""
+        """Allocate (sum of rows, width): the named tensors follow each other."""
         made = self.empty(sum(rows.values()), width)
         for name, part in zip(rows, made.split_with_sizes(list(rows.values())), strict=True):
             self.fill(part, name)
         return made
 
     def tables(self, pattern: str, count: int, rows: int, width: int) -> Tensor:
-        """(count, rows, width): the tensors that `pattern` names with a number."""
+        """Allocate (count, rows, width): the tensors that `pattern` names with a number."""
         made = self.empty(count, rows, width)
         for i, part in enumerate(made):
             self.fill(part, pattern.format(i))
         return made
 
     def interleaved(self, gate: str, up: str, rows: int, width: int) -> Tensor:
-        """(2 rows, width): gate and up in turns of GATE_INTERLEAVE rows."""
+        """Allocate (2 rows, width): gate and up take turns by GATE_INTERLEAVE rows."""
         if rows % GATE_INTERLEAVE:
             raise ModelUnavailable(f"{gate} has {rows} rows, not a multiple of {GATE_INTERLEAVE}.")
         made = self.empty(2 * rows, width)
@@ -188,7 +188,7 @@ def _head(plan: _Plan, config: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 def _predictor(plan: _Plan, config: ModelConfig, talker: TalkerWeights) -> PredictorWeights:
-    """Its inputs are filled by `_project`, once the talker's are there."""
+    """Allocate the code predictor; `_project` fills its inputs once the talker's are there."""
     name, width = "talker.code_predictor", config.code_predictor.hidden_size
     same = width == config.talker.hidden_size
     rest = config.num_code_groups - 2
@@ -203,7 +203,7 @@ def _predictor(plan: _Plan, config: ModelConfig, talker: TalkerWeights) -> Predi
 
 
 def _project(talker: TalkerWeights, predictor: PredictorWeights) -> None:
-    """predictor.first and .rest: the talker's embeddings through small_to_mtp, in float32."""
+    """Fill predictor.first and .rest: the talker's embeddings through small_to_mtp, in float32."""
     if predictor.first is talker.first:
         return
     weight = talker.head[-predictor.first.shape[1] :].float()
@@ -253,7 +253,7 @@ def _decoder(plan: _Plan) -> dict[str, Tensor]:
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with every tensor in its dataclasses, tuples and dicts changed."""
+    """Copy `value` with every tensor in its dataclasses, tuples and dicts changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple):

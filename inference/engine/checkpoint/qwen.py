@@ -26,7 +26,7 @@ class Qwen3TTSTokenizerV1Model:
 
 
 def import_qwen_tts() -> Any:
-    """The qwen_tts package, offline, with transformers' log at errors only.
+    """Import the qwen_tts package, offline, with transformers' log at errors only.
 
     ImportError; OSError where a folder that an import makes can't be made.
     """
@@ -54,7 +54,7 @@ def go_offline() -> None:
 
 
 def give_cache_folders() -> None:
-    """A folder of this process's own for what imports write, unless the environment names one.
+    """Make a folder of this process's own for what imports write, unless the environment names one.
 
     What is found in these folders is run, or keeps the import from working: transformers imports
     torch's compiler, which makes one in TMPDIR by a name that every account knows; librosa can't

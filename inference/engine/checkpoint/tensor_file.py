@@ -22,7 +22,7 @@ HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in its file."""
+    """Where one tensor lies in its file, and what it is."""
 
     name: str
     dtype: torch.dtype
@@ -96,7 +96,7 @@ class TensorFile:
 
 
 def _header(head: bytes, read: Any, size: int) -> tuple[dict[str, Any], int]:
-    """What is said of each tensor, and where their data begins; ValueError says what is wrong."""
+    """Read each tensor's entry, and where their data begins; ValueError says what is wrong."""
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > min(size - 8, HEADER_LIMIT_BYTES):
         raise ValueError("it is truncated, or its header has no valid length")

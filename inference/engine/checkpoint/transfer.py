@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 class Memory:
-    """A tensor in host memory as a source; it must be contiguous."""
+    """Reads from a tensor in host memory, which must be contiguous."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._bytes = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -53,7 +53,7 @@ class Piece:
         return self.target.numel() * self.dtype.itemsize
 
     def split(self) -> Iterator["Piece"]:
-        """Pieces of PIECE_BYTES, or of one row if a row is longer."""
+        """Cut it into pieces of PIECE_BYTES, or of one row if a row is longer."""
         target = self.target if self.target.dim() else self.target.view(1)
         row = self.nbytes // len(target)
         rows = max(1, PIECE_BYTES // row)
@@ -63,7 +63,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Transferred:
-    """What a transfer took."""
+    """What one transfer took."""
 
     nbytes: int  # in the sources
     seconds: float
@@ -85,7 +85,7 @@ def transfer(pieces: Sequence[Piece], device: torch.device) -> Transferred:
 
 
 class _Reader:
-    """One thread's buffers and, for CUDA, its stream."""
+    """Reads and uploads pieces on one thread, with buffers and a CUDA stream of its own."""
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
         self._stream: Any = None
@@ -95,7 +95,7 @@ class _Reader:
         self._buffers = [_Buffer(device, nbytes) for _ in range(BUFFERS)]
 
     def run(self, pieces: Iterator[Piece]) -> float:
-        """Carry pieces until there are no more; the seconds spent on reading them."""
+        """Carry pieces until there are no more; returns the seconds spent on reading them."""
         with self._on_stream(), torch.inference_mode():
             seconds = sum(b.carry(p) for p, b in zip(pieces, cycle(self._buffers), strict=False))
             if self._stream is not None:
@@ -107,7 +107,7 @@ class _Reader:
 
 
 class _Buffer:
-    """Host memory and, for CUDA, as much on the device."""
+    """A place for one piece in host memory and, for CUDA, one as large on the device."""
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
         cuda = device.type == "cuda"
@@ -119,7 +119,7 @@ class _Buffer:
             self._left = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def carry(self, piece: Piece) -> float:
-        """Read a piece and send it to its target; the seconds that the reading took."""
+        """Read a piece and send it to its target; returns the seconds that the reading took."""
         if self._left is not None:
             self._left.synchronize()  # what the buffer held before is uploaded
         begun = time.perf_counter()

@@ -24,19 +24,19 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 class ConvCache:
-    """The last inputs of one convolution, in every slot: `state` is (slots + 1, length, C)."""
+    """Keeps a convolution's last inputs for every slot: `state` is (slots + 1, length, C)."""
 
     def __init__(self, state: Tensor) -> None:
         self._state, self._length = state, state.shape[1]
 
     def join(self, x: Tensor, slots: Tensor) -> Tensor:
-        """The past, then x: (B, T, C) → (B, length + T, C). x becomes the past."""
+        """Put the past before x, (B, T, C) → (B, length + T, C), and remember its end."""
         line = self._open(x, slots)
         line[:, self._length :] = x
         return self._close(line, slots)
 
     def join_snake(self, ops: TorchOps, x: Tensor, weights: SnakeWeights, slots: Tensor) -> Tensor:
-        """`join` of snake(x), without a pass of its own."""
+        """Do as `join` does with snake(x), which takes no pass of its own."""
         line = self._open(x, slots)
         new = line[:, self._length :]
         ops.snake(x, weights.alpha, weights.inverse_beta, weights.bias, out=new)
@@ -53,7 +53,7 @@ class ConvCache:
 
 
 class Convolutions:
-    """All of them, and what they remember in `slots` slots and one more."""
+    """Runs the codec's convolutions, and keeps their pasts in `slots` slots and one more."""
 
     def __init__(self, weights: CodecWeights, slots: int, ops: TorchOps) -> None:
         self._weights, self._ops = weights, ops
@@ -72,13 +72,13 @@ class Convolutions:
         self._last = next(pasts)
 
     def pre_conv(self, frames: Tensor, slots: Tensor) -> Tensor:
-        """The one before the transformer: (B, n, codebook dim) → (B, n, D)."""
+        """Run the one before the transformer: (B, n, codebook dim) → (B, n, D)."""
         weight = self._weights.pre_conv
         seen = windows(self._pre_conv.join(frames, slots), weight.shape[1])
         return F.linear(seen, weight.flatten(1), self._weights.pre_conv_bias)
 
     def decode(self, x: Tensor, slots: Tensor) -> Tensor:
-        """Those after the transformer: (B, n, D) → (B, n * 1920), float32 or better."""
+        """Run those after the transformer: (B, n, D) → (B, n * 1920), float32 or better."""
         for upsample, past in self._upsamples:
             x = _upsample(x, upsample, past, slots)
         x = convolve(self._open.join(x, slots), self._weights.open)
@@ -101,7 +101,7 @@ class Convolutions:
         return flat.addmm_(h.flatten(0, 1), weights.mix.T).view_as(x)
 
     def _mouth(self, line: Tensor) -> Tensor:
-        """The last convolution, to one channel: each tap's product with each sample, then sums."""
+        """Run the last convolution, to one channel: each tap times each sample, then sums."""
         products = F.linear(line, self._weights.taps)  # (B, 6 + T, 8)
         kind = torch.promote_types(line.dtype, torch.float32)
         sound = products.unfold(1, 7, 1).diagonal(0, -2, -1).sum(-1, dtype=kind)
@@ -109,7 +109,7 @@ class Convolutions:
 
 
 def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
-    """(B, T + (width - 1) * dilation, C_in), (C_out, width, C_in) → (B, T, C_out), no padding.
+    """Convolve (B, T + (width - 1) * dilation, C_in) with (C_out, width, C_in) → (B, T, C_out).
 
     A copy and one matrix product: cuDNN is up to three times faster for some shapes, and hundreds
     of times slower for their neighbours.
@@ -118,7 +118,7 @@ def convolve(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 
 def windows(x: Tensor, width: int, dilation: int = 1) -> Tensor:
-    """What each output of a convolution sees: (B, T + …, C) → (B, T, width * C), a copy.
+    """Copy what each output of a convolution sees: (B, T + …, C) → (B, T, width * C).
 
     Without the copy neighbours would overlap in memory, and one product become B small ones.
     """
@@ -149,7 +149,7 @@ def _upsample(x: Tensor, weights: UpsampleWeights, past: ConvCache, slots: Tenso
 
 
 def _past_shapes(weights: CodecWeights) -> Iterator[tuple[int, int]]:
-    """(length, C) of every convolution's past, in the order of their work."""
+    """The size (length, C) of every convolution's past, in the order in which they work."""
     yield 2, weights.table.shape[1]
     yield from ((6, len(upsample.norm)) for upsample in weights.upsamples)
     yield 6, weights.open.shape[2]

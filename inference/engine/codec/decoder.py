@@ -23,7 +23,7 @@ PREFILL_FRAMES = 64  # frames of a reference that are read at once
 
 @dataclass(frozen=True)
 class CodecState:
-    """One stream's past, off the slots; it fits decoders of the same weights and dtype."""
+    """A copy of one stream's past; any decoder of the same weights and dtype can go on from it."""
 
     window: Tensor  # (layers, ring, 2, H, W): keys and values
     histories: Tensor  # (N,): of the convolutions, one after another
@@ -35,7 +35,7 @@ class CodecState:
 
 
 class StreamingDecoder:
-    """`slots` streams, and one more slot, `slots` itself, that any padding row may name."""
+    """Decodes up to `slots` streams; any padding row may name one more slot, `slots` itself."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class StreamingDecoder:
         )
 
     def clear(self, slot: int) -> None:
-        """A stream without a past begins in `slot`."""
+        """Begin a stream without a past in `slot`."""
         for states in self._states:
             states[slot].zero_()
 
@@ -70,13 +70,13 @@ class StreamingDecoder:
         return CodecState(*(states[slot].clone() for states in self._states))
 
     def load(self, slot: int, state: CodecState) -> None:
-        """The stream in `slot` goes on from `state`."""
+        """Let the stream in `slot` go on from `state`."""
         saved = (state.window, state.histories, state.position)
         for states, values in zip(self._states, saved, strict=True):
             states[slot].copy_(values, non_blocking=True)
 
     def decode(self, codes: Tensor, slots: Tensor) -> Tensor:
-        """The next n frames of B streams: PCM (B, n * 1920) float32 in [-1, 1].
+        """Decode the next n frames of B streams: PCM (B, n * 1920) float32 in [-1, 1].
 
         codes (B, n, groups) of any integer type, slots (B,) int64: all different but the padding.
         A float64 decoder's PCM is float64.
@@ -84,7 +84,10 @@ class StreamingDecoder:
         return self._convolutions.decode(self._read(codes, slots), slots)
 
     def prefill(self, codes: Tensor) -> CodecState:
-        """The state after the codes (T, groups) of a reference; only its end is made sound."""
+        """Read the codes (T, groups) of a reference; returns the state after them.
+
+        Only their end is made sound.
+        """
         scratch = len(self._convolutions.histories) - 1
         self.clear(scratch)
         pieces = torch.split(codes[None], PREFILL_FRAMES, 1)
@@ -93,6 +96,6 @@ class StreamingDecoder:
         return self.save(scratch)
 
     def _read(self, codes: Tensor, slots: Tensor) -> Tensor:
-        """Codebooks and transformer: (B, n, groups) → (B, n, D)."""
+        """Run the codebooks and the transformer: (B, n, groups) → (B, n, D)."""
         frames = self._table[codes + self._first_codes].sum(2)
         return self._transformer.run(self._convolutions.pre_conv(frames, slots), slots)

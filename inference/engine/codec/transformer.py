@@ -28,7 +28,7 @@ class WindowMetadata:
 
 
 class SlidingWindowCache:
-    """Rotated keys and values of the last frames, in a ring for every layer and slot."""
+    """Keeps rotated keys and values of the last frames, in a ring for every layer and slot."""
 
     def __init__(self, config: Mapping[str, Any], slots: int, like: Tensor) -> None:
         heads, width = config["num_attention_heads"], config["head_dim"]
@@ -69,7 +69,7 @@ class SlidingWindowCache:
         return frames.shape[1] <= SPARE + 1
 
     def extend(self, layer: int, new: Tensor, metadata: WindowMetadata) -> Tensor:
-        """Remember keys and values (B, n, 2, H, W); what the queries may look at, (B, S, …)."""
+        """Remember keys and values (B, n, 2, H, W); returns what queries may see, (B, S, …)."""
         ring = self.ring[layer]
         if self._fits(new):
             ring[metadata.slots[:, None], metadata.places] = new
@@ -80,7 +80,7 @@ class SlidingWindowCache:
 
 
 class CodecTransformer:
-    """The layers, and the window of each of `slots` slots and one more."""
+    """Runs the layers over the windows of `slots` slots and one more."""
 
     def __init__(self, weights: CodecWeights, config: Mapping[str, Any], slots: int) -> None:
         self._weights, self._epsilon = weights, config["rms_norm_eps"]
@@ -88,7 +88,7 @@ class CodecTransformer:
         self.window = SlidingWindowCache(config, slots, weights.norm)
 
     def run(self, x: Tensor, slots: Tensor) -> Tensor:
-        """The next n frames of B slots: (B, n, D) → (B, n, D), normed; x is used up."""
+        """Run the next n frames of B slots: (B, n, D) → (B, n, D), normed; x is overwritten."""
         metadata = self.window.advance(slots, x.shape[1])
         flat = x.flatten(0, 1)
         for index, layer in enumerate(self._weights.layers):
@@ -108,7 +108,7 @@ class CodecTransformer:
         return F.rms_norm(x, weight.shape, weight, self._epsilon)
 
     def _attend(self, qkv: Tensor, layer: int, metadata: WindowMetadata) -> Tensor:
-        """(B * n, 3 H W) → (B * n, H W)."""
+        """Let each frame attend to those in its window: (B * n, 3 H W) → (B * n, H W)."""
         x = qkv.view(*metadata.places.shape, *self._heads)
         turned = torch.empty_like(x)
         torch.addcmul(x * metadata.cosine, x.flip(-2), metadata.sine, out=turned)

@@ -36,10 +36,10 @@ class PendingSound:
 
 
 class Vocoder:
-    """A StreamingDecoder that reads the State's frames (S, F, groups) by slot and position."""
+    """Decodes the State's frames (S, F, groups), which it reads by slot and position."""
 
     def __init__(self, decoder: StreamingDecoder, frames: Tensor, codes: int) -> None:
-        """`codes`: of a codebook; an end token among the frames is read as the last code."""
+        """A codebook has `codes` codes; an end token in a frame is read as the last of them."""
         self._decoder, self._frames, self._last_code = decoder, frames, codes - 1
         self.lane = Lane(frames.device)
         self._scratch = len(frames) - 1
@@ -54,7 +54,7 @@ class Vocoder:
         return self._graphs.captures((batch, count) for count, batch in shapes)
 
     def begin(self, slot: int, past: CodecState | None) -> None:
-        """A stream takes `slot`, after the frames of its reference or after nothing."""
+        """Begin a stream in `slot`, after the frames of its reference or after nothing."""
         with self.lane.on():
             if past is None:
                 self._decoder.clear(slot)
@@ -62,7 +62,7 @@ class Vocoder:
                 self._decoder.load(slot, past)
 
     def prefill(self, codes: Tensor, after: Event) -> CodecState:
-        """The state after the codes of a reference (T, groups), which exist `after` an event."""
+        """Read a reference's codes (T, groups), which exist `after` an event; returns the state."""
         with self.lane.on():
             self.lane.wait_event(after)
             self.lane.uses(codes)
@@ -71,7 +71,7 @@ class Vocoder:
     def decode(
         self, slots: Sequence[int], starts: Sequence[int], count: int, after: Event
     ) -> PendingSound:
-        """`count` frames of at most 16 slots, from their `starts`, once `after` has happened."""
+        """Decode `count` frames of at most 16 slots, from their `starts`, `after` an event."""
         rows = len(slots)
         batch = padded_size(BATCHES, rows) if self.lane.pads else rows
         with self.lane.on():

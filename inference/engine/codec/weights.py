@@ -40,7 +40,7 @@ class CodecLayerWeights:
 
 @dataclass(frozen=True)
 class UpsampleWeights:
-    """`ratio` samples for one, then a ConvNeXt block."""
+    """Makes `ratio` samples of one, then a ConvNeXt block."""
 
     expand: Tensor  # (ratio C, C_in)
     expand_bias: Tensor  # (ratio C,)
@@ -67,7 +67,7 @@ class UnitWeights:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Snake, `rate` samples for one, three units."""
+    """A snake, then `rate` samples of one, then three units."""
 
     before: SnakeWeights
     expand: Tensor  # (rate C, 2, C_in)
@@ -96,7 +96,7 @@ def fold(
     device: torch.device,
     dtype: torch.dtype,
 ) -> CodecWeights:
-    """KeyError names what `weights` or `config` lack."""
+    """Fold the decoder's weights; KeyError names what `weights` or `config` lack."""
     return _Folder(weights, config, device, dtype).codec()
 
 
@@ -160,7 +160,7 @@ class _Folder:
         return self._cast(entries @ self._read(f"{quantizer}.output_proj.weight")[..., 0].T)
 
     def _pre_conv(self) -> tuple[Tensor, Tensor]:
-        """pre_conv, then input_proj."""
+        """Fold pre_conv and input_proj into one convolution and a bias."""
         project = self._read("pre_transformer.input_proj.weight")
         bias = project @ self._read("pre_conv.conv.bias")
         kernel = torch.einsum("dl,lkc->dkc", project, self._kernel("pre_conv"))

@@ -37,10 +37,10 @@ OLDEST = (7, 5)
 
 
 class CudaOps(TorchOps):
-    """On the current CUDA device, for weights in float16 or bfloat16."""
+    """Runs the kernels on the current CUDA device, for weights in float16 or bfloat16."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        """KernelsUnavailable if the device can't run them, or if nothing compiles them here."""
+        """Compile them; KernelsUnavailable if that fails, or the device can't run them."""
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST or (dtype == torch.bfloat16 and capability < (8, 0)):
             raise KernelsUnavailable(f"Compute capability {capability} can't run them in {dtype}.")
@@ -230,13 +230,13 @@ class CudaOps(TorchOps):
 
 
 def image(dtype: torch.dtype, target: str) -> bytes:
-    """The kernels for weights in `dtype`, compiled; no GPU is needed for it."""
+    """Compile the kernels for weights in `dtype`; no GPU is needed for it."""
     source = (files("inference.engine.kernels") / "kernels.cu").read_text("utf-8")
     return compiled(source, (f"-DBF16={int(dtype == torch.bfloat16)}",), target)
 
 
 def compile_ahead(dtype: torch.dtype, architectures: Iterable[tuple[int, int]]) -> None:
-    """For engines that this process loads later on any of these GPUs. KernelsUnavailable."""
+    """Compile for engines that this process loads later on such GPUs. KernelsUnavailable."""
     for architecture in architectures:
         for kind in {dtype, torch.float16}:  # which the codec has
             image(kind, target(architecture))

@@ -19,7 +19,7 @@ class KernelsUnavailable(RuntimeError):
 
 
 class Program:
-    """One compiled source; its functions run on torch's current stream."""
+    """Launches the functions of one compiled source on torch's current stream."""
 
     def __init__(self, image: bytes) -> None:
         """`image` is what `compiled` made for the device that is current."""
@@ -53,7 +53,7 @@ class Program:
 
 
 def target(capability: tuple[int, int]) -> str:
-    """What to compile for: machine code of a GPU with this compute capability.
+    """Name machine code of a GPU with this compute capability as NVRTC does.
 
     A driver loads code of any CUDA of its major version. PTX it would compile itself, but only if
     it is as new as the NVRTC that made it.
@@ -63,7 +63,7 @@ def target(capability: tuple[int, int]) -> str:
 
 @cache  # a process compiles each once, before or after it has a device
 def compiled(source: str, defines: tuple[str, ...], target: str) -> bytes:
-    """A cubin for `sm_75` and the like, PTX for `compute_75`. KernelsUnavailable."""
+    """Compile to a cubin for `sm_75` and the like, to PTX for `compute_75`. KernelsUnavailable."""
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
@@ -89,7 +89,7 @@ def compiled(source: str, defines: tuple[str, ...], target: str) -> bytes:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """What a call of the bindings answers besides its error code."""
+    """Take the error code off what a call of the bindings answers, and raise if it is one."""
     result, *rest = answer
     if int(result):
         raise KernelsUnavailable(f"CUDA said {result}.")
