@@ -1,6 +1,7 @@
 """Who may import whom, asserted in fresh processes; and those figures of style that count."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,13 +113,24 @@ def test_modules_are_short_and_functions_shorter() -> None:
     assert median(lengths) <= 10
 
 
-def test_no_except_is_broad() -> None:
+EDGES = (  # of threads and of calls: whatever is raised goes to a caller, and the next is served
+    "inference/modal/calls.py",
+    "inference/serving/service.py",
+    "inference/serving/worker.py",
+)
+
+
+def test_no_except_is_broad_but_at_an_edge_where_it_says_why() -> None:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, path
                 named = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
-                assert not named & {"Exception", "BaseException"}, (path, node.lineno)
+                if named & {"Exception", "BaseException"}:
+                    assert path.relative_to(ROOT).as_posix() in EDGES, (path, node.lineno)
+                    line = source.splitlines()[node.lineno - 1]
+                    assert re.search(r"Exception as error:  # \w", line), (path, line)
 
 
 def test_all_that_a_command_prints_goes_through_one_module() -> None:

@@ -1,5 +1,6 @@
 """The class with the GPU, on a CPU: it enrols, speaks, refuses and is left."""
 
+import asyncio
 import inspect
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from cli.modal import account
 from cli.modal.deployed import sources
 from inference import errors
 from inference.modal import app as deploy
-from inference.modal.calls import Failure, Item, to_pcm
+from inference.modal.calls import Item, RemoteCalls, to_pcm
 from inference.models.catalog import DEMO_FILES, LocatedModel, locate
 from inference.models.marker import MARKER, bring, marked
 from inference.serving.config import ServiceConfig
@@ -575,7 +576,10 @@ def test_the_image_is_pinned_and_its_largest_layer_comes_first(sent: ModalServer
 def test_a_call_that_breaks_in_our_own_code_is_said_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with Failure() as failure:
-        raise KeyError("a bug")
-    assert failure.item["error"]["code"] == "inference-failed"
+    class Broken:
+        def describe(self) -> None:
+            raise KeyError("a bug")
+
+    item = asyncio.run(RemoteCalls(Broken(), 1.0).describe())  # type: ignore[arg-type]
+    assert item["error"]["code"] == "inference-failed"
     assert "A call failed." in caplog.text

@@ -19,7 +19,6 @@ from faults import QuickEnroller, noise
 from modal_volume import Cloud, Container, Dict, Killed
 from uploading import clip_of, enrol_bytes
 
-from inference.serving.worker import FailureGoesTo
 from registry.contract import PromptSource
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
 from registry.storage.data_dir import DataDir
@@ -282,8 +281,10 @@ class World:
             thread.join()
 
     def _work(self, site: Site, owner: Owner) -> None:
-        with FailureGoesTo(self.failures.append):
+        try:
             owner.work(site, turns=owner.rng.randrange(1, 6))
+        except BaseException as error:
+            self.failures.append(error)
 
     def _site(self) -> Site | None:
         """A container at work, or none if it died while it started."""

@@ -45,10 +45,7 @@ PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
 
 class Engine:
-    """Speaks many requests: `submit` queues one, `step` goes on with all, `cancel` ends one.
-
-    `run` is for scripts.
-    """
+    """Speaks many requests: `submit` queues one, `step` goes on with all, `cancel` ends one."""
 
     def __init__(
         self,

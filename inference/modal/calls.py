@@ -15,9 +15,8 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -43,22 +42,23 @@ class RemoteCalls:
 
     async def ready(self) -> None:
         """Returns when the model is loaded. If it can't be, the calls will say why."""
-        with Failure() as failure:
+        try:
             await self._service.ready()
-        if failure.item:
-            log.error("The model is not loaded: %s", failure.item["error"]["detail"])
+        except Exception as error:  # the container goes on: each call tries again, and says why
+            log.error("The model is not loaded: %s", failed(error)["error"]["detail"])
 
     async def extract_prompt(self, source: Mapping[str, Any], until_s: float) -> Item:
         """Answer {"prompt": …} to a PromptSource's fields, or {"error": …}.
 
         `until_s` is when its caller stops waiting for it, in seconds since the epoch.
         """
-        with Failure() as failure:
+        try:
             refuse_late(until_s)
             async with self._limit(ExtractionFailed, "The prompt features are").step():
                 found = asdict(await self._service.extract_prompt(PromptSource(**source)))
             return {"prompt": found | {"modes": list(found["modes"])}}
-        return failure.item
+        except Exception as error:  # a failure is an item too; who cancels a call knows why
+            return failed(error)
 
     async def speak(
         self,
@@ -74,7 +74,8 @@ class RemoteCalls:
         """
         run, samples = secrets.token_hex(8), 0
         limit = self._limit(SpeechUnfinished, "The speech is")
-        with Failure() as failure:
+        failure: Item | None = None
+        try:
             refuse_late(until_s)
             yield {"call": call, "run": run}
             async with limit.step():
@@ -86,14 +87,17 @@ class RemoteCalls:
                     yield {"pcm": to_pcm(chunk), "run": run}
                     samples += len(chunk)
             yield {"end": {"samples": samples}, "run": run}
-        if failure.item:
-            yield failure.item
+        except Exception as error:  # a failure is an item too; who cancels a call knows why
+            failure = failed(error)
+        if failure is not None:
+            yield failure
 
     async def describe(self) -> Item:
-        with Failure() as failure:
+        try:
             found = asdict(await asyncio.to_thread(self._service.describe))
             return {"model": found | {"languages": list(found["languages"])}}
-        return failure.item
+        except Exception as error:  # a failure is an item too; who cancels a call knows why
+            return failed(error)
 
     def status(self) -> Item:
         return asdict(self._service.status())
@@ -137,25 +141,8 @@ class Limit:
             yield chunk
 
 
-class Failure(AbstractContextManager["Failure"]):
-    """What a call fails with is an item too; who cancels it knows why."""
-
-    def __init__(self) -> None:
-        self.item: Item = {}
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.item = failed(error)
-        return True
-
-
 def failed(error: Exception) -> Item:
+    """The item that tells of a failure; what is no refusal is logged, too."""
     if isinstance(error, InferenceError):
         return _error(error.code, str(error), getattr(error, "retry_after_s", None))
     log.error("A call failed.", exc_info=error)

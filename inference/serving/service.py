@@ -27,7 +27,6 @@ from inference.serving.voice_files import VoiceFiles
 from inference.serving.worker import (
     ArrivalCounter,
     DeviceThread,
-    FailureGoesTo,
     closing,
     retrieve,
     to_its_end,
@@ -246,12 +245,13 @@ class InferenceService:
         loaded = self._loaded
         if loaded is None:
             return False
-        more = False
-        with FailureGoesTo(self._broken):
+        try:
             if self._thread.closed:
                 loaded.close(closing())
-            more = loaded.step()
-        return more
+            return loaded.step()
+        except BaseException as error:  # the thread goes on, and loads another engine when asked
+            self._broken(error)
+            return False
 
     def _judged(self, error: BaseException) -> BaseException:
         """Judge what a job raised: whatever is no refusal has broken the engine."""

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 from typing import Any, TypeVar
 
 from inference.errors import Overloaded
@@ -23,38 +22,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Job:
+    """A call for the thread to make, and the future that its caller waits for."""
+
     call: Callable[[], Any]
     future: "Future[Any]"
 
     def run(self, judge: Callable[[BaseException], BaseException]) -> None:
         """Do the work, unless its caller has left, who gets what `judge` makes of a failure."""
-        if self.future.set_running_or_notify_cancel():
-            with FailureGoesTo(lambda error: self.future.set_exception(judge(error))):
-                self.future.set_result(self.call())
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.call()
+        except BaseException as error:  # it is the caller's: the thread goes on to the next job
+            self.future.set_exception(judge(error))
+        else:
+            self.future.set_result(result)
 
     def fail(self, error: Exception) -> None:
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
-
-
-class FailureGoesTo:
-    """Hands whatever is raised inside to `receiver`, and goes on."""
-
-    def __init__(self, receiver: Callable[[BaseException], object]) -> None:
-        self._receiver = receiver
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if error is not None:
-            self._receiver(error)
-        return True
 
 
 def too_many(waiting: int, retry_after_s: float) -> Overloaded:
