@@ -289,7 +289,7 @@ def test_a_graph_that_is_not_captured_costs_no_engine(
     async def go() -> None:
         ref = await enrolled(service, enrol())
         await say(service, ref, "Hi.")
-        await until(lambda: "No more CUDA graphs" in caplog.text)
+        await until(lambda: "captures no more CUDA graphs" in caplog.text)
         before = count(service, "finished")
         assert len(await say(service, ref, "Hi.")) and count(service, "finished") == before + 1
 

@@ -85,7 +85,9 @@ class Session:
                 time.sleep(max(0.0, begun_s + waiting[0].after_s - time.perf_counter()))
         settle(self._engine)
         if not self.heard:
-            raise SpeechFailed(next((c.error for c in self.callers if c.error), "No sound came."))
+            raise SpeechFailed(
+                next((c.error for c in self.callers if c.error), "The engine made no sound.")
+            )
         return self
 
     @property

@@ -145,7 +145,7 @@ class LoadedEngine:
         try:
             return next(self._captures, None) is not None
         except RuntimeError as error:
-            log.warning("No more CUDA graphs are captured.", exc_info=error)
+            log.warning("The engine captures no more CUDA graphs.", exc_info=error)
             self._captures = iter(())
             return False
 

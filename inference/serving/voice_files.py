@@ -33,7 +33,9 @@ class VoiceFiles:
         try:
             return read_stored(path, FILE_LIMIT_BYTES)
         except OSError as error:
-            raise PromptCorrupt(f"The prompt file can't be read: {error}") from error
+            raise PromptCorrupt(
+                f"The prompt file of {ref.voice_id} can't be read: {error}"
+            ) from error
 
     def keep(self, ref: PromptRef, data: bytes) -> None:
         write_atomically(self.data.prompt(ref), data)
@@ -82,7 +84,9 @@ class VolumeFiles(VoiceFiles):
             try:
                 self._volume.commit()
             except self._failures as error:
-                raise StorageFailed(f"The prompt file was not stored ({error!r}).") from error
+                raise StorageFailed(
+                    f"The prompt file of {ref.voice_id} was not stored ({error!r})."
+                ) from error
 
     def _reload(self) -> None:
         try:

@@ -43,7 +43,10 @@ class CudaOps(TorchOps):
         """Compile them; KernelsUnavailable if that fails, or the device can't run them."""
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST or (dtype == torch.bfloat16 and capability < (8, 0)):
-            raise KernelsUnavailable(f"Compute capability {capability} can't run them in {dtype}.")
+            gpu = ".".join(map(str, capability))
+            raise KernelsUnavailable(
+                f"Our kernels do not run in {dtype} on a GPU of compute capability {gpu}."
+            )
         torch.cuda.current_stream(device).synchronize()  # the device's context exists from here on
         self._program = Program(image(dtype, target(capability)))
         self._dtype = dtype

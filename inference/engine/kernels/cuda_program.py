@@ -92,7 +92,7 @@ def checked(answer: tuple[Any, ...]) -> Any:
     """Take the error code off what a call of the bindings answers, and raise if it is one."""
     result, *rest = answer
     if int(result):
-        raise KernelsUnavailable(f"CUDA said {result}.")
+        raise KernelsUnavailable(f"A call of the CUDA driver or of NVRTC failed: {result}.")
     return rest[0] if rest else None
 
 
