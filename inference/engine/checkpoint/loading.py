@@ -119,28 +119,30 @@ class _Plan:
         self.fill(made, name)
         return made
 
-    def joined(self, rows: dict[str, int], width: int) -> Tensor:
-        """Allocate (sum of rows, width): the named tensors follow each other."""
-        made = self.empty(sum(rows.values()), width)
-        for name, part in zip(rows, made.split_with_sizes(list(rows.values())), strict=True):
+    def joined(self, outputs: dict[str, int], width: int) -> Tensor:
+        """Allocate (sum of outputs, width): the named tensors follow each other."""
+        made = self.empty(sum(outputs.values()), width)
+        for name, part in zip(outputs, made.split_with_sizes(list(outputs.values())), strict=True):
             self.fill(part, name)
         return made
 
-    def tables(self, pattern: str, count: int, rows: int, width: int) -> Tensor:
-        """Allocate (count, rows, width): the tensors that `pattern` names with a number."""
-        made = self.empty(count, rows, width)
+    def tables(self, pattern: str, count: int, codes: int, width: int) -> Tensor:
+        """Allocate (count, codes, width): the tensors that `pattern` names with a number."""
+        made = self.empty(count, codes, width)
         for i, part in enumerate(made):
             self.fill(part, pattern.format(i))
         return made
 
-    def interleaved(self, gate: str, up: str, rows: int, width: int) -> Tensor:
-        """Allocate (2 rows, width): gate and up take turns by GATE_INTERLEAVE rows."""
-        if rows % GATE_INTERLEAVE:
-            raise ModelUnavailable(f"{gate} has {rows} rows, not a multiple of {GATE_INTERLEAVE}.")
-        made = self.empty(2 * rows, width)
+    def interleaved(self, gate: str, up: str, outputs: int, width: int) -> Tensor:
+        """Allocate (2 outputs, width): gate and up take turns by GATE_INTERLEAVE outputs."""
+        if outputs % GATE_INTERLEAVE:
+            raise ModelUnavailable(
+                f"{gate} has {outputs} rows, not a multiple of {GATE_INTERLEAVE}."
+            )
+        made = self.empty(2 * outputs, width)
         parts = made.view(-1, 2, GATE_INTERLEAVE, width).unbind(1)
-        self.fill(parts[0], gate, (rows, width))
-        self.fill(parts[1], up, (rows, width), 1 / self.fold)
+        self.fill(parts[0], gate, (outputs, width))
+        self.fill(parts[1], up, (outputs, width), 1 / self.fold)
         return made
 
 
@@ -225,13 +227,13 @@ def _layer(plan: _Plan, name: str, config: TransformerConfig) -> LayerWeights:
         config.q_size,
         config.kv_size,
     )
-    rows = {
+    outputs = {
         f"{attention}.{part}_proj.weight": n for part, n in (("q", query), ("k", kv), ("v", kv))
     }
     gate, up = f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"
     return LayerWeights(
         input_norm=plan.vector(f"{name}.input_layernorm.weight", width),
-        qkv=plan.joined(rows, width),
+        qkv=plan.joined(outputs, width),
         q_norm=plan.vector(f"{attention}.q_norm.weight", config.head_dim),
         k_norm=plan.vector(f"{attention}.k_norm.weight", config.head_dim),
         o=plan.tensor(f"{attention}.o_proj.weight", width, query),

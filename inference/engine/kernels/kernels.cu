@@ -79,8 +79,8 @@ __device__ __forceinline__ float warp_sum(float v) {
 }
 
 // Tensor cores. A dot product does not care about the order of its terms, so a thread takes 8
-// neighbours of a weight row and of an input row for its part of several steps: both operands are
-// loaded 16 bytes at a time, as they lie in memory.
+// neighbours of an output's weights and of an input row for its part of several steps: both operands
+// are loaded 16 bytes at a time, as they lie in memory.
 
 __device__ __forceinline__ void multiply(float* c, uint4 top, uint4 bottom, uint4 x) {
 #if __CUDA_ARCH__ >= 800
