@@ -301,7 +301,7 @@ def test_a_kill_between_rows_and_files_leaves_orphans_for_the_doctor(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(stores, "remove_files", die)
+        killed.setattr(stores, "unneeded", die)
         with pytest.raises(KeyboardInterrupt):
             store.purge_surplus(0)
     assert files(store) > files_of(store, "ben")

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +32,7 @@ LOST_ANSWERS = 0.01
 STALL_S = 0.15  # longer than a claim lives, in these tests
 DAY_S = 86_400
 BACKGROUND_S = 0.02  # between two commits of the platform's, on average
+SHARED = tuple(noise(random.Random(f"shared {n}")) for n in range(3))  # by several voices
 NAMES = [f"voice {letter}" for letter in "abcdefghijklmnopqrst"]
 
 
@@ -57,6 +58,7 @@ class Site:
     container: Container
     store: VoiceStore
     enroller: QuickEnroller
+    turn: threading.Lock = field(default_factory=threading.Lock)  # with a clip of several voices
 
     @classmethod
     def start(
@@ -72,7 +74,8 @@ class Site:
     def enrol(self, name: str, upload: bytes, mark: str) -> str:
         """The id of a new voice that has the mark in two places."""
         made = enrol_bytes(self.enroller, name, upload, description=mark, labels={"mark": mark})
-        return asyncio.run(made).row.id
+        with self.turn if upload in SHARED else nullcontext():  # each has an event loop of its own
+            return asyncio.run(made).row.id
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Owner:
         self.acknowledged += 1
 
     def _add(self, site: Site) -> None:
-        upload, mark = noise(self.rng), self._mark()
+        upload, mark = self.rng.choice((noise(self.rng), *SHARED)), self._mark()
         wanted = Known("", self.rng.choice(NAMES), mark, 1, upload)
         self.doubts.append((None, wanted))
         voice_id = site.enrol(wanted.name, upload, mark)

@@ -48,6 +48,7 @@ class Services:
                 for part in await self._surplus():
                     await to_its_end(self.store.purge, part, None)
                     await asyncio.sleep(PAUSE_S)
+                await to_thread.run_sync(self.store.finish_removals)
             await asyncio.sleep(PURGE_EVERY_S)
 
     async def purge_some(self) -> None:

@@ -49,7 +49,7 @@ def forgettable(data: DataDir, session: Session, voices: Sequence[str]) -> list[
     found = dict[str, Forgotten]()
     for voice in _deleted(session, voices):
         found[voice.voice_id] = voice
-        alone = (sha256 for sha256 in voice.clips if not _is_named(session, sha256, but=found))
+        alone = (sha256 for sha256 in voice.clips if not is_named(session, sha256, but=found))
         if any(_is_young(data.clip(sha256), voice.deleted_at) for sha256 in alone):
             del found[voice.voice_id]
     return [*found.values()]
@@ -66,7 +66,7 @@ def _deleted(session: Session, voices: Sequence[str]) -> Iterator[Forgotten]:
         yield Forgotten(voice_id, str(deleted_at), tuple(clips[voice_id]))
 
 
-def _is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
+def is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
     """By a voice that lives or is deleted, and is none of these."""
     of_clip = select(VoiceVersion.voice_id).where(VoiceVersion.clip_sha256 == sha256)
     others = of_clip.where(col(VoiceVersion.voice_id).not_in([*but]))
@@ -94,14 +94,15 @@ def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
     session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
 
 
-def remove_files(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) -> None:
-    """Under the write lock, so that no row can appear for a file that goes."""
-    clips = set[str]()
+def unneeded(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) -> list[Path]:
+    """Their files that no row names; under the write lock, so that none can appear for them."""
+    clips, prompts = set[str](), list[Path]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
-            remove(_prompts(data, voice.voice_id))
+            prompts += _prompts(data, voice.voice_id)
         clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
-    remove(data.files_of({sha256 for sha256 in clips if not _is_named(session, sha256)}))
+    named = {sha256 for sha256 in clips if is_named(session, sha256)}
+    return [*prompts, *data.files_of(clips - named)]
 
 
 def remove(paths: Iterable[Path]) -> None:
@@ -125,7 +126,7 @@ def _prompts(data: DataDir, voice_id: str) -> list[Path]:
 def unfinished(data: DataDir, session: Session, source: PromptSource, *, clip: bool) -> list[Path]:
     """What was written for a row that did not come, and no row names."""
     found = list[Path]()
-    if clip and not _is_named(session, source.clip_sha256):
+    if clip and not is_named(session, source.clip_sha256):
         found += filter(is_plain, (data.clip(source.clip_sha256), data.conditioned(source)))
     prompts = _prompts(data, source.voice_id)
     if session.get(Voice, source.voice_id) is None:

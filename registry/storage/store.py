@@ -23,7 +23,7 @@ from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
-from registry.errors import ClipDamaged, ModelMismatch, PromptNotReady, StorageFull
+from registry.errors import ModelMismatch, PromptNotReady, StorageFull
 from registry.names import name_key, variants
 from registry.storage import private
 from registry.storage.blobs import (
@@ -46,9 +46,9 @@ from registry.storage.purge import (
     forget,
     forgettable,
     remove,
-    remove_files,
     surplus,
     unfinished,
+    unneeded,
 )
 from registry.storage.queries import find, find_row, page, refuse_taken
 from registry.storage.rows import (
@@ -117,7 +117,7 @@ class VoiceStore:
         sha256 = voice.enrolment.clip_sha256
         content = self._content(self.data.clip(sha256), sha256)
         if content is None:
-            raise _damaged_clip(voice)
+            raise voice.damaged_clip()
         return content
 
     @contextmanager
@@ -126,7 +126,7 @@ class VoiceStore:
         sha256 = voice.enrolment.clip_sha256
         with storage_errors(self.data.root, writing=False), opened(self.data.clip(sha256)) as file:
             if file is None or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise _damaged_clip(voice)
+                raise voice.damaged_clip()
             file.seek(0)
             yield file
 
@@ -199,7 +199,7 @@ class VoiceStore:
             if not unfinished(self.data, session, source, clip=clip):
                 return
         with self._db.write() as session, self._removing():
-            remove(unfinished(self.data, session, source, clip=clip))
+            self._remove(unfinished(self.data, session, source, clip=clip))
 
     def insert(
         self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
@@ -277,7 +277,7 @@ class VoiceStore:
                 forgotten = self._forgettable(session, voices)[:most]
                 forget(session, forgotten)
             with self._db.write() as session, self._removing():
-                remove_files(self.data, session, forgotten)
+                self._remove(unneeded(self.data, session, forgotten))
         return len(forgotten)
 
     def _forgettable(self, session: Session, voices: Sequence[str]) -> list[Forgotten]:
@@ -289,6 +289,12 @@ class VoiceStore:
         """Around what removes files, within the transaction that keeps rows for them away."""
         with self._files, storage_errors(self.data.root, writing=True):
             yield
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        remove(paths)
+
+    def finish_removals(self) -> None:
+        """What removals leave to be done an hour later: nothing, in a folder of this machine."""
 
     def holding_files(self) -> AbstractContextManager[None]:
         """Within, the files of all rows that were there at its beginning stay."""
@@ -340,10 +346,3 @@ class VoiceStore:
         """Change the model on purpose; every voice of another model is stale from now on."""
         with self._db.write() as session:
             session.merge(model_row(source, model))
-
-
-def _damaged_clip(voice: StoredVoice) -> ClipDamaged:
-    return ClipDamaged(
-        f"The reference clip of {voice.row.name!r} is missing or damaged on disk; restore "
-        f"clips/{voice.enrolment.clip_sha256} from a backup, or delete the voice and add it again."
-    )

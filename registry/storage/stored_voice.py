@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from registry.contract import ModelRef, PromptRef, PromptSource, fingerprint
-from registry.errors import PromptNotReady, VoiceDamaged
+from registry.errors import ClipDamaged, PromptNotReady, VoiceDamaged
 from registry.names import is_voice_id
 from registry.storage.tables import (
     AUDIO_TYPES,
@@ -76,6 +76,13 @@ class StoredVoice:
         if self.features is None:
             return None
         return PromptRef(self.row.id, self.features.fingerprint, self.features.sha256)
+
+    def damaged_clip(self) -> ClipDamaged:
+        return ClipDamaged(
+            f"The reference clip of {self.row.name!r} is missing or damaged on disk; restore "
+            f"clips/{self.enrolment.clip_sha256} from a backup, or delete the voice and add it "
+            "again."
+        )
 
     def ready_prompt(self) -> PromptRef:
         """Raises PromptNotReady, for whoever makes none."""

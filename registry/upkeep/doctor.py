@@ -7,7 +7,7 @@ or damaged can't be repaired: it is reported, for a backup to mend. What is not 
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -98,8 +98,10 @@ def examine_files(
     files: AbstractContextManager[object],
     read_data: bool,
     repair: bool,
+    keep: Callable[[Sequence[Path]], None] = lambda paths: None,
 ) -> list[Finding]:
-    """All but the database itself, which is open. Files are only touched within `files`.
+    """All but the database itself, which is open. Files are only touched within `files`; `keep`
+    is told of those that will be removed.
 
     Rows are looked at in a copy, and files after it, so that nobody waits meanwhile. What is wrong
     there is looked at again, for it may have changed: in another copy, or to be repaired, within a
@@ -113,11 +115,11 @@ def examine_files(
             with files:
                 faults[path, sha256] = _fault(path, sha256, read_data)
         with files:
-            found = _Examination(data, session, faults, read_data, repair=False).findings(KINDS)
+            found = _Examination(data, session, faults, read_data, False, keep).findings(KINDS)
     wrong = [k for k, told in found.items() if any(one.severity != "foreign" for one in told)]
     if wrong:
         with database.write() if repair else database.copy() as session, files:
-            again = _Examination(data, session, faults, read_data, repair).findings(wrong)
+            again = _Examination(data, session, faults, read_data, repair, keep).findings(wrong)
         for kind, told in again.items():
             found[kind] = [one for one in told if repair or one in found[kind]]
     return [*map(_unbelieved, faulty), *chain.from_iterable(found.values())]
@@ -167,6 +169,7 @@ class _Examination:
     faults: Mapping[tuple[Path, str], str]  # as of a moment ago
     read_data: bool
     repair: bool
+    keep: Callable[[Sequence[Path]], None]
 
     def findings(self, kinds: Iterable["Kind"]) -> dict["Kind", list[Finding]]:
         return {kind: [*kind(self)] for kind in kinds}
@@ -235,9 +238,10 @@ class _Examination:
             *self.data.transients(),
         )
         orphans = [path for path in found if path not in referred]
-        for path in sorted([*orphans, *self.data.leftovers()]):
-            if not is_settled(path):
-                continue  # an enrolment may be under way
+        orphans = [*filter(is_settled, sorted([*orphans, *self.data.leftovers()]))]
+        if self.repair:
+            self.keep(orphans)
+        for path in orphans:  # none of an enrolment that may be under way
             if self.repair:
                 self._remove(path, path.parent not in referred)
             yield self._mend(f"{path.relative_to(self.data.root)} belongs to no voice")

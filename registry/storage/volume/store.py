@@ -4,23 +4,26 @@ Files are written once and committed before anyone is told their names; rows are
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import PromptSource
-from registry.errors import StorageUnavailable, VoiceNotFound
-from registry.storage.blobs import make_folder, write_once
+from registry.errors import ClipDamaged, StorageUnavailable, VoiceNotFound
+from registry.storage.blobs import StoredContent, make_folder, write_once
 from registry.storage.data_dir import DataDir
 from registry.storage.database import migrate
+from registry.storage.purge import is_named
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Upload
 from registry.storage.volume.database import SnapshotDatabase
+from registry.storage.volume.removed import RemovedClips
 from registry.storage.volume.snapshots import Claims, Mount
 from registry.upkeep.doctor import Finding, examine_files
 
@@ -101,7 +104,9 @@ class VolumeStore(VoiceStore):
     def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
         """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
         self._mount, self._claims, self._local, self._files = mount, claims, local, mount.gate
-        super().__init__(VolumeDir(mount.path, local / "registry.db"))
+        data = VolumeDir(mount.path, local / "registry.db")
+        self._removed = RemovedClips(mount, data)
+        super().__init__(data)
 
     def _share(self) -> AbstractContextManager[object]:
         return nullcontext()  # a Volume is never exchanged, and a folder that is open blocks it
@@ -125,14 +130,39 @@ class VolumeStore(VoiceStore):
                 raise
         return super().get(reference)
 
+    def clip_content(self, voice: StoredVoice) -> StoredContent:
+        try:
+            return super().clip_content(voice)
+        except ClipDamaged:
+            if not self._put_back(voice.enrolment.clip_sha256):
+                raise
+        return super().clip_content(voice)
+
     @contextmanager
     def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
         """A copy on the container's own disk: the Volume must not wait for a decoder."""
         with TemporaryFile(dir=self._local) as copy:
-            with self._mount.gate, super().open_clip(voice) as clip:
-                shutil.copyfileobj(clip, copy)
+            try:
+                self._copy_clip(voice, copy)
+            except ClipDamaged:
+                if not self._put_back(voice.enrolment.clip_sha256):
+                    raise
+                self._copy_clip(voice, copy)
             copy.seek(0)
             yield copy
+
+    def _copy_clip(self, voice: StoredVoice, copy: IO[bytes]) -> None:
+        with self._mount.gate, super().open_clip(voice) as clip:
+            shutil.copyfileobj(clip, copy)
+
+    def _put_back(self, sha256: str) -> bool:
+        """A clip that a removal took though it did not count, if it was one."""
+        if not self._removed.has(sha256):
+            return False
+        with self._db.write() as session:
+            if named := is_named(session, sha256):
+                self._removed.put_back(sha256)
+            return named
 
     def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
         """Every container can read the files once this returns."""
@@ -168,6 +198,16 @@ class VolumeStore(VoiceStore):
             self._mount.dirty = True
             yield
 
+    def _remove(self, paths: Sequence[Path]) -> None:
+        self._removed.keep(paths)
+        self._mount.dirty = True
+        super()._remove(paths)
+
+    def finish_removals(self) -> None:
+        if self._removed.is_any():
+            with self._db.write() as session:
+                self._removed.finish(partial(is_named, session))
+
     def _held(self) -> Path:
         return self._local  # a backup in another container has the files of its last reload
 
@@ -184,5 +224,7 @@ class VolumeStore(VoiceStore):
         self._db.replace(unpacked.database)
 
     def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
-        """What `voices doctor` finds in a local directory."""
-        return examine_files(self.data, self._db, self._files, read_data, repair)
+        """What `voices doctor` finds in a local directory, once what was removed is put right."""
+        self.finish_removals()
+        keep = self._removed.keep
+        return examine_files(self.data, self._db, self._files, read_data, repair, keep)

@@ -1,0 +1,67 @@
+"""Clips that went from a Volume: a copy of each stays in `removed/` for an hour.
+
+A container that stalls or dies while it removes a clip publishes that late, or at a moment when
+another has enrolled the same clip again: nothing holds a Volume's writers apart. So no clip goes
+for good before every claim of that time is dead, and one that a voice turns out to have is put
+back. Prompts and conditioned clips are made from clips, and need none of this.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from registry.storage.blobs import read_stored, write_once
+from registry.storage.data_dir import DataDir, is_plain, is_settled, is_sha256
+from registry.storage.volume.snapshots import Mount
+
+
+class RemovedClips:
+    def __init__(self, mount: Mount, data: DataDir) -> None:
+        self._mount, self._data = mount, data
+        self._folder = mount.path / "removed"
+
+    def keep(self, paths: Iterable[Path]) -> None:
+        """Copy those of the files that are clips, for everyone, before they are removed.
+
+        Not in one publication with the removal: who dies in the middle of it has published a part.
+        """
+        with self._mount.gate:
+            clips = [path for path in paths if self._is_clip(path)]
+            for path in clips:
+                write_once(self._folder / path.name, read_stored(path))
+            if clips:
+                self._mount.commit()
+
+    def has(self, sha256: str) -> bool:
+        with self._mount.gate:
+            self._mount.reload()
+            return is_plain(self._folder / sha256)
+
+    def is_any(self) -> bool:
+        with self._mount.gate:
+            return any(self._copies())
+
+    def put_back(self, sha256: str) -> None:
+        """One that a row names, within a transaction, so that none of a removal is under way."""
+        with self._mount.gate:
+            write_once(self._data.clip(sha256), read_stored(self._folder / sha256))
+            self._mount.dirty = True
+
+    def finish(self, is_named: Callable[[str], bool]) -> None:
+        """Put back what a row names, and remove copies that are older than any removal's delay.
+
+        Within a transaction, so that what is named stays so.
+        """
+        with self._mount.gate:
+            for copy in [*self._copies()]:
+                if is_named(copy.name):
+                    self.put_back(copy.name)
+                if is_settled(copy):
+                    copy.unlink()
+                    self._mount.dirty = True
+
+    def _is_clip(self, path: Path) -> bool:
+        return path == self._data.clip(path.name) and is_sha256(path.name) and is_plain(path)
+
+    def _copies(self) -> Iterator[Path]:
+        if self._folder.is_dir():
+            yield from (p for p in sorted(self._folder.iterdir()) if is_sha256(p.name))
