@@ -10,7 +10,7 @@ from starlette.types import Scope
 from registry import VERSION
 from registry.api import docs, problems
 from registry.api.cross_origin import allow_origins
-from registry.api.limits import Ask, Gate, RequestLimit
+from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
 from registry.api.native import clone, health, speak, voices
 from registry.api.pace import Pace
 from registry.api.requests import MIB, BodyLimit, HeadAsGet
@@ -66,6 +66,7 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(SpeechShares, paths=("/speak", "/clone"), status=inference.status)
     app.add_middleware(Gate, asks=asks(speaker, uploads))
     app.add_middleware(RequestLimit, most=settings.max_requests)
     app.add_middleware(Pace, grace_s=settings.body_timeout_s)

@@ -6,6 +6,7 @@ voice has a tone of its own, so that a wrong voice can be heard by its frequency
 
 import asyncio
 import hashlib
+import sys
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -47,6 +48,12 @@ class Pace:
             raise
         if error is not None:
             raise error
+
+    def open(self) -> None:
+        """From now on chunks are made at once; those too that are waited for."""
+        self._free = sys.maxsize
+        for _ in range(1000):
+            self._loop.call_soon_threadsafe(self._turns.put_nowait, None)
 
     def until_asked(self) -> None:
         assert self._asked.acquire(timeout=PATIENCE_S), "nobody asks for a chunk"

@@ -6,15 +6,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api import add, problem
+from api import CLIP, add, problem
 from conftest import Enrol, ServiceFactory
-from fakes import PATIENCE_S, FakeInference
+from fakes import PATIENCE_S, FakeInference, Pace
 from serving import serving
 from speaking import run
 from test_queue import Gate
@@ -80,6 +81,39 @@ def test_a_clip_that_came_to_a_queue_full_by_now_is_not_decoded(
     refused = client.post("/clone", data={"text": "Hello"}, files={"audio": b"no clip"})
     assert problem(refused) == (503, "overloaded")
     assert len(asked) == 2 and list(store.data.uploads.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net").is_dir(), reason="127.0.0.2 is an address on Linux")
+@pytest.mark.parametrize("path", ["/speak", "/clone"])
+def test_the_last_places_for_speech_are_for_other_addresses(
+    client: httpx.Client, fake: FakeInference, path: str
+) -> None:
+    """Of 8 that are made and 16 that wait, one address has 21 at once."""
+    add(client, "alice")
+    fake.room_in_line, fake.pace = 16, Pace()
+    held: list[Future[httpx.Response]] = []
+
+    def ask() -> httpx.Response:
+        if path == "/clone":
+            return client.post(path, data={"text": "Hello"}, files={"audio": CLIP})
+        return client.post(path, json=SPEAK)
+
+    with ThreadPoolExecutor(24) as threads:
+        for _ in range(21):
+            held.append(threads.submit(ask))
+            fake.pace.until_asked()
+        refused = client.post("/speak", json=SPEAK)
+        assert problem(refused) == (503, "overloaded")
+        assert "of this address" in refused.json()["detail"] and refused.headers["retry-after"]
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=transport, base_url=client.base_url, timeout=60) as other:
+            others = threads.submit(other.post, "/speak", json=SPEAK)
+            fake.pace.until_asked()  # the model has it
+            fake.pace.open()
+            assert others.result().status_code == 200
+        assert [reply.result().status_code for reply in held] == [200] * 21
+    fake.pace = None
+    assert client.post("/speak", json=SPEAK).status_code == 200  # its places are free again
 
 
 def test_of_a_burst_no_more_ask_the_database_than_can_wait(

@@ -3,17 +3,21 @@
 Who sends no request at all is the HTTP server's to leave; here every refusal is a problem document.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.api.pace import Exchange, end_slowest, exchange_of
 from registry.api.problems import from_error
+from registry.api.uploads import client_of
+from registry.contract import Status
 from registry.errors import Overloaded, ServerBusy
 
 Ask = Callable[[Scope], None]  # raises Overloaded
 
 ALWAYS_ANSWERED = "/healthz"
+RETRY_S = 2  # of those whose speeches are made, one is done by then as a rule
 
 
 class Gate:
@@ -34,6 +38,48 @@ class Gate:
             except Overloaded as refused:
                 return await from_error(refused)(scope, receive, send)
         await self._app(scope, receive, send)
+
+
+class SpeechShares:
+    """Keeps an eighth of the places for speech, running or waiting, for other addresses.
+
+    `status` tells how many places there are; where it does not, as the queue is not this process's,
+    no one is refused. `paths` are those whose POST asks for speech.
+    """
+
+    def __init__(
+        self, app: ASGIApp, paths: Collection[str], status: Callable[[], Status | None]
+    ) -> None:
+        self._app, self._paths, self._status = app, paths, status
+        self._under_way = Counter[str]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_speech = scope["type"] == "http" and scope["path"] in self._paths
+        if not is_speech or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        client = client_of(scope)
+        if self._under_way[client] and (refused := self._refusal(client)):
+            return await from_error(refused)(scope, receive, send)
+        self._under_way[client] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way[client] -= 1
+            if not self._under_way[client]:
+                del self._under_way[client]
+
+    def _refusal(self, client: str) -> Overloaded | None:
+        status = self._status()
+        if status is None or status.queue_limit is None:
+            return None
+        places = status.queue_limit + (status.slots or 0)
+        if self._under_way[client] < places - places // 8:
+            return None
+        return Overloaded(
+            f"{self._under_way[client]} speeches of this address are made or wait already, the most"
+            " of one address at once. Nothing was done; ask again.",
+            RETRY_S,
+        )
 
 
 class RequestLimit:
