@@ -6,16 +6,21 @@ sentence too. Nothing here hides a fault of the program itself.
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO, TextIOWrapper
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 from cli.output import one_paragraph, say
 
 FAILED, INTERRUPTED = 1, 130
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)  # without a name
 STREAMS = ((os.O_WRONLY, "stdin", "r"), (os.O_RDONLY, "stdout", "w"), (os.O_RDWR, "stderr", "w"))
 
@@ -33,6 +38,30 @@ def if_interrupted(outcome: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, click.Abort) as error:
         raise Interrupted(outcome) from error
+
+
+@contextmanager
+def ending_by_signals() -> Iterator[None]:
+    """SIGTERM, and the SIGHUP of a terminal that is closed, unwind the work within as Ctrl-C does.
+
+    It ends with 128 and the signal's number, as a shell has it. A signal that is ignored, as by
+    nohup, or has a handler, keeps what it has.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = [one for one in ENDING if signal.getsignal(one) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def exit_code(command: Callable[[], object]) -> int:

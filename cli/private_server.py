@@ -8,15 +8,13 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.compose import load_settings, make_app, open_store
-from cli.exits import Interrupted
+from cli.exits import Interrupted, ending_by_signals
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
 DROP_S = 1.0  # that an interrupted command takes to remove unfinished files; then the doctor has to
 
 if TYPE_CHECKING:
@@ -68,38 +66,28 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
             patience_s = 0.3
             raise
         finally:
-            server.should_exit = True
-            thread.join(patience_s)
-            if thread.is_alive():  # it dies with this process, in the middle of what it does
-                drop = app.state.services.enroller.drop_unfinished
-                dropping = threading.Thread(target=drop, daemon=True)
-                dropping.start()
-                dropping.join(DROP_S)
+            with undisturbed(patience_s is not None):
+                server.should_exit = True
+                thread.join(patience_s)
+                if thread.is_alive():  # it dies with this process, in the middle of what it does
+                    drop = app.state.services.drop_unfinished
+                    dropping = threading.Thread(target=drop, daemon=True)
+                    dropping.start()
+                    dropping.join(DROP_S)
             log.setLevel(level)
 
 
 @contextmanager
-def ending_by_signals() -> Iterator[None]:
-    """SIGTERM, and the SIGHUP of a terminal that is closed, unwind the command as Ctrl-C does.
-
-    It ends with 128 and the signal's number, as a shell has it. A signal that is ignored, as by
-    nohup, or has a handler, keeps what it has.
-    """
-    if threading.current_thread() is not threading.main_thread():
+def undisturbed(is_ending: bool) -> Iterator[None]:
+    """For the second that it takes, no second Ctrl-C keeps files from being removed."""
+    if not is_ending or threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = [one for one in ENDING if signal.getsignal(one) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, _end)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """An enrolment, an edit or a rebuild that gets no row leaves the directory as it was."""
 
 import asyncio
+import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -59,7 +62,7 @@ def enroller(store: VoiceStore, fake: FakeInference) -> QuickEnroller:
 
 
 def state(store: VoiceStore) -> dict[str, bytes | int]:
-    """All that is kept, to the byte; of a Volume's database, which snapshot it is."""
+    """All that is kept, to the byte, but for a Volume's snapshots and the copies of what went."""
     root = store.data.root
     if isinstance(store, VolumeStore):
         store._mount.reload()
@@ -67,7 +70,7 @@ def state(store: VoiceStore) -> dict[str, bytes | int]:
     kept: dict[str, bytes | int] = {
         name: path.read_bytes() if path.is_file() else 0
         for name, path in found.items()
-        if not name.startswith("snapshots")
+        if not name.startswith(("snapshots", "removed"))
     }
     return kept
 
@@ -440,18 +443,28 @@ def test_what_has_written_nothing_publishes_nothing(
     assert store._db.number == number
 
 
-@pytest.mark.parametrize(
-    ("number", "ended"),
-    [
-        (signal.SIGINT, KeyboardInterrupt()),
-        (signal.SIGTERM, SystemExit(143)),
-        (signal.SIGHUP, SystemExit(129)),
-    ],
-)
+ENDS = {
+    signal.SIGINT: KeyboardInterrupt(),
+    signal.SIGTERM: SystemExit(143),
+    signal.SIGHUP: SystemExit(129),
+}
+
+
+@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
+@pytest.mark.parametrize("again", [False, True])
 def test_a_signal_to_a_command_without_a_server_leaves_nothing(
-    number: int, ended: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    form: str,
+    number: signal.Signals,
+    again: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The command does not wait for a model that loads, and its server dies with it."""
+    """The command does not wait for a model that loads, and its server dies with it.
+
+    Nor does it leave what it has begun to remove when Ctrl-C is pressed `again`.
+    """
     data = DataDir(tmp_path / "data")
     store, begun, go_on = VoiceStore(data), threading.Event(), threading.Event()
     fake = FakeInference(data)
@@ -463,22 +476,36 @@ def test_a_signal_to_a_command_without_a_server_leaves_nothing(
 
     monkeypatch.setattr(fake, "extract_prompt", loading)
     app = quick_app(store, fake, Settings(home=data.root), is_server=False)
-    form, clip = {"name": "alice"}, {"audio": BOB}
+    services = app.state.services
+    drop = services.drop_unfinished
 
-    def add(http: httpx.Client) -> None:
+    def dropping() -> None:
+        if again:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        drop()
+
+    app.state.services = SimpleNamespace(**vars(services) | {"drop_unfinished": dropping})
+
+    def ask(http: httpx.Client) -> None:
         with suppress(httpx.HTTPError):
-            http.post("/voices", data=form, files=clip)
+            http.post(path, data={form: "alice"}, files={"audio": BOB})
 
     handler = signal.getsignal(number)
-    with pytest.raises(type(ended)) as raised, serving_privately(app) as http:
-        adding = threading.Thread(target=add, args=(http,))
-        adding.start()
+    with pytest.raises(type(ENDS[number])) as raised, serving_privately(app) as http:
+        asking = threading.Thread(target=ask, args=(http,))
+        asking.start()
         assert begun.wait(60)
-        assert len([*data.content_files()]) == 2
+        assert files_in(data)
         signal.raise_signal(number)
-    assert raised.value.args == ended.args
+    assert raised.value.args == ENDS[number].args
     assert signal.getsignal(number) is handler
-    left = [*data.content_files()]
+    left = files_in(data)
     go_on.set()
-    adding.join(60)
+    asking.join(60)
     assert left == []
+
+
+def files_in(data: DataDir) -> list[Path]:
+    transient = [path for folder in data.transients() for path in folder.iterdir()]
+    return [*data.content_files(), *transient]

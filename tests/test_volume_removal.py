@@ -4,6 +4,7 @@ Two containers, A removes a clip and B enrols the same one again; whatever A's c
 """
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,8 +23,11 @@ from registry.contract import PromptSource
 from registry.errors import ClipDamaged, StorageUnavailable, VoiceNotFound
 from registry.storage import data_dir as files
 from registry.storage.blobs import write_once
+from registry.storage.data_dir import DataDir
 from registry.storage.volume import database as snapshot_database
 from registry.storage.volume.store import VolumeStore
+from registry.upkeep.backup import write_backup
+from registry.upkeep.restore import unpack_backup
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="the stand-in sees open files through /proc"
@@ -203,11 +207,11 @@ def test_what_is_removed_is_gone_an_hour_later(tmp_path: Path) -> None:
     cloud, a, b = world(tmp_path)
     purge(a)
     assert holding(cloud) == {f"removed/{SHA256}"}
-    b.store.finish_removals()
+    b.store.tidy()
     assert holding(cloud) == {f"removed/{SHA256}"}  # an hour is not over
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "GRACE_S", -1.0)
-        Site.start(cloud).store.finish_removals()
+        Site.start(cloud).store.tidy()
     assert holding(cloud) == set()
 
 
@@ -219,7 +223,7 @@ def test_what_a_voice_has_is_put_back_before_its_copy_goes(tmp_path: Path) -> No
     volume_store(b)._mount.commit()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "GRACE_S", -1.0)
-        Site.start(cloud).store.finish_removals()
+        Site.start(cloud).store.tidy()
     assert f"clips/{SHA256}" in holding(cloud) and f"removed/{SHA256}" not in holding(cloud)
     assert bobs_clip(cloud) == CLIP
 
@@ -241,6 +245,46 @@ def test_a_clip_that_no_copy_is_left_of_is_damaged(tmp_path: Path) -> None:
     volume_store(b)._mount.commit()
     with pytest.raises(ClipDamaged):
         bobs_clip(cloud)
+
+
+def test_a_restore_keeps_what_is_purged_while_it_is_under_way(tmp_path: Path) -> None:
+    """The clip was there when the restore looked first."""
+    cloud, api, _ = world(tmp_path / "cloud")
+    api.enrol("bob", CLIP, "m")
+    tar = io.BytesIO()
+    write_backup(api.store, tar)
+    tar.seek(0)
+    api.store.delete("bob", None)
+    unpacked = DataDir(tmp_path / "unpacked")
+    unpack_backup(tar, unpacked.root)
+    restorer = Site.start(cloud)
+
+    def at(point: str, container: Container) -> None:
+        if container is restorer.container and point == "commit.after":
+            cloud.at = nothing
+            purge(api)
+
+    cloud.at = at
+    volume_store(restorer).restore(unpacked)
+    assert cloud.at is nothing
+    assert f"clips/{SHA256}" in holding(cloud)
+    assert bobs_clip(cloud) == CLIP
+
+
+def test_what_a_dead_container_left_of_a_clone_is_removed(tmp_path: Path) -> None:
+    cloud, a, b = world(tmp_path)
+    name = "transient/transient_" + "a" * 32
+    for site, part in ((a, "conditioned-2.wav"), (b, "x.safetensors")):
+        (site.store.data.root / name).mkdir(parents=True, exist_ok=True)
+        (site.store.data.root / name / part).write_bytes(b"somebody's voice")
+        volume_store(site)._mount.commit()
+        site.container.kill()
+    Site.start(cloud).store.tidy()
+    assert name in cloud.committed("state")  # it may be of a speech that is being made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "GRACE_S", -1.0)
+        Site.start(cloud).store.tidy()
+    assert not [path for path in cloud.committed("state") if "transient_" in path]
 
 
 def holding(cloud: Cloud) -> set[str]:

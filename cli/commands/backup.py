@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cli import compose
+from cli.exits import ending_by_signals
 from cli.output import one_paragraph, refuse_overwriting, say
 from cli.session import progress
 
@@ -48,7 +49,7 @@ def backup(context: click.Context, output: Path | None, force: bool) -> None:
     else:
         refuse_packed(output)
         refuse_overwriting(output, force)
-    with progress("Writing a backup …"), opened() as store:
+    with ending_by_signals(), progress("Writing a backup …"), opened() as store:
         manifest = write(store, output)
     say(one_paragraph(f"Wrote {shown(output)}: {contents(manifest)}."))
     tell_missing(manifest)
@@ -117,7 +118,7 @@ def restore(context: click.Context, file: BinaryIO, force: bool) -> None:
         left = f"Note: {path} is left of a restore that was cut off. Delete it when all is well."
         say(one_paragraph(left))
     try:
-        with progress("Checking the backup …"), compose.sentences():
+        with ending_by_signals(), progress("Checking the backup …"), compose.sentences():
             restored = restore_backup(file, home)
     except OSError as error:
         raise click.ClickException(f"Can't restore to {home}: {error.strerror}.") from error

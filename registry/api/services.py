@@ -48,7 +48,7 @@ class Services:
                 for part in await self._surplus():
                     await to_its_end(self.store.purge, part, None)
                     await asyncio.sleep(PAUSE_S)
-                await to_thread.run_sync(self.store.finish_removals)
+                await to_thread.run_sync(self.store.tidy)
             await asyncio.sleep(PURGE_EVERY_S)
 
     async def purge_some(self) -> None:
@@ -56,6 +56,11 @@ class Services:
         with kept_for_now():
             for oldest in (await self._surplus())[:1]:
                 await to_its_end(self.store.purge, oldest, 2)
+
+    def drop_unfinished(self) -> None:
+        """Remove what the work under way has written, for a process that ends without it."""
+        self.enroller.drop_unfinished()
+        self.cloner.drop_now()
 
     async def _surplus(self) -> list[Sequence[str]]:
         return await to_thread.run_sync(self.store.surplus, self.settings.deleted_keep)

@@ -93,8 +93,7 @@ class DataDir:
                 make_folder(self.root / name)
             if not self.ballast.exists():
                 write_atomically(self.ballast, bytes(BALLAST_BYTES))
-            for dead in filter(is_settled, self.transients()):
-                shutil.rmtree(dead)
+            self.drop_dead_transients()
 
     def drop_ballast(self) -> bool:
         """Give a full disk the room that a deletion needs; True if there was any to give."""
@@ -138,6 +137,13 @@ class DataDir:
         for entry in _entries(self.root / "transient"):
             if TRANSIENT_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield Path(entry)
+
+    def drop_dead_transients(self) -> bool:
+        """Those that no server can be speaking with any more; True if there were any."""
+        dead = [*filter(is_settled, self.transients())]
+        for folder in dead:
+            shutil.rmtree(folder)
+        return bool(dead)
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files that a killed writer left behind."""

@@ -293,8 +293,10 @@ class VoiceStore:
     def _remove(self, paths: Sequence[Path]) -> None:
         remove(paths)
 
-    def finish_removals(self) -> None:
-        """What removals leave to be done an hour later: nothing, in a folder of this machine."""
+    def tidy(self) -> None:
+        """Remove what dead servers left of voices for one speech, an hour later."""
+        with self._files, storage_errors(self.data.root, writing=True):
+            self.data.drop_dead_transients()
 
     def holding_files(self) -> AbstractContextManager[None]:
         """Within, the files of all rows that were there at its beginning stay."""

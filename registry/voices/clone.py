@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from anyio import to_thread
@@ -43,6 +43,7 @@ class Cloner:
         self._store = store
         self._inference = inference
         self._enroller = enroller
+        self._here = set[str]()  # ids of voices that exist for a speech
 
     @asynccontextmanager
     async def voice(self, reference: Reference) -> AsyncIterator[StoredVoice]:
@@ -53,6 +54,7 @@ class Cloner:
         refuse_absurd(transcript, clip.speech_s)
         voice_id = TRANSIENT_PREFIX + secrets.token_hex(16)
         source = PromptSource(voice_id, clip.sha256, transcript)
+        self._here.add(voice_id)
         making = asyncio.ensure_future(self._features(source, clip))
         try:
             prompt = await asyncio.shield(making)
@@ -72,6 +74,14 @@ class Cloner:
             await to_thread.run_sync(self._store.drop_transient, voice_id)
         except (OSError, StorageUnavailable) as error:
             log.warning("transient/%s is left to `voices doctor --repair`: %s", voice_id, error)
+        finally:
+            self._here.discard(voice_id)
+
+    def drop_now(self) -> None:
+        """Remove the files of all, for a process that ends without their speeches; any thread."""
+        for voice_id in [*self._here]:
+            with suppress(OSError, StorageUnavailable):
+                self._store.drop_transient(voice_id)
 
 
 def stored(

@@ -94,9 +94,13 @@ class SnapshotDatabase(Database):
         with self._draft() as draft, _writing(draft, references) as session:
             yield session
 
-    def replace(self, source: Path) -> None:
-        """Publish another database in place of this one. Snapshots before it stay for a while."""
+    def replace(self, source: Path, in_turn: Callable[[], None]) -> None:
+        """Publish another database in place of this one. Snapshots before it stay for a while.
+
+        `in_turn` is called when no other write can come before it any more.
+        """
         with self._draft() as draft:
+            in_turn()
             shutil.copyfile(source, draft)
             self._prepare(draft)
 

@@ -203,7 +203,12 @@ class VolumeStore(VoiceStore):
         self._mount.dirty = True
         super()._remove(paths)
 
-    def finish_removals(self) -> None:
+    def tidy(self) -> None:
+        """And put right, or finish, what removals have left."""
+        with self._mount.gate:
+            self._mount.reload()
+            if self.data.drop_dead_transients():
+                self._mount.commit()
         if self._removed.is_any():
             with self._db.write() as session:
                 self._removed.finish(partial(is_named, session))
@@ -216,15 +221,22 @@ class VolumeStore(VoiceStore):
 
         Files of the voices before stay until `examine` finds that they belong to none.
         """
-        with self._mount.gate:
-            self._mount.dirty = True
-            for path in unpacked.content_files():
-                write_once(self.data.root / path.relative_to(unpacked.root), path.read_bytes())
-            self._mount.commit()
-        self._db.replace(unpacked.database)
+        files = [(path, path.relative_to(unpacked.root)) for path in unpacked.content_files()]
+
+        def put(missing_alone: bool) -> None:
+            with self._mount.gate:
+                self._mount.dirty = True
+                for path, name in files:
+                    if not (missing_alone and (self.data.root / name).is_file()):
+                        write_once(self.data.root / name, path.read_bytes())
+
+        put(missing_alone=False)
+        self._mount.commit()
+        # Once more: with a number of ours, no purge takes what was there already.
+        self._db.replace(unpacked.database, partial(put, missing_alone=True))
 
     def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
-        """What `voices doctor` finds in a local directory, once what was removed is put right."""
-        self.finish_removals()
+        """What `voices doctor` finds in a local directory, once this is tidy."""
+        self.tidy()
         keep = self._removed.keep
         return examine_files(self.data, self._db, self._files, read_data, repair, keep)
