@@ -61,7 +61,8 @@ class StoredVoice:
 
     def characters(self) -> int:
         """Roughly, of what people wrote into it."""
-        words = (self.row.description, self.enrolment.transcript, *self.labels.values())
+        labels, warnings = self.labels.values(), self.enrolment.warnings
+        words = (self.row.description, self.enrolment.transcript, *labels, warnings)
         return sum(len(str(word)) for word in words)
 
     def fingerprint(self) -> str | None:
