@@ -7,7 +7,7 @@ from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, PromptSource
-from registry.errors import EditConflict, ModeUnavailable
+from registry.errors import EditConflict, ModeUnavailable, StorageUnavailable
 from registry.names import name_key, variants
 from registry.storage.queries import refuse_taken
 from registry.storage.rows import (
@@ -19,7 +19,7 @@ from registry.storage.rows import (
     version_row,
 )
 from registry.storage.stored_voice import StoredVoice
-from registry.storage.tables import SpeakDefaults, Voice, utc_now
+from registry.storage.tables import SpeakDefaults, Voice, VoiceVersion, utc_now
 
 
 @dataclass(frozen=True)
@@ -125,3 +125,27 @@ def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None)
     session.flush()
     keep_features(session, row.id, row.version, new.prompt, now)
     return True
+
+
+def mark_deleted(session: Session, row: Voice) -> None:
+    """Its name is free from here on."""
+    row.deleted_at = row.updated_at = utc_now()
+    row.row_version = next_edit(row.row_version)
+    session.add(row)
+    index_name(session, row.id, variants(row.name_key), set())
+
+
+def record(
+    session: Session, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
+) -> None:
+    """What was made anew of an enrolment. StorageUnavailable if that has been forgotten by now."""
+    number = voice.enrolment.number
+    row = session.get(VoiceVersion, (voice.row.id, number))
+    if row is None:
+        raise StorageUnavailable(
+            f"{voice.row.name!r} was edited many times while its features were made. Nothing was "
+            "stored; try again."
+        )
+    keep_features(session, voice.row.id, number, prompt, utc_now())
+    row.warnings = list(warnings)
+    session.add(row)

@@ -60,7 +60,8 @@ def _deleted(session: Session, voices: Sequence[str]) -> Iterator[Forgotten]:
     deleted = dict(session.exec(select(Voice.id, Voice.deleted_at).where(*asked)).all())
     clips: dict[str, set[str]] = {voice_id: set() for voice_id in deleted}
     enrolled = select(VoiceVersion.voice_id, VoiceVersion.clip_sha256)
-    for voice_id, sha256 in session.exec(enrolled.where(col(VoiceVersion.voice_id).in_(deleted))):
+    of_deleted = enrolled.where(col(VoiceVersion.voice_id).in_(deleted))
+    for voice_id, sha256 in session.exec(of_deleted.distinct()):
         clips[voice_id].update(filter(is_sha256, [sha256]))
     for voice_id, deleted_at in deleted.items():
         yield Forgotten(voice_id, str(deleted_at), tuple(clips[voice_id]))
@@ -99,7 +100,7 @@ def unneeded(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) ->
     clips, prompts = set[str](), list[Path]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
-            prompts += _prompts(data, voice.voice_id)
+            prompts += prompts_of(data, voice.voice_id)
         clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
     named = {sha256 for sha256 in clips if is_named(session, sha256)}
     return [*prompts, *data.files_of(clips - named)]
@@ -114,7 +115,7 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _prompts(data: DataDir, voice_id: str) -> list[Path]:
+def prompts_of(data: DataDir, voice_id: str) -> list[Path]:
     """What is ours in the folder of a voice, and last the folder."""
     folder = data.prompts(voice_id)
     if folder.is_symlink() or not folder.is_dir():
@@ -128,7 +129,7 @@ def unfinished(data: DataDir, session: Session, source: PromptSource, *, clip: b
     found = list[Path]()
     if clip and not is_named(session, source.clip_sha256):
         found += filter(is_plain, (data.clip(source.clip_sha256), data.conditioned(source)))
-    prompts = _prompts(data, source.voice_id)
+    prompts = prompts_of(data, source.voice_id)
     if session.get(Voice, source.voice_id) is None:
         return [*found, *prompts]
     return [*found, *_unnamed(session, source, prompts[:-1])]

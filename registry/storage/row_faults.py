@@ -115,12 +115,21 @@ def _of_some(session: Session, ids: Iterable[str]) -> Iterator[RowFault]:
     for version in session.exec(select(VoiceVersion).where(col(VoiceVersion.voice_id).in_(ids))):
         enrolled.add((version.voice_id, version.number))
         row = rows[version.voice_id]
+        if _is_later(version, row):
+            why = f"there is an enrolment {version.number} after the current one"
+            yield RowFault(row.id, row.name, "version", why)
         yield from _of_an_enrolment(StoredVoice(row, version, labels[row.id], None, None))
     for row in rows.values():
         yield from _of_a_voice(row, (row.id, row.version) in enrolled)
     for made in session.exec(select(Features).where(col(Features.voice_id).in_(ids))):
         name = rows[made.voice_id].name
         yield from _faults_of(_Features, made.model_dump(warnings=False), made.voice_id, name)
+
+
+def _is_later(version: VoiceVersion, row: Voice) -> bool:
+    """Its number is that of an edit to come."""
+    numbers = (version.number, row.version)
+    return all(isinstance(number, int) for number in numbers) and version.number > row.version
 
 
 def _of_an_enrolment(voice: StoredVoice) -> Iterator[RowFault]:

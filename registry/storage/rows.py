@@ -9,7 +9,8 @@ from sqlmodel import Session, col, select
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
-from registry.names import name_key
+from registry.errors import ModelMismatch
+from registry.names import name_key, variants
 from registry.storage.tables import (
     ClipShape,
     Features,
@@ -58,6 +59,21 @@ def voice_row(new: NewVoice, now: str) -> Voice:
     )
 
 
+def add_voice(
+    session: Session, new: NewVoice, clip: ReferenceClip, prompt: ExtractedPrompt
+) -> None:
+    """All rows of an enrolment."""
+    voice_id, now = new.source.voice_id, utc_now()
+    session.add(voice_row(new, now))
+    session.flush()
+    session.add(version_row(new.source, 1, clip, new.warnings, now))
+    add_labels(session, voice_id, new.labels)
+    index_name(session, voice_id, set(), variants(name_key(new.name)))
+    session.flush()
+    keep_features(session, voice_id, 1, prompt, now)
+    session.flush()
+
+
 def version_row(
     source: PromptSource,
     number: int,
@@ -101,6 +117,20 @@ def model_row(source: str, model: ModelRef) -> ModelInUse:
     return ModelInUse(
         source=source, model_id=model.id, revision=model.revision, chosen_at=utc_now()
     )
+
+
+def adopt_model(session: Session, source: str, model: ModelRef) -> None:
+    """The model in use from now on, if there is none. Raises ModelMismatch if there is another."""
+    current = session.get(ModelInUse, 1)
+    if current is None:
+        session.add(model_row(source, model))
+    elif ModelRef(current.model_id, current.revision) != model:
+        raise ModelMismatch(
+            f"The voices here are enrolled for {current.model_id} at {current.revision}, but the "
+            f"model given is {model.id} at {model.revision}. To change on purpose, run `voices "
+            f"model use {source}` (on Modal: `modal run -m registry.modal.app::use_model`): each "
+            "voice is then rebuilt from its clip when it first speaks."
+        )
 
 
 def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) -> None:

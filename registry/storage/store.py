@@ -4,6 +4,7 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 """
 
 import hashlib
+import logging
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,7 @@ from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
-from registry.errors import ModelMismatch, PromptNotReady, StorageFull
-from registry.names import name_key, variants
+from registry.errors import RegistryError, StorageFull
 from registry.storage import private
 from registry.storage.blobs import (
     StoredContent,
@@ -38,9 +38,10 @@ from registry.storage.blobs import (
 )
 from registry.storage.data_dir import DataDir
 from registry.storage.database import Database, copy_to, migrate, refuse_damage
-from registry.storage.edits import VoiceEdit, apply, refuse_stale
+from registry.storage.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import hold_files, may_remove, share_folder
+from registry.storage.former import Former, forget_former, former_files
 from registry.storage.purge import (
     Forgotten,
     forget,
@@ -53,17 +54,15 @@ from registry.storage.purge import (
 from registry.storage.queries import find, find_row, page, refuse_taken
 from registry.storage.rows import (
     NewVoice,
-    add_labels,
-    index_name,
-    keep_features,
+    add_voice,
+    adopt_model,
     model_row,
-    next_edit,
-    version_row,
-    voice_row,
 )
 from registry.storage.stored_voice import Page, StoredVoice
-from registry.storage.tables import ModelInUse, VoiceVersion, utc_now
+from registry.storage.tables import ModelInUse
 from registry.storage.uploads import Upload, drop_abandoned
+
+log = logging.getLogger("registry")
 
 
 class VoiceStore:
@@ -135,10 +134,7 @@ class VoiceStore:
         ref = voice.ready_prompt()
         content = self._content(self.data.stored_prompt(ref), ref.sha256)
         if content is None:
-            raise PromptNotReady(
-                f"The prompt file of {voice.row.name!r} is missing or damaged; "
-                "speak with it or rebuild it, and it is made anew from the clip."
-            )
+            raise voice.damaged_prompt()
         return content
 
     def _content(self, path: Path, sha256: str) -> StoredContent | None:
@@ -205,33 +201,45 @@ class VoiceStore:
         self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
     ) -> StoredVoice:
         """The voice appears whole or not at all. Raises NameTaken if another came first."""
-        now = utc_now()
         with self._db.write() as session:
             refuse_taken(session, new.name)
             # Once more: now that the write lock is held, no clean-up can take these files.
             self.keep_clip(new.source, upload, clip)
-            session.add(voice_row(new, now))
-            session.flush()
-            session.add(version_row(new.source, 1, clip, new.warnings, now))
-            add_labels(session, new.source.voice_id, new.labels)
-            index_name(session, new.source.voice_id, set(), variants(name_key(new.name)))
-            session.flush()
-            keep_features(session, new.source.voice_id, 1, prompt, now)
-            session.flush()
+            add_voice(session, new, clip, prompt)
             return find(session, new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
-        """Raises EditConflict if `expected` is given and is not the current row_version."""
-        with self._db.write() as session:
-            voice = find(session, reference)
-            refuse_stale(voice.row, expected)
-            if edit.version is not None:  # as in `insert`: no clean-up can take these files now
-                self.keep_clip(edit.version.source, None, edit.version.clip)
-            apply(session, voice, edit)
-            session.flush()
-            edited = find(session, voice.row.id)
-            edited.shape()  # what stays damaged is said, and nothing is changed
-            return edited
+        """Raises EditConflict if `expected` is given and is not the current row_version.
+
+        A new version makes the oldest go, unless a backup is being made: then the next one does.
+        """
+        with ExitStack() as held:
+            former = None
+            with self._db.write() as session:
+                voice = find(session, reference)
+                refuse_stale(voice.row, expected)
+                if edit.version is not None:  # as in `insert`: no clean-up can take these files now
+                    self.keep_clip(edit.version.source, None, edit.version.clip)
+                apply(session, voice, edit)
+                session.flush()
+                edited = find(session, voice.row.id)
+                edited.shape()  # what stays damaged is said, and nothing is changed
+                if edit.version and held.enter_context(may_remove(self._held())):
+                    former = forget_former(session, edited.row)
+            if former is not None:
+                self._drop_former(former)
+        return edited
+
+    def _drop_former(self, former: Former) -> None:
+        """The edit is stored by now, and is no error if a file can't be removed."""
+        try:
+            with self._db.read() as session, self._files:  # a write may be work for nothing
+                if not former_files(self.data, session, former):
+                    return
+            with self._db.write() as session, self._removing():
+                self._remove(former_files(self.data, session, former))
+        except (RegistryError, OSError) as error:
+            log.warning("Files without a row are left to `voices doctor --repair`: %s", error)
 
     def delete(self, reference: str, expected: int | None) -> None:
         """Mark as deleted: the name is free at once, files and enrolments stay until `purge`.
@@ -249,10 +257,7 @@ class VoiceStore:
         with self._db.write() as session:
             row = find_row(session, reference)
             refuse_stale(row, expected)
-            row.deleted_at = row.updated_at = utc_now()
-            row.row_version = next_edit(row.row_version)
-            session.add(row)
-            index_name(session, row.id, variants(row.name_key), set())
+            mark_deleted(session, row)
 
     def purge_surplus(self, keep: int) -> int:
         """Forget deleted voices but for the `keep` that were deleted last; how many were."""
@@ -310,14 +315,12 @@ class VoiceStore:
     ) -> StoredVoice:
         """Features made anew, and what is noticed about clip and transcript by now.
 
-        Raises VoiceNotFound if the voice was deleted meanwhile.
+        Raises VoiceNotFound if the voice was deleted meanwhile, StorageUnavailable if it was
+        edited so often that its enrolment is gone.
         """
         with self._db.write() as session:
             find_row(session, voice.row.id)
-            keep_features(session, voice.row.id, voice.enrolment.number, prompt, utc_now())
-            row = session.get_one(VoiceVersion, (voice.row.id, voice.enrolment.number))
-            row.warnings = list(warnings)
-            session.add(row)
+            record(session, voice, prompt, warnings)
         return self.get(voice.row.id)
 
     # The model in use
@@ -332,17 +335,7 @@ class VoiceStore:
         if known is not None and ModelRef(known.model_id, known.revision) == model:
             return
         with self._db.write() as session:
-            current = session.get(ModelInUse, 1)
-            if current is None:
-                session.add(model_row(source, model))
-            elif ModelRef(current.model_id, current.revision) != model:
-                raise ModelMismatch(
-                    f"The voices here are enrolled for {current.model_id} at {current.revision}, "
-                    f"but the model given is {model.id} at {model.revision}. To change on purpose, "
-                    f"run `voices model use {source}` (on Modal: `modal run -m "
-                    "registry.modal.app::use_model`): each voice is then rebuilt from its clip "
-                    "when it first speaks."
-                )
+            adopt_model(session, source, model)
 
     def choose_model(self, source: str, model: ModelRef) -> None:
         """Change the model on purpose; every voice of another model is stale from now on."""

@@ -110,6 +110,12 @@ class StoredVoice:
         with self._believed():
             return VoiceShape(**shown, prompt=self._prompt_shape())
 
+    def damaged_prompt(self) -> PromptNotReady:
+        return PromptNotReady(
+            f"The prompt file of {self.row.name!r} is missing or damaged; speak with it or rebuild "
+            "it, and it is made anew from the clip."
+        )
+
     @contextmanager
     def _believed(self, within: str = "") -> Iterator[None]:
         try:

@@ -1,0 +1,97 @@
+"""Enrolments that a voice had before its current one: the last few are kept, older ones go.
+
+Rows go with the edit that adds one; then, in another transaction, the files that no row names.
+A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import delete, exists
+from sqlmodel import Session, col, select
+
+from registry.contract import PromptRef
+from registry.names import is_voice_id
+from registry.storage.data_dir import DataDir, is_settled, is_sha256
+from registry.storage.database import Database, connect
+from registry.storage.purge import is_named, prompts_of, remove
+from registry.storage.tables import Features, Voice, VoiceVersion
+
+# Enrolments of a voice, with the current one: as many as edits wait at once, so that a speech or
+# a rebuild that began with one still finds it. Nothing else reads those of before.
+KEPT = 16
+
+
+@dataclass(frozen=True)
+class Former:
+    """What enrolments named whose rows are gone."""
+
+    voice_id: str
+    prompts: frozenset[PromptRef]
+    clips: frozenset[str]
+
+
+def forget_former(session: Session, voice: Voice) -> Former:
+    """Remove the rows of all but the last KEPT enrolments of a voice."""
+    last = voice.version - KEPT
+    features = (col(Features.voice_id) == voice.id, col(Features.version) <= last)
+    versions = (col(VoiceVersion.voice_id) == voice.id, col(VoiceVersion.number) <= last)
+    named = select(Features.fingerprint, Features.sha256).where(*features).distinct()
+    prompts = {PromptRef(voice.id, *row) for row in session.exec(named)}
+    clips = {*session.exec(select(VoiceVersion.clip_sha256).where(*versions).distinct())}
+    session.exec(delete(Features).where(*features))
+    session.exec(delete(VoiceVersion).where(*versions))
+    return Former(voice.id, frozenset(prompts), frozenset(filter(is_sha256, clips)))
+
+
+def forget_all_former(data: DataDir) -> None:
+    """The same for all voices of a directory that nobody else has open: no more stays than an edit
+    leaves, in rows, files or free pages."""
+    opened = Database(data.database)
+    try:
+        with opened.write() as session:
+            former = [forget_former(session, voice) for voice in _crowded(session)]
+        with opened.write() as session:
+            for one in former:
+                remove(former_files(data, session, one, young=True))
+    finally:
+        opened.close()
+    if former:
+        with closing(connect(data.database)) as connection:
+            connection.execute("VACUUM")
+
+
+def _crowded(session: Session) -> Sequence[Voice]:
+    """Deleted ones too."""
+    older = col(VoiceVersion.number) <= col(Voice.version) - KEPT
+    of_voice = col(VoiceVersion.voice_id) == col(Voice.id)
+    return session.exec(select(Voice).where(exists().where(of_voice, older))).all()
+
+
+def former_files(
+    data: DataDir, session: Session, former: Former, *, young: bool = False
+) -> list[Path]:
+    """Those of their files that no row names; a clip that is `young`, and may be being enrolled
+    again, only if it is asked for."""
+    clips = {sha256 for sha256 in former.clips if not is_named(session, sha256)}
+    found = (path for path in data.files_of(clips) if young or is_settled(path))
+    return [*_prompts(data, session, former), *found]
+
+
+def _prompts(data: DataDir, session: Session, former: Former) -> Iterator[Path]:
+    if not former.prompts or not is_voice_id(former.voice_id):
+        return
+    of_voice = select(Features.fingerprint, Features.sha256).where(
+        Features.voice_id == former.voice_id
+    )
+    named = {PromptRef(former.voice_id, *row) for row in session.exec(of_voice.distinct())}
+    # Not by their hashes: by the name of before, one file may be that of several.
+    gone = _stored(data, former.prompts) - _stored(data, named)
+    yield from (path for path in prompts_of(data, former.voice_id) if path in gone)
+
+
+def _stored(data: DataDir, refs: Iterable[PromptRef]) -> set[Path]:
+    sound = (ref for ref in refs if is_sha256(ref.fingerprint) and is_sha256(ref.sha256))
+    return {data.stored_prompt(ref) for ref in sound}
