@@ -164,18 +164,20 @@ def _load(session: Session, rows: Sequence[Voice]) -> list[StoredVoice]:
     model = current_model(session)
     enrolments = _enrolments(session, ids)
     labels = _labels(session, ids)
-    features = _features(session, ids, model)
     voices = [
-        StoredVoice(row, enrolments[row.id, row.version], labels[row.id], model, None)
+        StoredVoice(row, enrolments[row.id], labels[row.id], model, None)
         for row in rows
-        if (row.id, row.version) in enrolments
+        if row.id in enrolments
     ]
+    features = _features(session, voices, model)
     return [replace(v, features=features.get((v.row.id, v.fingerprint()))) for v in voices]
 
 
-def _enrolments(session: Session, ids: list[str]) -> dict[tuple[str, int], VoiceVersion]:
-    statement = select(VoiceVersion).where(col(VoiceVersion.voice_id).in_(ids))
-    return {(found.voice_id, found.number): found for found in session.exec(statement)}
+def _enrolments(session: Session, ids: list[str]) -> dict[str, VoiceVersion]:
+    """The current ones alone, however many a voice had before."""
+    current = (col(Voice.id) == VoiceVersion.voice_id) & (col(Voice.version) == VoiceVersion.number)
+    statement = select(VoiceVersion).join(Voice, current).where(col(Voice.id).in_(ids))
+    return {found.voice_id: found for found in session.exec(statement)}
 
 
 def _labels(session: Session, ids: list[str]) -> dict[str, dict[str, str]]:
@@ -187,13 +189,20 @@ def _labels(session: Session, ids: list[str]) -> dict[str, dict[str, str]]:
 
 
 def _features(
-    session: Session, ids: list[str], model: ModelRef | None
+    session: Session, voices: list[StoredVoice], model: ModelRef | None
 ) -> dict[tuple[str, str | None], Features]:
+    """Of the current enrolments, by the whole key of their table."""
     if model is None:
         return {}
-    statement = select(Features).where(
-        col(Features.voice_id).in_(ids),
-        col(Features.model_id) == model.id,
-        col(Features.model_revision) == model.revision,
+    current = (col(Voice.id) == Features.voice_id) & (col(Voice.version) == Features.version)
+    statement = (
+        select(Features)
+        .join(Voice, current)
+        .where(
+            col(Voice.id).in_([voice.row.id for voice in voices]),
+            col(Features.fingerprint).in_({*map(StoredVoice.fingerprint, voices)} - {None}),
+            col(Features.model_id) == model.id,
+            col(Features.model_revision) == model.revision,
+        )
     )
     return {(found.voice_id, found.fingerprint): found for found in session.exec(statement)}
