@@ -25,7 +25,7 @@ PACKAGES = (
     *("sqlmodel", "sqlalchemy", "numpy", "torch", "transformers", "qwen-tts"),
 )
 
-sys.path.insert(0, str(ROOT / "tests"))  # for the stand-in model, and the server in a thread
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/support")]  # the stand-in model, a server
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -144,7 +144,7 @@ def test_all_that_a_command_prints_goes_through_one_module() -> None:
 
 
 def test_nothing_is_mocked() -> None:
-    for path in (ROOT / "tests").glob("*.py"):
+    for path in (ROOT / "tests").rglob("*.py"):
         assert not {"unittest.mock", "mock"} & imports_of(path), path
 
 

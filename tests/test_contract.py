@@ -12,7 +12,7 @@ import pytest
 from api import add
 from conftest import PYTHON, ROOT
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "support"
 PHASES = "examples,coverage,fuzzing,stateful"
 SEEDS = (11, 22, 33)
 
@@ -21,7 +21,14 @@ def hold_the_contract(client: httpx.Client, folder: Path, seed: int, examples: i
     pytest.importorskip("schemathesis")
     assert add(client, "alice").status_code == 201
     command = (
-        *(PYTHON, "-m", "schemathesis.cli", "--config-file", str(HERE / "contract.toml"), "run"),
+        *(
+            PYTHON,
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            str(HERE / "contract.toml"),
+            "run",
+        ),
         *("--phases", PHASES, "--checks", "all", "--mode", "all", "--warnings", "off"),
         *("--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"),
         *("--no-color", str(client.base_url.join("/openapi.json"))),

@@ -19,10 +19,16 @@ def hold(folder: Path, seed: int, clips: int) -> None:
     temporary = folder / "temporary"
     temporary.mkdir()
     environ = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/support"))),
         "TMPDIR": str(temporary),
     }
-    command = [PYTHON, ROOT / "tests/damaged_clips.py", folder / "home", str(seed), str(clips)]
+    command = [
+        PYTHON,
+        ROOT / "tests/support/damaged_clips.py",
+        folder / "home",
+        str(seed),
+        str(clips),
+    ]
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads(done.stdout)

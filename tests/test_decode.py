@@ -42,7 +42,7 @@ def python(code: str) -> list[str]:
 
 def in_child(code: str, data: bytes = b"") -> str:
     """What a program that may import the registry and these tests prints."""
-    where = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    where = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/support")))}
     done = subprocess.run(python(code), input=data, capture_output=True, env=where, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()

@@ -1,7 +1,7 @@
 """Clips of every container that clips.py can make, damaged from a seed: decoded or refused.
 
-python tests/damaged_clips.py FOLDER SEED CLIPS, as a program of its own, so that it can tell what
-is left: the clips go by the spool of uploads to the real decoder, two at once.
+python tests/support/damaged_clips.py FOLDER SEED CLIPS, as a program of its own, so that it can
+tell what is left: the clips go by the spool of uploads to the real decoder, two at once.
 """
 
 import json
