@@ -97,7 +97,8 @@ def with_many(data: DataDir, name: str, count: int) -> None:
             database.execute(
                 f"INSERT INTO {table} (voice_id, {number}, {rest}) WITH RECURSIVE n(i) AS "
                 f"(SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) SELECT voice_id, i, "
-                f"{rest} FROM {table}, n WHERE voice_id = (SELECT id FROM voice WHERE name = ?)",
+                f"{rest} FROM {table}, n WHERE i <= {count} AND "
+                "voice_id = (SELECT id FROM voice WHERE name = ?)",
                 (name,),
             )
         database.execute("UPDATE voice SET version = ? WHERE name = ?", (count, name))
