@@ -14,6 +14,7 @@ import click
 import httpx
 
 from cli import events
+from registry.audio.formats import CLIP_ENDINGS
 
 MIB = 1 << 20
 JSON_LIMIT = 32 * MIB  # a page of 200 voices with all that they may hold is a third of it
@@ -37,17 +38,6 @@ VOICE: Shape = {
 PAGE: Shape = {"data": [VOICE], "damaged": [str], "next": (str, None)}
 PROBLEM: Shape = {"detail": str, "code": str}
 HEALTH: Shape = {"status": str}
-
-CLIP_ENDINGS = {
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/mpeg": "mp3",
-    "audio/aac": "aac",
-    "audio/ogg": "ogg",
-    "audio/mp4": "m4a",
-    "audio/webm": "webm",
-    "audio/matroska": "mka",
-}
 
 
 class Unexpected(click.ClickException):

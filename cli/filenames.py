@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from cli.output import visible
+from registry.audio.formats import SPEECH
 
-FORMATS = ("wav", "flac", "pcm")
-ASKED_BY = {"wav": "wav", "wave": "wav", "flac": "flac", "pcm": "pcm", "raw": "pcm"}
+ASKED_BY = {ending: name for name, one in SPEECH.items() for ending in one.endings}
 OTHERS = frozenset(  # of sound and film
     """
     3g2 3gp aac ac3 adts aif aifc aiff alac amr ape au avi caf dsf dts eac3 f4a flv gsm m2a m4a
@@ -32,7 +32,7 @@ def format_for(output: Path | None, asked: str | None) -> str:
     ending = ending_of(output) if output is not None else ""
     found = ASKED_BY.get(ending)
     if ending in OTHERS:
-        raise click.UsageError(f"There is no {ending} yet: the formats are {', '.join(FORMATS)}.")
+        raise click.UsageError(f"There is no {ending} yet: the formats are {', '.join(SPEECH)}.")
     if asked and found and asked != found:
         raise click.UsageError(
             f"--format {asked} and the name {str(output)!r} contradict each other."

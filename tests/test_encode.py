@@ -1,12 +1,14 @@
 import io
 import struct
+from typing import get_args
 
 import numpy as np
 import pytest
 import soundfile
 from clips import pitch, tone
 
-from registry.audio.encoders import IEEE_FLOAT, MEDIA_TYPES, encode, encoder, media_type, wave_file
+from registry.audio.encoders import ENCODERS, IEEE_FLOAT, encode, encoder, media_type, wave_file
+from registry.audio.formats import SPEECH, SpeechFormat
 
 RATE = 24_000
 EVERY_INT16 = np.arange(-32768, 32768, dtype=np.int16)
@@ -20,7 +22,7 @@ def decoded(data: bytes, format: str, rate: int = RATE) -> np.ndarray:
     return samples
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 @pytest.mark.parametrize("rate", [8_000, RATE, 48_000])
 def test_a_tone_keeps_its_pitch_length_and_level(format, rate):
     samples = tone(1.0, rate)[0]
@@ -29,13 +31,13 @@ def test_a_tone_keeps_its_pitch_length_and_level(format, rate):
     np.testing.assert_allclose(heard, samples, atol=0.51 / 32768)
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 def test_every_16_bit_value_comes_back_exactly(format):
     samples = EVERY_INT16.astype(np.float32) / 32768
     np.testing.assert_array_equal(decoded(encode(samples, RATE, format), format), EVERY_INT16)
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 def test_loud_samples_are_clipped_and_never_wrap_around(format):
     loud = np.array([-3e38, -2, -1.0001, -1, 0, 1, 1.0001, 2, 3e38], np.float32)
     heard = decoded(encode(loud, RATE, format), format)
@@ -52,7 +54,7 @@ def test_no_samples_make_an_empty_but_valid_file(format):
     assert len(decoded(encode(np.zeros(0, np.float32), RATE, format), format)) == 0
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 def test_equal_samples_give_equal_bytes(format):
     assert encode(tone()[0], RATE, format) == encode(tone()[0], RATE, format)
 
@@ -68,20 +70,12 @@ def test_two_channels_are_refused():
         encode(tone(channels=2), RATE, "wav")
 
 
-@pytest.mark.parametrize("format", ["", "WAV", "mp3", "wav "])
-def test_an_unknown_format_is_refused_by_name(format):
-    with pytest.raises(ValueError, match=f"'{format}'.*wav, flac, pcm"):
-        encode(tone()[0], RATE, format)
-    with pytest.raises(ValueError, match=f"'{format}'"):
-        media_type(format, RATE)
-
-
 def test_the_media_type_of_raw_pcm_says_how_to_play_it():
     assert media_type("pcm", 48_000) == "audio/pcm;rate=48000;channels=1"
     assert media_type("wav", 48_000) == "audio/wav"
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 @pytest.mark.parametrize("size", [1, 1920, 4096, 10_000])
 def test_a_file_made_in_pieces_is_the_file_made_at_once(format, size):
     samples = tone(0.5 if size == 1 else 2.0)[0]
@@ -92,7 +86,7 @@ def test_a_file_made_in_pieces_is_the_file_made_at_once(format, size):
     assert made.frames == len(samples)
 
 
-@pytest.mark.parametrize("format", MEDIA_TYPES)
+@pytest.mark.parametrize("format", SPEECH)
 def test_an_encoder_gives_out_all_but_a_block_at_once(format):
     noise = np.random.default_rng(0).uniform(-1, 1, (200, 1920)).astype(np.float32)
     made, given = encoder(format, RATE), 0
@@ -110,3 +104,10 @@ def test_a_float_wave_file_holds_its_samples_bit_for_bit():
     assert (rate, soundfile.info(io.BytesIO(data)).subtype) == (RATE, "FLOAT")
     assert data[4:8] == (len(data) - 8).to_bytes(4, "little")
     assert data[38:50] == b"fact" + struct.pack("<II", 4, len(samples))
+
+
+def test_each_format_of_speech_has_its_encoder_and_endings_of_its_own() -> None:
+    assert set(SPEECH) == set(ENCODERS) == set(get_args(SpeechFormat))
+    endings = [ending for one in SPEECH.values() for ending in one.endings]
+    assert len(endings) == len(set(endings))
+    assert all(name in one.endings for name, one in SPEECH.items())

@@ -8,7 +8,7 @@ import click
 from cli.commands.clone import Words, clone_options
 from cli.completion import VOICE
 from cli.exits import if_interrupted
-from cli.filenames import FORMATS, file_for, format_for, refuse_other_ending
+from cli.filenames import file_for, format_for, refuse_other_ending
 from cli.input import WORDS, json_option
 from cli.output import (
     new_file,
@@ -21,6 +21,7 @@ from cli.output import (
     write_stdout,
 )
 from cli.session import progress, registry
+from registry.audio.formats import SPEECH
 
 STDOUT = Path("-")
 
@@ -36,7 +37,9 @@ STDOUT = Path("-")
     help="The file to write, or - for stdout. Default: VOICE.FORMAT, or speech.FORMAT, here.",
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option("--format", type=click.Choice(FORMATS), help="Default: by the file's ending, or wav.")
+@click.option(
+    "--format", type=click.Choice([*SPEECH]), help="Default: by the file's ending, or wav."
+)
 @click.option("--language", type=WORDS, help="Default: the voice's own, else found from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default: the voice's.")
 @click.option("--seed", type=int, help="The same seed gives the same audio.")

@@ -19,21 +19,12 @@ from starlette.types import Receive, Scope, Send
 
 from registry.api.etags import Tags
 from registry.api.problems import asked
+from registry.audio.formats import CLIP_ENDINGS
 from registry.errors import EditConflict, RangeUnsatisfiable, RegistryError
 from registry.storage.blobs import StoredContent
 
 log = logging.getLogger("registry")
 
-ENDINGS = {
-    "audio/wav": "wav",
-    "audio/flac": "flac",
-    "audio/mpeg": "mp3",
-    "audio/aac": "aac",
-    "audio/ogg": "ogg",
-    "audio/mp4": "m4a",
-    "audio/webm": "webm",
-    "audio/matroska": "mka",
-}
 BYTES = "application/octet-stream"
 MAX_RANGES = 16
 PARTIAL = HTTPStatus.PARTIAL_CONTENT
@@ -57,7 +48,7 @@ class StoredFile:
             "ETag": f'"{self.sha256}"',
             "Accept-Ranges": "bytes",
             "Cache-Control": "private, no-cache",  # may be kept, but is asked about each time
-            "Content-Disposition": disposition(self.name, inline=self.media_type in ENDINGS),
+            "Content-Disposition": disposition(self.name, inline=self.media_type in CLIP_ENDINGS),
             "X-Content-Type-Options": "nosniff",
         }
 
@@ -66,8 +57,8 @@ def clip_file(
     name: str, sha256: str, media_type: str, find: Callable[[], StoredContent]
 ) -> StoredFile:
     """A type that no upload has here came with somebody's backup: its bytes are only bytes."""
-    known = media_type if media_type in ENDINGS else BYTES
-    return StoredFile(sha256, known, f"{name}.{ENDINGS.get(known, 'bin')}", find)
+    known = media_type if media_type in CLIP_ENDINGS else BYTES
+    return StoredFile(sha256, known, f"{name}.{CLIP_ENDINGS.get(known, 'bin')}", find)
 
 
 def prompt_file(name: str, sha256: str, find: Callable[[], StoredContent]) -> StoredFile:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from registry.api.file_answers import ENDINGS
 from registry.api.problems import MEDIA_TYPE, Problem
+from registry.audio.formats import CLIP_ENDINGS
 
 Codes = Mapping[int, tuple[str, ...]]
 Responses = dict[int | str, dict[str, object]]
@@ -124,5 +124,5 @@ def file(kinds: Iterable[str]) -> Responses:
     }
 
 
-CLIP_FILE = file(ENDINGS)
+CLIP_FILE = file(CLIP_ENDINGS)
 PROMPT_FILE = file(())

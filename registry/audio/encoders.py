@@ -12,7 +12,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
+from registry.audio.formats import SPEECH, SpeechFormat
+
 PCM, IEEE_FLOAT = 1, 3  # RIFF format tags
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a RIFF chunk that ends with the stream
 FLAC_HEADER_BYTES = 42  # the mark, and STREAMINFO, which libFLAC rewrites at the end
@@ -115,33 +116,27 @@ class Outlet:
         return fresh
 
 
-ENCODERS = {"wav": WaveEncoder, "flac": FlacEncoder, "pcm": Encoder}
+ENCODERS: dict[SpeechFormat, type[Encoder]] = {
+    "wav": WaveEncoder,
+    "flac": FlacEncoder,
+    "pcm": Encoder,
+}
 
 
-def encoder(format: str, sample_rate: int) -> Encoder:
-    """Raises ValueError for a format not in MEDIA_TYPES."""
-    check_format(format)
+def encoder(format: SpeechFormat, sample_rate: int) -> Encoder:
     return ENCODERS[format](sample_rate)
 
 
-def encode(samples: NDArray[np.float32], sample_rate: int, format: str) -> bytes:
-    """The whole file at once; raises what `encoder` and `feed` raise."""
+def encode(samples: NDArray[np.float32], sample_rate: int, format: SpeechFormat) -> bytes:
+    """The whole file at once; raises what `feed` raises."""
     made = encoder(format, sample_rate)
     return made.whole(made.feed(samples) + made.finish())
 
 
-def media_type(format: str, sample_rate: int) -> str:
+def media_type(format: SpeechFormat, sample_rate: int) -> str:
     """The Content-Type of a format; raw PCM says how to play it, as it has no header to do so."""
-    check_format(format)
     suffix = f";rate={sample_rate};channels=1" if format == "pcm" else ""
-    return MEDIA_TYPES[format] + suffix
-
-
-def check_format(format: str) -> None:
-    if format not in MEDIA_TYPES:
-        raise ValueError(
-            f"Unknown audio format {format!r}: choose one of {', '.join(MEDIA_TYPES)}."
-        )
+    return SPEECH[format].media_type + suffix
 
 
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
