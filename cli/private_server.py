@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.compose import load_settings, make_app, open_store
-from cli.exits import Interrupted, ending_by_signals
+from cli.exits import ENDING, Interrupted, ending_by_signals
 
 DROP_S = 1.0  # that an interrupted command takes to remove unfinished files; then the doctor has to
 
@@ -79,15 +79,16 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
 
 @contextmanager
 def undisturbed(is_ending: bool) -> Iterator[None]:
-    """For the second that it takes, no second Ctrl-C keeps files from being removed."""
+    """For the second that it takes, no second signal keeps files from being removed."""
     if not is_ending or threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handlers = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, *ENDING)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
 
 
 @contextmanager

@@ -452,18 +452,18 @@ ENDS = {
 
 @pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [None, *ENDS])
 def test_a_signal_to_a_command_without_a_server_leaves_nothing(
     path: str,
     form: str,
     number: signal.Signals,
-    again: bool,
+    again: signal.Signals | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command does not wait for a model that loads, and its server dies with it.
 
-    Nor does it leave what it has begun to remove when Ctrl-C is pressed `again`.
+    Nor does it leave what it has begun to remove when it is told so `again`.
     """
     data = DataDir(tmp_path / "data")
     store, begun, go_on = VoiceStore(data), threading.Event(), threading.Event()
@@ -481,7 +481,7 @@ def test_a_signal_to_a_command_without_a_server_leaves_nothing(
 
     def dropping() -> None:
         if again:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), again)
             time.sleep(0.2)
         drop()
 
