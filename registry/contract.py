@@ -7,7 +7,7 @@ the one module that both sides import.
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -61,7 +61,10 @@ def is_transient(voice_id: str) -> bool:
 
 @dataclass(frozen=True)
 class SpeakParams:
-    """The knobs of one request; None means the model's own default."""
+    """The knobs of one request; None means the model's own default.
+
+    Who waits for a slot has it after one of each other `client`.
+    """
 
     language: str | None = None
     mode: str | None = None
@@ -69,6 +72,7 @@ class SpeakParams:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    client: str | None = field(default=None, compare=False)
 
     def given(self) -> dict[str, Any]:
         return {knob: value for knob, value in asdict(self).items() if value is not None}

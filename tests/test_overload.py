@@ -88,7 +88,7 @@ def test_a_clip_that_came_to_a_queue_full_by_now_is_not_decoded(
 def test_the_last_places_for_speech_are_for_other_addresses(
     client: httpx.Client, fake: FakeInference, path: str
 ) -> None:
-    """Of 8 that are made and 16 that wait, one address has 21 at once."""
+    """Of 8 that are made and 16 that wait, one address has 22 at once."""
     add(client, "alice")
     fake.room_in_line, fake.pace = 16, Pace()
     held: list[Future[httpx.Response]] = []
@@ -99,7 +99,7 @@ def test_the_last_places_for_speech_are_for_other_addresses(
         return client.post(path, json=SPEAK)
 
     with ThreadPoolExecutor(24) as threads:
-        for _ in range(21):
+        for _ in range(22):
             held.append(threads.submit(ask))
             fake.pace.until_asked()
         refused = client.post("/speak", json=SPEAK)
@@ -111,7 +111,8 @@ def test_the_last_places_for_speech_are_for_other_addresses(
             fake.pace.until_asked()  # the model has it
             fake.pace.open()
             assert others.result().status_code == 200
-        assert [reply.result().status_code for reply in held] == [200] * 21
+        assert [reply.result().status_code for reply in held] == [200] * 22
+    assert {one.client for one in fake.params} == {"127.0.0.1", "127.0.0.2"}  # whose turn it is
     fake.pace = None
     assert client.post("/speak", json=SPEAK).status_code == 200  # its places are free again
 

@@ -48,6 +48,7 @@ class Request:
     mode: Mode = "auto"  # icl where the voice has a reference
     sampling: SamplingParams = field(default_factory=SamplingParams)
     patience_s: float = float("inf")  # how long it may wait for a slot; below 0 is 0
+    client: str = ""  # whose it is: those of one client wait behind those of others
 
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "icl", "xvec"):

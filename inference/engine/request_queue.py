@@ -27,6 +27,7 @@ class QueuedRequest:
     budget: int  # frames
     submitted_s: float
     overtaken: int = 0
+    round: int = 0  # in which it has its turn: each client has one of its own in a round
 
     @property
     def positions(self) -> int:
@@ -53,12 +54,17 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """Lets requests in as they came; one that fits passes one that does not, OVERTAKEN times."""
+    """Lets requests in as they came, one of each client at a time.
+
+    One that fits passes one that does not, OVERTAKEN times.
+    """
 
     def __init__(self, limit: int, prefill_positions: int) -> None:
         """After `prefill_positions` in one step nobody else gets in, so that what runs goes on."""
         self._limit, self._prefill_positions = limit, prefill_positions
-        self._waiting: deque[QueuedRequest] = deque()
+        self._waiting: deque[QueuedRequest] = deque()  # by rounds
+        self._round = 0  # of those that got in, the latest
+        self._rounds: dict[str, int] = {}  # the last of each client, unless it is over
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -74,8 +80,17 @@ class RequestQueue:
         return len(self._waiting) >= self._limit
 
     def push(self, waiting: QueuedRequest) -> None:
-        """Queue a request; the queue must not be full."""
-        self._waiting.append(waiting)
+        """Queue a request; the queue must not be full.
+
+        Its round is the one after its client's last, or the present one: so whoever has many
+        waiting keeps no one else waiting for all of them, and who asks again comes after those.
+        """
+        last = self._rounds.get(waiting.request.client, self._round - 1)
+        waiting.round = self._rounds[waiting.request.client] = max(last + 1, self._round)
+        behind = len(self._waiting)
+        while behind and self._waiting[behind - 1].round > waiting.round:
+            behind -= 1
+        self._waiting.insert(behind, waiting)
 
     def admit(self, slots: int, entries: int) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
         """Take out the requests that get in, with so many slots and entries free, and the late.
@@ -102,7 +117,7 @@ class RequestQueue:
                 simulation.admit(waiting.budget, entries)
             else:
                 hopeless.append((waiting, simulation.wait_s(entries)))
-                self._waiting.remove(waiting)
+                self._drop(waiting)
         return hopeless
 
     def _take(self, entries: int) -> QueuedRequest | None:
@@ -112,24 +127,38 @@ class RequestQueue:
                 for passed in islice(self._waiting, index):
                     passed.overtaken += 1
                 del self._waiting[index]
+                self._begin(waiting.round)
                 return waiting
             if waiting.overtaken >= OVERTAKEN:
                 return None
         return None
 
+    def _begin(self, round: int) -> None:
+        """Forget whose last round is over: such a client is like one that has never been here."""
+        if round > self._round:
+            self._round = round
+            self._rounds = {c: last for c, last in self._rounds.items() if last >= round}
+
     def _take_late(self) -> list[QueuedRequest]:
         late = [waiting for waiting in self._waiting if waiting.is_late]
         for waiting in late:
-            self._waiting.remove(waiting)
+            self._drop(waiting)
         return late
 
     def remove(self, request: Request) -> bool:
         """Take a request out; True if it was waiting."""
-        for index, waiting in enumerate(self._waiting):
+        for waiting in self._waiting:
             if waiting.request is request:
-                del self._waiting[index]
+                self._drop(waiting)
                 return True
         return False
+
+    def _drop(self, waiting: QueuedRequest) -> None:
+        """Take one out that gets no slot; the rounds of its client end with those it still has."""
+        self._waiting.remove(waiting)
+        client = waiting.request.client
+        left = [other.round for other in self._waiting if other.request.client == client]
+        self._rounds[client] = max(left, default=self._round - 1)
 
     def position(self, request: Request) -> int | None:
         """How many requests wait before this one; None if it does not wait."""

@@ -95,7 +95,13 @@ class LoadedEngine:
         if self.waiting >= self._queue_limit:
             raise too_many(self.waiting, engine.retry_after_s)
         request = Request(
-            voice, asked.text, asked.language, asked.mode, asked.sampling, patience_s=patience_s
+            voice,
+            asked.text,
+            asked.language,
+            asked.mode,
+            asked.sampling,
+            patience_s=patience_s,
+            client=asked.client,
         )
         engine.submit(request)
         self._collectors[request] = collector

@@ -25,6 +25,7 @@ class SpeechInput:
     language: str | None
     mode: Mode
     sampling: SamplingParams
+    client: str = ""
 
     @classmethod
     def of(
@@ -33,6 +34,7 @@ class SpeechInput:
         language: str | None = None,
         mode: Mode = "auto",
         seed: int | None = None,
+        client: str = "",
         **sampling: Any,
     ) -> "SpeechInput":
         """Check what is asked: TypeError for an unknown name, ValueError for a wrong value.
@@ -42,7 +44,7 @@ class SpeechInput:
         if mode not in ("auto", "icl", "xvec"):
             raise ValueError(f"mode is auto, icl or xvec, not {mode!r}.")
         chosen = secrets.randbelow(2**31) if seed is None else seed
-        return cls(text, language, mode, SamplingParams(seed=chosen, **sampling))
+        return cls(text, language, mode, SamplingParams(seed=chosen, **sampling), client)
 
 
 class Stopwatch:

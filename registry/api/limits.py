@@ -41,10 +41,10 @@ class Gate:
 
 
 class SpeechShares:
-    """Keeps an eighth of the places for speech, running or waiting, for other addresses.
+    """Keeps the last eighth of the line for speech from an address that has most of all speeches.
 
-    `status` tells how many places there are; where it does not, as the queue is not this process's,
-    no one is refused. `paths` are those whose POST asks for speech.
+    `status` tells how long the line is; where it does not, as the queue is not this process's, no
+    one is refused. `paths` are those whose POST asks for speech.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class SpeechShares:
         status = self._status()
         if status is None or status.queue_limit is None:
             return None
-        places = status.queue_limit + (status.slots or 0)
-        if self._under_way[client] < places - places // 8:
+        own, all_of_them = self._under_way[client], self._under_way.total()
+        waiting = max(status.queued, all_of_them - (status.slots or 0))
+        if waiting < _seven_eighths(status.queue_limit) or own < _seven_eighths(all_of_them):
             return None
         return Overloaded(
-            f"{self._under_way[client]} speeches of this address are made or wait already, the most"
-            " of one address at once. Nothing was done; ask again.",
+            f"{own} speeches of this address are made or wait already, and the last places are for"
+            " others. Nothing was done; ask again.",
             RETRY_S,
         )
 
@@ -112,6 +113,10 @@ class RequestLimit:
         if slowest is not None:
             self._answering.discard(slowest)
         return slowest is not None
+
+
+def _seven_eighths(most: int) -> int:
+    return most - most // 8
 
 
 def _busy(most: int) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -174,7 +174,8 @@ class ModalInference:
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         refuse_long(text, self._limit_s)
-        items = self._remote.speak(asdict(ref), text, params.given(), self._until_s())
+        given = replace(params, client=None).given()  # behind Modal's edge all have one address
+        items = self._remote.speak(asdict(ref), text, given, self._until_s())
         chunks = RemoteChunks(items, self._failures, self._remote.cancel, self._beside)
         async with AsyncExitStack() as if_left:
             if_left.push_async_callback(chunks.aclose)

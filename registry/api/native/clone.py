@@ -58,6 +58,6 @@ async def clone(request: Request, services: ServicesDep) -> Response:
 
         async def with_clip(text: str, use: Use) -> Response:
             async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:
-                return await services.speaker.speak_as(voice, text, form.params(), use)
+                return await services.speaker.speak_as(voice, text, form.params(request), use)
 
         return await answer(request, services, form, with_clip)

@@ -21,7 +21,9 @@ from registry.api.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_event
 from registry.api.problems import ClientGone, asked, log
 from registry.api.requests import PATIENCE, CheckedRoute, while_connected
 from registry.api.services import Services, ServicesDep
+from registry.api.uploads import client_of
 from registry.audio.encoders import Encoder, encoder, media_type
+from registry.audio.formats import SPEECH, SpeechFormat
 from registry.contract import SpeakParams, is_transient
 from registry.errors import RegistryError, SpeechFailed
 from registry.speech.local import patience
@@ -62,7 +64,7 @@ def audio(headers: Mapping[str, str]) -> of.Responses:
     return {
         200: {
             "description": "The audio: whole, or in chunks as it is spoken.",
-            "content": of.binary(("audio/wav", "audio/flac", "audio/pcm", MEDIA_TYPE)),
+            "content": of.binary((*(one.media_type for one in SPEECH.values()), MEDIA_TYPE)),
             "headers": of.headers(headers),
         }
     }
@@ -83,7 +85,7 @@ class SpeechRequest(BaseModel):
         None, max_length=32, description="Default: the voice's own, else found from the text."
     )
     mode: Mode | None = None
-    format: Literal["wav", "flac", "pcm"] = "wav"
+    format: SpeechFormat = "wav"
     stream: bool = Field(False, description="Send the audio while it is spoken.")
     stream_format: Literal["audio", "sse"] = Field(
         "audio", description="sse streams it as server-sent events, as does Accept."
@@ -95,9 +97,9 @@ class SpeechRequest(BaseModel):
     top_k: TopK | None = None
     top_p: float | None = Field(None, ge=0.001, le=1)
 
-    def params(self) -> SpeakParams:
+    def params(self, request: Request) -> SpeakParams:
         knobs = {field.name for field in fields(SpeakParams)}
-        return SpeakParams(**self.model_dump(include=knobs))
+        return SpeakParams(**self.model_dump(include=knobs), client=client_of(request.scope))
 
 
 class SpeakRequest(SpeechRequest):
@@ -138,7 +140,7 @@ async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> 
     """
 
     async def with_voice(text: str, use: Use) -> Response:
-        return await services.speaker.speak(body.voice, text, body.params(), use)
+        return await services.speaker.speak(body.voice, text, body.params(request), use)
 
     return await answer(request, services, body, with_voice)
 

@@ -1,0 +1,96 @@
+"""In which order requests get a slot: each client has one turn in a round."""
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+import torch
+
+from inference.engine import PreparedVoice, Request
+from inference.engine.prompt_builder import TokenizedPrompt
+from inference.engine.request_queue import OVERTAKEN, QueuedRequest, RequestQueue
+from inference.engine.state import ResolvedSampling
+
+NOBODY = PreparedVoice(torch.zeros(1), None, None)
+ENOUGH = 1_000_000
+
+
+def queued(client: str, budget: int = 10, patience_s: float = 60) -> QueuedRequest:
+    request = Request(NOBODY, "Hi.", client=client, patience_s=patience_s)
+    prompt = TokenizedPrompt.__new__(TokenizedPrompt)  # what the queue only hands on
+    sampling = ResolvedSampling.__new__(ResolvedSampling)
+    return QueuedRequest(request, prompt, sampling, 10, 0, budget, 0.0)
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[RequestQueue]:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    yield RequestQueue(1000, ENOUGH)
+
+
+def push(queue: RequestQueue, *clients: str) -> None:
+    for client in clients:
+        queue.push(queued(client))
+
+
+def served(queue: RequestQueue, number: int, entries: int = ENOUGH) -> str:
+    """The clients of the next to get in, one slot at a time."""
+    return "".join(
+        admitted.request.client for _ in range(number) for admitted in queue.admit(1, entries)[0]
+    )
+
+
+def test_of_one_client_requests_get_in_as_they_came(queue: RequestQueue) -> None:
+    waiting = [queued("a") for _ in range(5)]
+    for one in waiting:
+        queue.push(one)
+    assert [queue.admit(1, ENOUGH)[0] for _ in waiting] == [[one] for one in waiting]
+
+
+def test_whoever_has_many_waiting_keeps_others_waiting_for_one(queue: RequestQueue) -> None:
+    push(queue, *"aaaaaaaaa")
+    assert served(queue, 2) == "aa"
+    push(queue, *"bcb")
+    assert served(queue, 10) == "bcabaaaaaa"
+
+
+def test_whoever_asks_again_and_again_starves_nobody(queue: RequestQueue) -> None:
+    """Two that ask anew as soon as they are served, beside one who waits with many."""
+    push(queue, *"aaaaaabc")
+    order = ""
+    for _ in range(15):
+        client = served(queue, 1)
+        order += client
+        if client in "bc":
+            push(queue, client)
+    assert order == "abcabcabcabcabc"
+
+
+def test_rounds_of_a_client_that_gave_up_are_over(queue: RequestQueue) -> None:
+    given_up = [queued("a") for _ in range(20)]
+    for one in given_up:
+        queue.push(one)
+    push(queue, *"bbb")
+    for one in given_up:
+        assert queue.remove(one.request)
+    push(queue, "a")
+    assert served(queue, 4) == "babb"
+
+
+def test_no_client_is_remembered_whose_rounds_are_over(queue: RequestQueue) -> None:
+    chance = Random(1)
+    for number in range(2000):
+        push(queue, f"{number}", "a", "a")
+        assert len(queue.admit(3, ENOUGH)[0]) == 3
+        if chance.random() < 0.1:
+            push(queue, "a")
+    assert len(queue._rounds) < 50
+
+
+def test_one_too_long_for_the_free_cache_is_passed_so_often_and_no_more(
+    queue: RequestQueue,
+) -> None:
+    queue.push(queued("a", budget=500))
+    push(queue, *"b" * (OVERTAKEN + 2))
+    assert served(queue, OVERTAKEN + 2, entries=100) == "b" * OVERTAKEN
+    assert served(queue, 2) == "ab"
