@@ -238,6 +238,56 @@ def test_the_doctor_puts_back_what_a_late_removal_took(tmp_path: Path) -> None:
     assert bobs_clip(cloud) == CLIP
 
 
+def test_a_copy_that_goes_while_it_is_looked_at_spoils_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hourly work puts the clip back, and removes the copy, beside one who reads the clip."""
+    cloud, a, b = world(tmp_path)
+    purge(a)
+    b.enrol("bob", CLIP, "m")
+    b.store.data.clip(SHA256).unlink()
+    volume_store(b)._mount.commit()
+    reader, other = volume_store(Site.start(cloud)), Site.start(cloud).store
+    monkeypatch.setattr(files, "GRACE_S", -1.0)
+    has = reader._removed.has
+
+    def has_then_tidy(sha256: str) -> bool:
+        found = has(sha256)
+        other.tidy()
+        return found
+
+    monkeypatch.setattr(reader._removed, "has", has_then_tidy)
+    assert clip_of(reader, reader.get("bob")) == CLIP
+    assert bobs_clip(cloud) == CLIP
+
+
+def test_a_copy_of_a_damaged_clip_is_not_put_over_a_sound_one(tmp_path: Path) -> None:
+    """Its owner deletes the voice, and adds it again, as the refusal says."""
+    cloud, a, b = world(tmp_path)
+    a.store.data.clip(SHA256).write_bytes(CLIP[:-100] + bytes(100))
+    volume_store(a)._mount.commit()
+    purge(a)
+    assert holding(cloud) == set()
+    (a.store.data.root / "removed").mkdir(mode=0o700)
+    (a.store.data.root / "removed" / SHA256).write_bytes(b"spoilt by a failing disk")
+    volume_store(a)._mount.commit()
+    b.enrol("bob", CLIP, "m")
+    volume_store(Site.start(cloud)).examine(read_data=True, repair=True)
+    assert bobs_clip(cloud) == CLIP
+
+
+def test_what_is_left_of_a_copy_goes_too(tmp_path: Path) -> None:
+    """A container died while it wrote, and the platform committed what was there."""
+    cloud, a, _ = world(tmp_path)
+    (a.store.data.root / "removed").mkdir(mode=0o700)
+    (a.store.data.root / "removed" / ".tmp-0123456789abcdef").write_bytes(CLIP)
+    volume_store(a)._mount.commit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "GRACE_S", -1.0)
+        Site.start(cloud).store.tidy()
+    assert not [name for name in cloud.committed("state") if ".tmp-" in name]
+
+
 def test_a_clip_that_no_copy_is_left_of_is_damaged(tmp_path: Path) -> None:
     cloud, _, b = world(tmp_path)
     b.enrol("bob", CLIP, "m")

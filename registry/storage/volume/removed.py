@@ -9,8 +9,8 @@ back. Prompts and conditioned clips are made from clips, and need none of this.
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from registry.storage.blobs import read_stored, write_once
-from registry.storage.data_dir import DataDir, is_plain, is_settled, is_sha256
+from registry.storage.blobs import TMP_PREFIX, hash_stored, read_stored, write_once
+from registry.storage.data_dir import DataDir, is_plain, is_settled, is_sha256, sha256_of
 from registry.storage.volume.snapshots import Mount
 
 
@@ -20,15 +20,13 @@ class RemovedClips:
         self._folder = mount.path / "removed"
 
     def keep(self, paths: Iterable[Path]) -> None:
-        """Copy those of the files that are clips, for everyone, before they are removed.
+        """Copy those of the files that are sound clips, for everyone, before they are removed.
 
         Not in one publication with the removal: who dies in the middle of it has published a part.
         """
         with self._mount.gate:
             clips = [path for path in paths if self._is_clip(path)]
-            for path in clips:
-                write_once(self._folder / path.name, read_stored(path))
-            if clips:
+            if [path for path in clips if copy_sound(path, self._folder / path.name)]:
                 self._mount.commit()
 
     def has(self, sha256: str) -> bool:
@@ -38,13 +36,15 @@ class RemovedClips:
 
     def is_any(self) -> bool:
         with self._mount.gate:
-            return any(self._copies())
+            return any(self._copies()) or any(self._unfinished())
 
     def put_back(self, sha256: str) -> None:
         """One that a row names, within a transaction, so that none of a removal is under way."""
         with self._mount.gate:
-            write_once(self._data.clip(sha256), read_stored(self._folder / sha256))
-            self._mount.dirty = True
+            clip = self._data.clip(sha256)
+            is_sound = hash_stored(clip)[0] == sha256
+            if not is_sound and copy_sound(self._folder / sha256, clip):
+                self._mount.dirty = True
 
     def finish(self, is_named: Callable[[str], bool]) -> None:
         """Put back what a row names, and remove copies that are older than any removal's delay.
@@ -56,12 +56,32 @@ class RemovedClips:
                 if is_named(copy.name):
                     self.put_back(copy.name)
                 if is_settled(copy):
-                    copy.unlink()
-                    self._mount.dirty = True
+                    self._unlink(copy)
+            for path in filter(is_settled, [*self._unfinished()]):
+                self._unlink(path)
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink()
+        self._mount.dirty = True
 
     def _is_clip(self, path: Path) -> bool:
         return path == self._data.clip(path.name) and is_sha256(path.name) and is_plain(path)
 
     def _copies(self) -> Iterator[Path]:
-        if self._folder.is_dir():
-            yield from (p for p in sorted(self._folder.iterdir()) if is_sha256(p.name))
+        yield from (path for path in self._entries() if is_sha256(path.name))
+
+    def _unfinished(self) -> Iterator[Path]:
+        """Of containers that died while they wrote a copy."""
+        yield from (path for path in self._entries() if path.name.startswith(TMP_PREFIX))
+
+    def _entries(self) -> list[Path]:
+        return sorted(filter(is_plain, self._folder.iterdir())) if self._folder.is_dir() else []
+
+
+def copy_sound(path: Path, target: Path) -> bool:
+    """Whether the file has the content that its name says; then `target` has it too."""
+    content = read_stored(path)
+    if sha256_of(content) != path.name:
+        return False
+    write_once(target, content)
+    return True
