@@ -40,7 +40,7 @@ def _refuse_half_a_url(answer: httpx.Response) -> None:
     """httpx reads where a redirect leads though it follows none, and lets urllib's error out."""
     if answer.has_redirect_location:
         try:
-            answer.request.url.join(answer.headers["location"])
+            answer.request.url.join(answer.headers["location"]).host  # noqa: B018
         except httpx.InvalidURL:
             return  # which it refuses itself
         except ValueError as error:

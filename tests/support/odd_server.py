@@ -124,6 +124,8 @@ ANSWERS: dict[str, bytes] = {
     "redirect-to-nonsense": answer("302 Found", b"", Location="http://[::1"),
     "redirect-to-no-port": answer("302 Found", b"", Location="https:////: https:////a/b"),
     "redirect-to-half-a-bracket": answer("302 Found", b"", Location=":https://elsewh]ere"),
+    "redirect-to-half-a-name": answer("302 Found", b"", Location="http://xn--a/"),
+    "redirect-to-no-name": answer("302 Found", b"", Location="http://xn--/x"),
     "redirect-with-codes": answer("302 Found", b"", Location="/\x9b31m"),
     "not-done": answer("303 See Other", b"", Location="?__modal_function_call_id=fc-1"),
     "bad-request": answer("400 Bad Request", HTML),
