@@ -65,9 +65,9 @@ def done_in(worlds: list[World]) -> str:
     return f"{kills} kills, {acknowledged} acknowledged, {refused} refused"
 
 
-@pytest.mark.parametrize("seed", [1, 12, 13, 14])
-def test_a_hundred_kills_lose_nothing(folder: Path, seed: int) -> None:
-    """In four worlds: a Volume that fills with what the killed leave makes each kill dearer."""
+@pytest.mark.parametrize("seed", [1, 12])
+def test_fifty_kills_lose_nothing(folder: Path, seed: int) -> None:
+    """In two worlds: a Volume that fills with what the killed leave makes each kill dearer."""
     print(survive(World(folder, seed), 25))
 
 
@@ -116,6 +116,8 @@ def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]
     caught(World, mutant, folder, worlds=6, stalls=0.03)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_a_store_that_is_right_for_a_week_is_caught(folder: Path, curious: None) -> None:
     caught(Weeks, RightForAWeek, folder, worlds=12, stalls=0.0)
 
