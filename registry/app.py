@@ -66,7 +66,12 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(SpeechShares, paths=("/speak", "/clone"), status=inference.status)
+    app.add_middleware(
+        SpeechShares,
+        paths=("/speak", "/clone"),
+        status=inference.status,
+        coming=lambda: speaker.line.coming,
+    )
     app.add_middleware(Gate, asks=asks(speaker, uploads))
     app.add_middleware(RequestLimit, most=settings.max_requests)
     app.add_middleware(Pace, grace_s=settings.body_timeout_s)

@@ -77,6 +77,45 @@ def test_rounds_of_a_client_that_gave_up_are_over(queue: RequestQueue) -> None:
     assert served(queue, 4) == "babb"
 
 
+def test_who_leaves_and_asks_again_has_no_turn_more(queue: RequestQueue) -> None:
+    """Beside one who waits with two: each time that it is let in, it has asked and left before."""
+    order = ""
+    push(queue, *"bb")
+    for _ in range(6):
+        left = queued("a")
+        queue.push(left)
+        assert queue.remove(left.request)
+        push(queue, "a")
+        order += served(queue, 1)
+        push(queue, order[-1])
+    assert "aa" not in order[1:] and order.count("b") >= 2
+
+
+def test_one_that_passes_others_ends_no_round(queue: RequestQueue) -> None:
+    queue.push(queued("a", budget=500))
+    push(queue, *"b" * 9)
+    for _ in range(5):
+        assert served(queue, 1, entries=100) == "b"
+    push(queue, "c")
+    assert served(queue, 3) == "acb"
+
+
+def test_what_a_newcomer_waits_for_is_what_comes_before_it(queue: RequestQueue) -> None:
+    push(queue, *"aaaaa")
+    simulated = [Simulated(), Simulated(), Simulated()]
+    queue.simulate(simulated[0], "b")  # type: ignore[arg-type]
+    queue.simulate(simulated[1], "a")  # type: ignore[arg-type]
+    queue.simulate(simulated[2])  # type: ignore[arg-type]
+    assert [one.admitted for one in simulated] == [1, 5, 5]
+
+
+class Simulated:
+    admitted = 0
+
+    def admit(self, budget: int, entries: int) -> None:
+        self.admitted += 1
+
+
 def test_no_client_is_remembered_whose_rounds_are_over(queue: RequestQueue) -> None:
     chance = Random(1)
     for number in range(2000):

@@ -137,7 +137,7 @@ class Engine:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
             raise Overloaded(reason, self.retry_after_s)
-        simulation = self._queue.simulate(self._slots_to_come())
+        simulation = self._queue.simulate(self._slots_to_come(), request.client)
         entries = whole_pages(waiting.positions)
         if not simulation.may_serve(waiting.patience_left_s, entries):
             self.counters.refused += 1

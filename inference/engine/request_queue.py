@@ -65,14 +65,20 @@ class RequestQueue:
         self._waiting: deque[QueuedRequest] = deque()  # by rounds
         self._round = 0  # of those that got in, the latest
         self._rounds: dict[str, int] = {}  # the last of each client, unless it is over
+        self._served: dict[str, int] = {}  # and the last in which it got in
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def simulate(self, simulation: QueueSimulation) -> QueueSimulation:
-        """Admit all who wait in `simulation`; what it says then is of whoever comes next."""
+    def simulate(self, simulation: QueueSimulation, client: str | None = None) -> QueueSimulation:
+        """Admit who waits in `simulation`, which then tells of whoever comes next.
+
+        With a `client`, of its next request: only those are admitted that will be before it.
+        """
+        round = None if client is None else self._next_round(client)
         for waiting in self._waiting:
-            simulation.admit(waiting.budget, whole_pages(waiting.positions))
+            if round is None or waiting.round <= round:
+                simulation.admit(waiting.budget, whole_pages(waiting.positions))
         return simulation
 
     @property
@@ -85,12 +91,15 @@ class RequestQueue:
         Its round is the one after its client's last, or the present one: so whoever has many
         waiting keeps no one else waiting for all of them, and who asks again comes after those.
         """
-        last = self._rounds.get(waiting.request.client, self._round - 1)
-        waiting.round = self._rounds[waiting.request.client] = max(last + 1, self._round)
+        client = waiting.request.client
+        waiting.round = self._rounds[client] = self._next_round(client)
         behind = len(self._waiting)
         while behind and self._waiting[behind - 1].round > waiting.round:
             behind -= 1
         self._waiting.insert(behind, waiting)
+
+    def _next_round(self, client: str) -> int:
+        return max(self._rounds.get(client, self._round - 1) + 1, self._round)
 
     def admit(self, slots: int, entries: int) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
         """Take out the requests that get in, with so many slots and entries free, and the late.
@@ -127,7 +136,9 @@ class RequestQueue:
                 for passed in islice(self._waiting, index):
                     passed.overtaken += 1
                 del self._waiting[index]
-                self._begin(waiting.round)
+                self._served[waiting.request.client] = waiting.round
+                first = self._waiting[0] if self._waiting else waiting
+                self._begin(min(first.round, waiting.round))  # it may have passed others
                 return waiting
             if waiting.overtaken >= OVERTAKEN:
                 return None
@@ -138,6 +149,7 @@ class RequestQueue:
         if round > self._round:
             self._round = round
             self._rounds = {c: last for c, last in self._rounds.items() if last >= round}
+            self._served = {c: last for c, last in self._served.items() if last >= round}
 
     def _take_late(self) -> list[QueuedRequest]:
         late = [waiting for waiting in self._waiting if waiting.is_late]
@@ -154,11 +166,13 @@ class RequestQueue:
         return False
 
     def _drop(self, waiting: QueuedRequest) -> None:
-        """Take one out that gets no slot; the rounds of its client end with those it still has."""
+        """Take one out that gets no slot; the rounds of its client end with those it still has, or
+        has had: who leaves does not come again before others."""
         self._waiting.remove(waiting)
         client = waiting.request.client
         left = [other.round for other in self._waiting if other.request.client == client]
-        self._rounds[client] = max(left, default=self._round - 1)
+        served = self._served.get(client, self._round - 1)
+        self._rounds[client] = max([*left, served])
 
     def position(self, request: Request) -> int | None:
         """How many requests wait before this one; None if it does not wait."""

@@ -44,13 +44,18 @@ class SpeechShares:
     """Keeps the last eighth of the line for speech from an address that has most of all speeches.
 
     `status` tells how long the line is; where it does not, as the queue is not this process's, no
-    one is refused. `paths` are those whose POST asks for speech.
+    one is refused. `paths` are those whose POST asks for speech; `coming` of them are on the way
+    to that line.
     """
 
     def __init__(
-        self, app: ASGIApp, paths: Collection[str], status: Callable[[], Status | None]
+        self,
+        app: ASGIApp,
+        paths: Collection[str],
+        status: Callable[[], Status | None],
+        coming: Callable[[], int],
     ) -> None:
-        self._app, self._paths, self._status = app, paths, status
+        self._app, self._paths, self._status, self._coming = app, paths, status, coming
         self._under_way = Counter[str]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +78,7 @@ class SpeechShares:
         if status is None or status.queue_limit is None:
             return None
         own, all_of_them = self._under_way[client], self._under_way.total()
-        waiting = max(status.queued, all_of_them - (status.slots or 0))
+        waiting = max(status.queued + self._coming(), all_of_them - (status.slots or 0))
         if waiting < _seven_eighths(status.queue_limit) or own < _seven_eighths(all_of_them):
             return None
         return Overloaded(

@@ -13,18 +13,18 @@ from registry.contract import Inference
 class Line:
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
-        self._coming = 0
+        self.coming = 0
 
     def refuse_full(self) -> None:
         """Raises Overloaded."""
-        self._inference.refuse_full(self._coming)
+        self._inference.refuse_full(self.coming)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
         """From the first look at a request until it is handed to the model. Raises Overloaded."""
         self.refuse_full()
-        self._coming += 1
+        self.coming += 1
         try:
             yield
         finally:
-            self._coming -= 1
+            self.coming -= 1
