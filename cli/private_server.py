@@ -62,8 +62,8 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
                 transport=transport, base_url="http://voices", timeout=TIMEOUT
             ) as http:
                 yield http
-        except (KeyboardInterrupt, Interrupted, click.Abort, SystemExit):
-            patience_s = 0.3
+        except (KeyboardInterrupt, Interrupted, click.Abort, SystemExit, OSError):
+            patience_s = 0.3  # an OSError too: of a terminal that is closed, in place of its signal
             raise
         finally:
             with undisturbed(patience_s is not None):
