@@ -46,7 +46,10 @@ class Gpu(FakeInference):
     async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
         with self.gate:
             self.mount.reload()
-            extracted = await super().extract_prompt(source)
+            try:
+                extracted = await super().extract_prompt(source)
+            except FileNotFoundError as error:  # another's enrolment of this clip failed meanwhile
+                raise StorageUnavailable("The clip went. Try again.") from error
             self.mount.commit()
             return extracted
 
