@@ -8,7 +8,7 @@ import torch
 
 from inference.engine import PreparedVoice, Request
 from inference.engine.prompt_builder import TokenizedPrompt
-from inference.engine.request_queue import OVERTAKEN, QueuedRequest, RequestQueue
+from inference.engine.request_queue import OVERTAKEN, REMEMBERED, QueuedRequest, RequestQueue
 from inference.engine.state import ResolvedSampling
 
 NOBODY = PreparedVoice(torch.zeros(1), None, None)
@@ -124,6 +124,16 @@ def test_no_client_is_remembered_whose_rounds_are_over(queue: RequestQueue) -> N
         if chance.random() < 0.1:
             push(queue, "a")
     assert len(queue._rounds) < 50
+
+
+def test_so_many_clients_are_remembered_and_no_more(queue: RequestQueue) -> None:
+    """Each comes once, so that no round ends; the one who waits keeps its place."""
+    push(queue, *"aa")
+    for number in range(3 * REMEMBERED):
+        push(queue, f"{number}")
+        assert len(queue.admit(1, ENOUGH)[0]) == 1
+    assert len(queue._rounds) <= REMEMBERED and len(queue._served) <= REMEMBERED
+    assert served(queue, 2).endswith("a")
 
 
 def test_one_too_long_for_the_free_cache_is_passed_so_often_and_no_more(

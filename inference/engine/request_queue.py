@@ -12,6 +12,7 @@ from inference.engine.request import Request
 from inference.engine.state import ResolvedSampling
 from inference.errors import Overloaded
 
+REMEMBERED = 4096  # clients whose last round is known, but for those who wait
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
 
 
@@ -63,9 +64,9 @@ class RequestQueue:
         """After `prefill_positions` in one step nobody else gets in, so that what runs goes on."""
         self._limit, self._prefill_positions = limit, prefill_positions
         self._waiting: deque[QueuedRequest] = deque()  # by rounds
-        self._round = 0  # of those that got in, the latest
+        self._round = 0  # the present one
         self._rounds: dict[str, int] = {}  # the last of each client, unless it is over
-        self._served: dict[str, int] = {}  # and the last in which it got in
+        self._served: dict[str, int] = {}  # the last in which it got in, unless it is over
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -91,6 +92,8 @@ class RequestQueue:
         Its round is the one after its client's last, or the present one: so whoever has many
         waiting keeps no one else waiting for all of them, and who asks again comes after those.
         """
+        if len(self._rounds) >= REMEMBERED:
+            self._forget_absent()
         client = waiting.request.client
         waiting.round = self._rounds[client] = self._next_round(client)
         behind = len(self._waiting)
@@ -150,6 +153,12 @@ class RequestQueue:
             self._round = round
             self._rounds = {c: last for c, last in self._rounds.items() if last >= round}
             self._served = {c: last for c, last in self._served.items() if last >= round}
+
+    def _forget_absent(self) -> None:
+        """Remember only who waits: a round goes on for as long as new clients come."""
+        here = {waiting.request.client for waiting in self._waiting}
+        self._rounds = {c: last for c, last in self._rounds.items() if c in here}
+        self._served = {c: last for c, last in self._served.items() if c in here}
 
     def _take_late(self) -> list[QueuedRequest]:
         late = [waiting for waiting in self._waiting if waiting.is_late]

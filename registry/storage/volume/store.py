@@ -204,7 +204,7 @@ class VolumeStore(VoiceStore):
         super()._remove(paths)
 
     def tidy(self) -> None:
-        """And put right, or finish, what removals have left."""
+        """Also put right, or finish, what removals have left."""
         with self._mount.gate:
             self._mount.reload()
             if self.data.drop_dead_transients():
