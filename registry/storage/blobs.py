@@ -63,12 +63,19 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
+    """`whole_file` in a folder that is made if it is not there."""
+    private.refuse_link(path.parent)
+    make_folder(path.parent)
+    with whole_file(path) as file:
+        yield file
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
     """What the block writes becomes `path`: temp file, fsync, rename, fsync of the folder.
 
     The order is the promise: a reader sees the old file or the whole new one, power cut or not.
     """
-    private.refuse_link(path.parent)
-    make_folder(path.parent)
     temporary = path.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
     try:
         with open(temporary, "xb", opener=private.opener) as file:

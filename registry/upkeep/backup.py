@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import sqlite3
 import tarfile
@@ -28,7 +27,7 @@ from sqlmodel import Session, col, func, select
 from registry.contract import PromptRef
 from registry.errors import BackupRefused
 from registry.storage import private
-from registry.storage.blobs import TMP_PREFIX, sync_folder
+from registry.storage.blobs import whole_file
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.database import Database, schema_revision
 from registry.storage.store import VoiceStore
@@ -167,18 +166,8 @@ def save_backup(store: VoiceStore, target: Path) -> Manifest:
 
     Replaces a file of that name. OSError if it can't be written, BackupRefused.
     """
-    target = target.resolve()
-    part = target.with_name(f"{TMP_PREFIX}{secrets.token_hex(8)}")
-    try:
-        with open(part, "xb", opener=private.opener) as out:
-            manifest = write_backup(store, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.rename(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-    sync_folder(target.parent)
-    return manifest
+    with whole_file(target.resolve()) as out:
+        return write_backup(store, out)
 
 
 def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:

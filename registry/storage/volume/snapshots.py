@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from registry.errors import DatabaseLost
 from registry.storage import private
-from registry.storage.blobs import TMP_PREFIX, make_folder, sync_folder
+from registry.storage.blobs import replacing
 
 NAME = re.compile(r"(\d{12})-([0-9a-f]{16})\.db")
 ABANDONED = "abandoned"
@@ -209,14 +209,5 @@ def digest_of(path: Path) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     """`target` is whole or absent, to whoever looks."""
-    make_folder(target.parent)
-    temporary = target.parent / f"{TMP_PREFIX}{secrets.token_hex(8)}"
-    try:
-        with open(source, "rb") as original, open(temporary, "xb", opener=private.opener) as made:
-            shutil.copyfileobj(original, made)
-            made.flush()
-            os.fsync(made.fileno())
-        os.rename(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
+    with open(source, "rb") as original, replacing(target) as made:
+        shutil.copyfileobj(original, made)
