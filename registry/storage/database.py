@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, StaticPool, event
 from sqlmodel import Session, create_engine
@@ -39,7 +39,7 @@ NO_DATABASE = "missing or empty, but files of voices are here"
 
 
 class Database:
-    """One engine; `read()` and `write()` are the only ways to a session.
+    """One engine, until it is left; `read()` and `write()` are the only ways to a session.
 
     Both raise what the storage refuses as errors of the registry's own. Once something is found
     damaged, nothing is written any more: DatabaseDamaged.
@@ -117,6 +117,12 @@ class Database:
         except DatabaseDamaged as error:
             self._damage = error.detail
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._reading.dispose()

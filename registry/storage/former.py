@@ -49,15 +49,12 @@ def forget_former(session: Session, voice: Voice) -> Former:
 def forget_all_former(data: DataDir) -> None:
     """The same for all voices of a directory that nobody else has open: no more stays than an edit
     leaves, in rows, files or free pages."""
-    opened = Database(data.database)
-    try:
-        with opened.write() as session:
+    with Database(data.database) as database:
+        with database.write() as session:
             former = [forget_former(session, voice) for voice in _crowded(session)]
-        with opened.write() as session:
+        with database.write() as session:
             for one in former:
                 remove(former_files(data, session, one, young=True))
-    finally:
-        opened.close()
     if former:
         with closing(connect(data.database)) as connection:
             connection.execute("VACUUM")

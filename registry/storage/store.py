@@ -79,8 +79,7 @@ class VoiceStore:
             opening.enter_context(self._share())
             data.create()
             drop_abandoned(data.uploads)
-            self._db = self._open()
-            opening.callback(self._db.close)
+            self._db = opening.enter_context(self._open())
             self._opened = opening.pop_all()
 
     def _share(self) -> AbstractContextManager[object]:

@@ -281,12 +281,8 @@ def counts(database: Path) -> dict[str, int]:
 
 @contextmanager
 def rows_of(path: Path) -> Iterator[Session]:
-    database = Database(path)
-    try:
-        with database.read() as session:
-            yield session
-    finally:
-        database.close()
+    with Database(path) as database, database.read() as session:
+        yield session
 
 
 def refuse_damaged(path: Path) -> None:

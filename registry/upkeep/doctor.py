@@ -85,11 +85,8 @@ def _database_faults(data: DataDir) -> list[str]:
 
 
 def _examine_files(data: DataDir, read_data: bool, repair: bool) -> list[Finding]:
-    database = Database(data.database)
-    try:
+    with Database(data.database) as database:
         return examine_files(data, database, nullcontext(), read_data, repair)
-    finally:
-        database.close()
 
 
 def examine_files(
@@ -296,13 +293,9 @@ def model_in_use(data: DataDir) -> tuple[str, str] | None:
     """How the model of the voices is named, and its revision; None before any was used."""
     if not data.database.exists() or schema_revision(data.database) is None:
         return None
-    database = Database(data.database)
-    try:
-        with database.read() as session:
-            row = session.get(ModelInUse, 1)
-            return None if row is None else (row.source, row.revision)
-    finally:
-        database.close()
+    with Database(data.database) as database, database.read() as session:
+        row = session.get(ModelInUse, 1)
+        return None if row is None else (row.source, row.revision)
 
 
 def summary(data: DataDir) -> dict[str, object]:

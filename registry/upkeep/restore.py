@@ -196,12 +196,8 @@ def _refuse_unbelieved_rows(database: Path) -> None:
 
 def _name_anew(database: Path) -> None:
     """An older version took names that are no more; a key follows from its name."""
-    opened = Database(database)
-    try:
-        with opened.write() as session:
-            rename(session, renames(session))
-    finally:
-        opened.close()
+    with Database(database) as opened, opened.write() as session:
+        rename(session, renames(session))
 
 
 def _index_names_anew(database: Path) -> None:

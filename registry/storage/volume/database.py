@@ -240,12 +240,8 @@ def _not_known(error: StorageUnavailable) -> StorageUnavailable:
 
 @contextmanager
 def _writing(path: Path, references: bool) -> Iterator[Session]:
-    database = Database(path)
-    try:
-        with database.write(references=references) as session:
-            yield session
-    finally:
-        database.close()
+    with Database(path) as database, database.write(references=references) as session:
+        yield session
 
 
 def _check(path: Path) -> None:
