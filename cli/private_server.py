@@ -45,11 +45,12 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
     import httpx
     import uvicorn
 
+    from cli.brief_server import BriefServer
     from cli.connection import TIMEOUT
 
     with ending_by_signals(), listening() as (listener, path):
         config = uvicorn.Config(app, http="h11", ws="none", log_level="critical", access_log=False)
-        server = uvicorn.Server(config)
+        server = BriefServer(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         log = logging.getLogger("registry")
         level = log.level
@@ -67,7 +68,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
             raise
         finally:
             with undisturbed(patience_s is not None):
-                server.should_exit = True
+                server.stop()
                 thread.join(patience_s)
                 if thread.is_alive():  # it dies with this process, in the middle of what it does
                     drop = app.state.services.drop_unfinished

@@ -9,18 +9,20 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from cli.brief_server import BriefServer
+
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[httpx.Client]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
+    server = BriefServer(uvicorn.Config(app, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=60, verify=False) as client:
             yield client
     finally:
-        server.should_exit = True
+        server.stop()
         thread.join()
