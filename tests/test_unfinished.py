@@ -22,7 +22,15 @@ from uploading import clip_of, enrol_bytes
 
 from cli.private_server import serving_privately
 from registry.contract import PromptSource
-from registry.errors import NameTaken, Overloaded, RegistryError, StorageUnavailable, VoiceNotFound
+from registry.errors import (
+    DatabaseDamaged,
+    NameTaken,
+    Overloaded,
+    RegistryError,
+    StorageReadOnly,
+    StorageUnavailable,
+    VoiceNotFound,
+)
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
@@ -310,6 +318,30 @@ def test_what_can_not_be_removed_at_once_is_removed_later(
     with pytest.raises(RegistryError):
         asyncio.run(WORK["enrolment"](enroller))
     assert state(store) == before
+
+
+@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("kind", [DatabaseDamaged, StorageReadOnly])
+def test_what_no_waiting_mends_is_tried_once(
+    store: VoiceStore,
+    fake: FakeInference,
+    enroller: QuickEnroller,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[RegistryError],
+) -> None:
+    tries = 0
+
+    def refused(source: PromptSource, *, clip: bool) -> None:
+        nonlocal tries
+        tries += 1
+        raise kind("Nothing can be written here.")
+
+    monkeypatch.setattr(unfinished, "WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(store, "drop_unfinished", refused)
+    fake.room = 1
+    with pytest.raises(RegistryError):
+        asyncio.run(WORK["enrolment"](enroller))
+    assert tries == 1
 
 
 # Others who need the same

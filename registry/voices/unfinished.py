@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from anyio import to_thread
 
 from registry.contract import PromptSource
-from registry.errors import RegistryError
+from registry.errors import DatabaseDamaged, RegistryError, StorageReadOnly
 from registry.storage.store import VoiceStore
 
 WAITS_S = (0.0, 0.2, 1.0, 5.0)  # before each try to remove: many may wait to write
@@ -65,6 +65,9 @@ class Unfinished:
                 await asyncio.sleep(wait_s)
                 try:
                     return await to_thread.run_sync(drop, source)
+                except (DatabaseDamaged, StorageReadOnly) as error:
+                    said = str(error)
+                    break  # trying again does not help
                 except (RegistryError, OSError) as error:
                     said = str(error)
             log.warning("Files without a row are left to `voices doctor --repair`: %s", said)
