@@ -15,7 +15,7 @@ from speaking import run
 from inference import errors
 from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
-from inference.serving.worker import DeviceThread
+from inference.serving.worker import ArrivalCounter, DeviceThread
 from registry.contract import ExtractedPrompt, PromptRef, PromptSource
 from registry.storage.data_dir import DataDir
 
@@ -254,6 +254,24 @@ def test_what_is_told_comes_before_the_queue() -> None:
     gate.set()
     last.result(60)
     assert first.result(60) and order == ["told", "queued"] and thread.close(60)
+
+
+def test_what_is_told_and_who_left_are_not_counted_as_waiting() -> None:
+    """A crowd that is refused, or hangs up, would fill the queue for others with what it left."""
+    thread, gate = DeviceThread("test", queue_limit=8), threading.Event()
+    arrivals, done = ArrivalCounter(thread), list[int]()
+    first = thread.submit(lambda: gate.wait(60))
+    while not thread.running:
+        pass
+    for number in range(32):
+        thread.post(lambda number=number: done.append(number))  # type: ignore[misc]
+        assert thread.submit_short(lambda: None).cancel()
+    assert (thread.queued, arrivals.waiting) == (0, 0)
+    kept = thread.submit_short(lambda: None)
+    assert (thread.queued, arrivals.waiting) == (1, 1)
+    gate.set()
+    assert first.result(60) and kept.exception(60) is None and thread.close(60)
+    assert done == [*range(32)]
 
 
 def test_short_jobs_run_together_and_others_one_between_two_pieces_of_work() -> None:

@@ -81,6 +81,7 @@ class DeviceThread:
         """
         self._name, self._queue_limit, self._work, self._judge = name, queue_limit, work, judge
         self._idle = True
+        self._posted: deque[Job] = deque()
         self._short: deque[Job] = deque()
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -91,8 +92,9 @@ class DeviceThread:
 
     @property
     def queued(self) -> int:
+        """How many callers wait; what was posted is nobody's."""
         with self._changed:
-            return self._waiting() + len(self._short)
+            return self._waiting() + sum(not job.future.cancelled() for job in self._short)
 
     @property
     def running(self) -> int:
@@ -127,7 +129,7 @@ class DeviceThread:
     def post(self, call: Callable[[], object]) -> None:
         """Run a short `call` before all that is queued; never refused. Nothing waits for it."""
         with self._changed:
-            self._short.appendleft(Job(call, Future()))
+            self._posted.append(Job(call, Future()))
             self._changed.notify()
 
     def close(self, timeout_s: float) -> bool:
@@ -182,7 +184,8 @@ class DeviceThread:
         """Take all short jobs, and one of the others; wait if there is neither, nor work."""
         with self._changed:
             self._changed.wait_for(self._wanted)
-            jobs = [*self._short, *islice(self._jobs, 1)]
+            jobs = [*self._posted, *self._short, *islice(self._jobs, 1)]
+            self._posted.clear()
             self._short.clear()
             if self._jobs:
                 self._jobs.popleft()
@@ -190,7 +193,7 @@ class DeviceThread:
         return jobs
 
     def _wanted(self) -> bool:
-        return bool(self._short or self._jobs or self.closed or not self._idle)
+        return bool(self._posted or self._short or self._jobs or self.closed or not self._idle)
 
     def _run(self, job: Job) -> None:
         started_s = time.monotonic()
@@ -207,7 +210,7 @@ class ArrivalCounter:
 
     @property
     def waiting(self) -> int:
-        """How many wait: all but the one whose job runs, and jobs of nobody before them."""
+        """How many wait: all but the one whose job runs."""
         return max(self._thread.queued, self._now - self._thread.running)
 
     @contextmanager
