@@ -395,6 +395,29 @@ def test_a_line_that_is_full_is_told_and_its_last_places_are_for_other_clients()
     asyncio.run(run())
 
 
+def test_who_was_counted_before_takes_no_place_in_a_line() -> None:
+    async def run() -> None:
+        turns = FairTurns(1)
+
+        async def come(client: str, line: int | None) -> None:
+            async with turns.turn(client, line):
+                pass
+
+        async with turns.turn("first"):
+            waiting = [asyncio.create_task(come("a", line)) for line in [None, 16] * 14]
+            await asyncio.sleep(0)
+            with pytest.raises(ServerBusy):
+                await come("a", 16)
+            waiting += [asyncio.create_task(come("b", 16)) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(ServerBusy, match="16 others wait"):
+                await come("c", 16)
+        await asyncio.gather(*waiting)
+        assert not turns._in_line
+
+    asyncio.run(run())
+
+
 def test_who_leaves_while_waiting_loses_no_turn_of_others() -> None:
     async def leave() -> None:
         turns = FairTurns(1)

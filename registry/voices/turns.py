@@ -5,7 +5,7 @@ not been counted before, the line has an end.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,12 +18,13 @@ class FairTurns:
     def __init__(self, most: int) -> None:
         self._free = most
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the first client is the next
+        self._in_line = Counter[str]()  # of those who wait, who came by a line
 
     @asynccontextmanager
     async def turn(self, client: str, line: int | None = None) -> AsyncIterator[None]:
         """Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client.
 
-        Without one, whoever comes was counted before.
+        Without one, whoever comes was counted before, and takes nobody's place in a line.
         """
         await self._begin(client, line)
         try:
@@ -37,6 +38,7 @@ class FairTurns:
             return
         if line is not None:
             self._refuse_full(line, client)
+            self._in_line[client] += 1
         mine = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(mine)
         try:
@@ -47,6 +49,9 @@ class FairTurns:
             else:  # the turn came in the same moment
                 self._end()
             raise
+        finally:
+            if line is not None:
+                self._in_line -= Counter([client])  # and forget a client at 0
 
     def _leave(self, client: str, mine: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(client, deque())
@@ -56,7 +61,7 @@ class FairTurns:
             self._waiting.pop(client, None)
 
     def _refuse_full(self, line: int, client: str) -> None:
-        own, all_of_them = len(self._waiting.get(client, ())), sum(map(len, self._waiting.values()))
+        own, all_of_them = self._in_line[client], self._in_line.total()
         if all_of_them >= line or own >= line - line // 8:
             raise ServerBusy(
                 f"{all_of_them} others wait for the same work already, which is the most. Nothing "
