@@ -7,9 +7,12 @@ knows nothing of the app behind it.
 
 import asyncio
 import resource
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -250,6 +253,20 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)  # asyncio has one figure for this and for AT_ONCE
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A terminal that is closed ends it as SIGTERM does, unless nohup has that ignored."""
+        is_main = threading.current_thread() is threading.main_thread()
+        hangs_up = is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        with super().capture_signals():
+            if hangs_up:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                if hangs_up:
+                    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvicorn.Config:

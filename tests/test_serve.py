@@ -3,6 +3,7 @@
 import http.client
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -101,6 +102,39 @@ def test_every_line_of_the_log_has_its_time(tmp_path: Path) -> None:
     assert [line for line in server.log if not LINE.fullmatch(line)] == []
     said = "\n".join(server.log)
     assert '"GET /healthz HTTP/1.1" 200' in said and '"GET /voices/nobody HTTP/1.1" 404' in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_answered_has_the_whole_answer_when_it_is_ended(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """SIGHUP is the terminal that is closed."""
+    head = "POST /speak HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    body = b'{"voice": "alice", "text": "hi"}'
+    with (
+        served(tmp_path / "data", "--no-inference") as server,
+        socket.create_connection(("127.0.0.1", server.port), 60) as client,
+    ):
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:9])
+        while server.ask("GET", "/healthz")[0] != 200:  # the half of it is there by then
+            pass
+        server.process.send_signal(number)
+        with pytest.raises(ConnectionRefusedError):
+            while True:
+                socket.create_connection(("127.0.0.1", server.port), 60).close()
+        client.sendall(body[9:])
+        assert b"voice-not-found" in client.makefile("rb").read()
+        assert server.process.wait(60) == -number
+
+
+def test_a_server_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the child inherits it
+    try:
+        with served(tmp_path / "data", "--no-inference") as server:
+            server.process.send_signal(signal.SIGHUP)
+            assert server.ask("GET", "/healthz")[0] == 200
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
