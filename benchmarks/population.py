@@ -14,8 +14,8 @@ from sqlalchemy import Connection, insert
 
 from registry.contract import ModelRef, PromptSource, fingerprint
 from registry.names import ID_PREFIX, name_key, variants
+from registry.storage import sqlite
 from registry.storage.data_dir import DataDir
-from registry.storage.database import sqlite_engine
 from registry.storage.store import VoiceStore
 from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion, utc_now
 
@@ -117,7 +117,7 @@ def _known(random: Random, number: int, name: str) -> Known:
 
 
 def _connection(data: DataDir) -> Connection:
-    connection = sqlite_engine(data.database).connect()
+    connection = sqlite.engine(data.database).connect()
     connection.exec_driver_sql(f"PRAGMA cache_size=-{CACHE_KIB}")
     return connection
 

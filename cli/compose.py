@@ -4,7 +4,6 @@ Nothing of ours is imported before a verb runs, so `voices --help` costs none of
 """
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,13 +59,14 @@ def home_of(settings: "Settings") -> Path:
 
 
 def open_store(settings: "Settings") -> "VoiceStore":
+    from registry.storage import sqlite
     from registry.storage.data_dir import DataDir
     from registry.storage.store import VoiceStore
 
     try:
         with sentences():
             return VoiceStore(DataDir(home_of(settings)))
-    except sqlite3.DatabaseError as error:
+    except sqlite.DatabaseError as error:
         raise click.ClickException(
             f"The database in {settings.home} can't be read ({error}). `voices doctor` says more."
         ) from error

@@ -51,6 +51,18 @@ def test_inference_takes_contract_files_and_the_plan_of_a_deployment_from_the_re
             assert ours <= {"registry.contract"} | files | plan, path
 
 
+SQLITES_OWN = r"sqlite3|dialects\.sqlite|sqlite_\w|sqlite://|PRAGMA|pragma_|BEGIN IMMEDIATE|VACUUM"
+
+
+def test_one_module_knows_how_sqlite_does_what_the_storage_wants() -> None:
+    for path in SOURCES:
+        if path.name == "sqlite.py":
+            assert re.search(SQLITES_OWN, path.read_text(encoding="utf-8"))
+        elif not path.is_relative_to(ROOT / "migrations"):
+            found = re.search(SQLITES_OWN, path.read_text(encoding="utf-8"))
+            assert not found, (path, found)
+
+
 LAYERS = (  # of the registry: each imports of itself and of those before it
     ("contract", "errors", "invisible", "threads"),
     ("names", "text", "settings"),

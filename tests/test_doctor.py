@@ -30,8 +30,8 @@ from registry.settings import Settings
 from registry.storage.blobs import TMP_PREFIX
 from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
-from registry.storage.errors import is_damage
 from registry.storage.row_faults import RowFault, row_faults
+from registry.storage.sqlite import is_damage
 from registry.storage.store import VoiceStore
 from registry.upkeep.backup import save_backup
 from registry.upkeep.doctor import Finding, NamedVoice, examine, summary
@@ -449,7 +449,7 @@ def test_nobody_waits_for_the_doctor_to_look_at_rows(
     data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch, repair: bool
 ) -> None:
     """At 25,000 voices each change waited for 8 s, and beyond 45,000 it was refused."""
-    monkeypatch.setattr("registry.storage.database.BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("registry.storage.sqlite.BUSY_TIMEOUT_S", 0.0)
 
     def edited_meanwhile(session: Session) -> list[RowFault]:
         store.edit("alice", VoiceEdit(description="edited"), None)
@@ -464,7 +464,7 @@ def test_nobody_waits_for_the_doctor_to_look_at_rows(
 def test_nobody_waits_where_something_is_wrong(
     data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.storage.database.BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("registry.storage.sqlite.BUSY_TIMEOUT_S", 0.0)
     orphan = data.clip("0" * 64)
     orphan.write_bytes(b"nobody's")
     then = time.time() - 2 * GRACE_S

@@ -22,7 +22,8 @@ from alembic.script import ScriptDirectory
 from fakes import FakeInference
 from faults import FORKS, QuickEnroller, finish, noise, process, upgrade_by, upgrade_to
 from sqlalchemy import Connection, create_engine, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlmodel import SQLModel
@@ -30,8 +31,9 @@ from uploading import enrol_bytes
 
 import migrations
 from registry.errors import BackupRefused, SchemaTooNew
+from registry.storage import sqlite
 from registry.storage.data_dir import DataDir
-from registry.storage.database import SCHEMA, Database, migrate, schema_revision, sqlite_engine
+from registry.storage.database import SCHEMA, Database, migrate, schema_revision
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.tables import Label
@@ -65,7 +67,7 @@ def structure(connection: Connection) -> set[tuple[object, ...]]:
 @pytest.fixture
 def head(data: DataDir) -> Iterator[Connection]:
     migrate(data)
-    engine = sqlite_engine(data.database)
+    engine = sqlite.engine(data.database)
     with engine.connect() as connection:
         yield connection
     engine.dispose()
@@ -284,7 +286,7 @@ def test_a_backup_of_a_newer_schema_is_not_restored(future: Path, tmp_path: Path
 
 def test_no_index_means_another_thing_to_postgresql() -> None:
     """What one dialect is not told it leaves out without a word."""
-    dialects = sqlite.dialect(), postgresql.dialect()
+    dialects = sqlite_dialect.dialect(), postgresql.dialect()
     for table in SQLModel.metadata.sorted_tables:
         assert str(CreateTable(table).compile(dialect=dialects[1]))
         for index in table.indexes:
@@ -310,9 +312,8 @@ def test_the_migrations_make_the_same_indexes_on_postgresql() -> None:
 @pytest.fixture
 def database(data: DataDir) -> Iterator[Database]:
     migrate(data)
-    database = Database(data.database)
-    yield database
-    database.close()
+    with Database(data.database) as database:
+        yield database
 
 
 def test_every_connection_is_safe_against_power_cuts(database: Database) -> None:

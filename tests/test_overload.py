@@ -257,7 +257,7 @@ def test_rebuilds_wait_in_a_line_that_has_an_end(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.storage.database.BUSY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("registry.storage.sqlite.BUSY_TIMEOUT_S", 1.0)
     monkeypatch.setattr("registry.storage.database.PLACE_S", 0.1)
 
 

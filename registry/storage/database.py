@@ -1,21 +1,15 @@
-"""The SQLite file: how it is opened, how transactions begin, how its schema is brought up to date.
-
-TRUNCATE + FULL survives a power cut without side files; writes begin IMMEDIATE, so that two
-processes that read, change and write never lose an update. docs/storage.md has the promises.
+"""The database: whose turn it is to write, what makes it read-only, how its schema is brought up to
+date. sqlite.py has how it is opened and locked, docs/storage.md the promises.
 """
 
 import fcntl
-import os
-import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import URL, Connection, Engine, StaticPool, event
-from sqlmodel import Session, create_engine
+from sqlmodel import Session
 
 from registry.errors import (
     DatabaseDamaged,
@@ -23,17 +17,14 @@ from registry.errors import (
     Overloaded,
     SchemaTooNew,
 )
-from registry.storage import private, structure
+from registry.storage import private, sqlite, structure
 from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
 
 SCHEMA = "0001"
-BUSY_TIMEOUT_S = 15.0
 WRITERS = 16  # of one process that may wait: each holds a thread that requests share
 PLACE_S = 3.0  # for one of those places, which are free at once where nothing holds the database
-# What is no UTF-8 is read as what it looks like: one such row hides no other.
-TEXT = partial(str, encoding="utf-8", errors="backslashreplace")
 CHECKED_BYTES = 64 * 1024 * 1024  # about 20,000 voices, 0.3 s
 NO_DATABASE = "missing or empty, but files of voices are here"
 
@@ -50,11 +41,9 @@ class Database:
         self._open(path)
 
     def _open(self, path: Path) -> None:
-        self._reading = sqlite_engine(path)
+        self._reading = sqlite.engine(path)
         self._writing = {
-            references: self._reading.execution_options(
-                begin="BEGIN IMMEDIATE", foreign_keys="ON" if references else "OFF"
-            )
+            references: sqlite.writing(self._reading, references=references)
             for references in (True, False)
         }
         self._home, self._damage = path.parent, ""
@@ -67,31 +56,40 @@ class Database:
     @contextmanager
     def copy(self) -> Iterator[Session]:
         """All rows as of now, in memory: a read that takes long keeps writers from committing."""
-        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        with sqlite.in_memory() as memory:
             with self.read() as session:
-                copy_to(session, memory)
-            engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
-            event.listen(engine, "connect", _configure)
-            with self._noticing(writing=False), Session(engine) as session:
+                sqlite.copy(session, memory)
+            with self._noticing(writing=False), Session(sqlite.memory_engine(memory)) as session:
                 yield session
+
+    def copy_to(self, target: Path) -> None:
+        """The same in a new file."""
+        private.touch(target)
+        with self.read() as session:
+            sqlite.copy_to_file(session, target)
+
+    def size(self) -> int:
+        """In bytes."""
+        with self.read() as session:
+            return sqlite.size(session)
 
     @contextmanager
     def write(self, *, references: bool = True) -> Iterator[Session]:
         """A transaction that no other writer can slip into; commits on leaving, or rolls back.
 
-        Without `references` SQLite looks up none, of which each costs a look at all near names:
+        Without `references` none is looked up, of which each costs a look at all near names:
         whoever removes a row removes what refers to it.
         Raises Overloaded after BUSY_TIMEOUT_S, or where WRITERS wait for longer than PLACE_S.
         """
         if self._damage:
             raise DatabaseDamaged(self._damage)
         with (
-            self._turn_to_write(BUSY_TIMEOUT_S),
+            self._turn_to_write(sqlite.BUSY_TIMEOUT_S),
             self._noticing(writing=True),
             Session(self._writing[references], expire_on_commit=False) as session,
             session.begin(),
         ):
-            session.connection()  # BEGIN IMMEDIATE now, not at the first statement
+            session.connection()  # begins now, not at the first statement
             yield session
 
     @contextmanager
@@ -134,35 +132,18 @@ class Database:
         before.dispose()
 
 
-def copy_to(session: Session, target: sqlite3.Connection) -> None:
-    source = session.connection().connection.driver_connection
-    assert isinstance(source, sqlite3.Connection)
-    source.backup(target)
-
-
 def refuse_damage(path: Path) -> None:
     """DatabaseDamaged if pages or tables are not sound.
 
     The pages of a large file are left to the doctor, and to the first read that meets the damage:
     at 100,000 voices (316 MB) a look at all of them takes 1.5 s.
     """
-    with storage_errors(path.parent, writing=False), closing(connect(path)) as connection:
-        connection.isolation_level = None
-        connection.execute("BEGIN")  # nobody writes meanwhile
+    with storage_errors(path.parent, writing=False), sqlite.at_rest(path) as connection:
         small = path.stat().st_size <= CHECKED_BYTES
-        found = _page_faults(connection, path) if small else []
+        found = sqlite.quick_faults(connection, path) if small else []
         found = found or structure.faults(connection)
     if found:
         raise damaged(path.parent, found[0])
-
-
-def _page_faults(connection: sqlite3.Connection, path: Path) -> list[str]:
-    rows = connection.execute("PRAGMA quick_check(1)").fetchall()
-    said = [row[0].splitlines()[-1] for row in rows if row[0] != "ok"]  # after a heading
-    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-    if path.stat().st_size % page_bytes:
-        said.append("its last page is cut short")
-    return said
 
 
 def database_faults(path: Path) -> list[str]:
@@ -170,56 +151,16 @@ def database_faults(path: Path) -> list[str]:
 
     They are looked at in a copy of the pages, so that no writer waits.
     """
-    with closing(sqlite3.connect(":memory:")) as copy:
-        with closing(connect(path)) as connection:
-            connection.backup(copy)
-        rows = [*copy.execute("PRAGMA integrity_check")]
-        rows += copy.execute("PRAGMA foreign_key_check")
-        found = [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
-        found = found or _page_faults(copy, path)
-        return found or structure.faults(copy)
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """Past SQLAlchemy, for what is asked before the tables are known to be there."""
-    return sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)
-
-
-def sqlite_engine(path: Path) -> Engine:
-    url = URL.create("sqlite", database=str(path))  # a path is no URL: `?` and `%` mean themselves
-    waits = {"timeout": BUSY_TIMEOUT_S}
-    # Threads are what bounds the connections: nobody waits for one.
-    engine = create_engine(url, connect_args=waits, hide_parameters=True, max_overflow=-1)
-    event.listen(engine, "connect", _configure)
-    event.listen(engine, "begin", _begin)
-    return engine
-
-
-def _configure(connection: sqlite3.Connection, _: object) -> None:
-    connection.text_factory = TEXT
-    connection.isolation_level = None  # BEGIN is ours to send, or DDL would escape the transaction
-    for pragma in (
-        "journal_mode=TRUNCATE",
-        "synchronous=FULL",
-        "trusted_schema=OFF",
-        "secure_delete=ON",  # what is removed is not left in free pages
-    ):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    connection.exec_driver_sql(f"PRAGMA foreign_keys={options.get('foreign_keys', 'ON')}")
-    connection.exec_driver_sql(options.get("begin", "BEGIN"))
+    with sqlite.copied(path) as copy:
+        return sqlite.all_faults(copy) or sqlite.quick_faults(copy, path) or structure.faults(copy)
 
 
 def schema_revision(path: Path) -> str | None:
     """The Alembic revision recorded in the file, or None for a new or empty one."""
     if not path.exists():
         return None
-    with closing(connect(path)) as connection:
-        tables = connection.execute("SELECT 1 FROM sqlite_master WHERE name='alembic_version'")
-        if tables.fetchone() is None:
+    with sqlite.opened(path) as connection:
+        if not sqlite.has_table(connection, structure.MIGRATED):
             return None
         row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         return None if row is None else str(row[0])
@@ -249,13 +190,13 @@ def is_usable(path: Path) -> bool:
     """True if its schema is this program's, or a newer one that this program may still use.
 
     A migration that only adds leaves the number of the oldest schema whose programs get along
-    with it in SQLite's `user_version`.
+    with it in the file's `user_version`.
     """
     found = schema_revision(path)
     if found is None or found < SCHEMA:
         return False
-    with closing(connect(path)) as connection:
-        (oldest,) = connection.execute("PRAGMA user_version").fetchone()
+    with sqlite.opened(path) as connection:
+        oldest = sqlite.user_version(connection)
     return found == SCHEMA or 0 < oldest <= int(SCHEMA)
 
 
@@ -276,7 +217,7 @@ def _refuse_lost(found: str | None, data: DataDir) -> None:
             "away to start anew."
         )
     if found is None and data.database.exists():
-        with closing(connect(data.database)) as connection:
+        with sqlite.opened(data.database) as connection:
             if structure.parts(connection):
                 raise DatabaseLost(
                     f"{data.database} has tables, but none of a registry: is it another program's? "
@@ -297,9 +238,7 @@ def _back_up(data: DataDir, revision: str) -> None:
     target = data.backups / f"registry-before-{SCHEMA}-from-{revision}.db"
     target.unlink(missing_ok=True)
     private.touch(target)
-    with closing(connect(data.database)) as connection:
-        # As bytes, for a path need not be UTF-8.
-        connection.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(target),))
+    sqlite.vacuum_into(data.database, target)
     sync_folder(data.backups)
 
 
@@ -324,8 +263,8 @@ def _upgrade(path: Path) -> None:
     from alembic import command
 
     config = _alembic_config()
-    engine = sqlite_engine(path)
-    config.attributes["engine"] = engine.execution_options(begin="BEGIN IMMEDIATE")
+    engine = sqlite.engine(path)
+    config.attributes["engine"] = sqlite.writing(engine)
     try:
         command.upgrade(config, "head")
     finally:

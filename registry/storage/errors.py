@@ -1,10 +1,9 @@
-"""What a disk or SQLite refuses, as the registry's own errors; each names the folder.
+"""What a disk or the database refuses, as the registry's own errors; each names the folder.
 
 Errors of files that are not in the data directory are none of it, and stay what they are.
 """
 
 import errno
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +18,12 @@ from registry.errors import (
     StorageReadOnly,
     StorageUnreadable,
 )
+from registry.storage import sqlite
+from registry.storage.sqlite import Refusal
 
-STORAGE_ERRORS = (OSError, sqlite3.Error, DBAPIError)
+STORAGE_ERRORS = (OSError, sqlite.Error, DBAPIError)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM)
-DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-NOT_OUR_SCHEMA = ("no such table", "no such column", "has no column")
 
 
 @contextmanager
@@ -43,46 +42,36 @@ def storage_error(error: Exception, home: Path, *, writing: bool) -> RegistryErr
     """The registry's word for it; None if it says nothing about the storage in `home`."""
     if isinstance(error, OSError):
         return _of_a_file(error, home, writing)
-    code = sqlite_code(error)
-    if code == sqlite3.SQLITE_READONLY_DBMOVED:
-        return StorageUnreadable(
-            f"The database in {home} was moved or removed while a program had it open. Restart "
-            "the server."
-        )
-    if code == sqlite3.SQLITE_READONLY_ROLLBACK:
-        return StorageUnreadable(
-            f"A write in {home} was cut off, and can't be undone because the folder can't be "
-            "written. Open it once where it can be."
-        )
-    return _of_the_database(error, code & 0xFF, home, writing)
+    return _of_the_database(error, home, writing)
 
 
-def sqlite_code(error: Exception) -> int:
-    """SQLite's extended result code; SQLITE_ERROR for an error that has none."""
-    code: int = getattr(getattr(error, "orig", error), "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code
-
-
-def is_damage(error: Exception) -> bool:
-    """True for what only a broken file says: neither busy nor full nor unreadable for now."""
-    return sqlite_code(error) & 0xFF in (*DAMAGE, sqlite3.SQLITE_ERROR)
-
-
-def _of_the_database(
-    error: Exception, code: int, home: Path, writing: bool
-) -> RegistryError | None:
-    reason = str(getattr(error, "orig", error))
-    if code == sqlite3.SQLITE_FULL:
-        return _full(home)
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Overloaded("Another process is writing to the database.", 1)
-    if code == sqlite3.SQLITE_READONLY or (code == sqlite3.SQLITE_CANTOPEN and writing):
-        return _read_only(home, reason)
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
-        return _unreadable(home, reason)
-    if code in DAMAGE or reason.startswith(NOT_OUR_SCHEMA):
-        return damaged(home, reason)
-    return None
+def _of_the_database(error: Exception, home: Path, writing: bool) -> RegistryError | None:
+    reason = sqlite.reason(error)
+    match sqlite.refusal(error):
+        case Refusal.MOVED:
+            return StorageUnreadable(
+                f"The database in {home} was moved or removed while a program had it open. Restart "
+                "the server."
+            )
+        case Refusal.CUT_OFF:
+            return StorageUnreadable(
+                f"A write in {home} was cut off, and can't be undone because the folder can't be "
+                "written. Open it once where it can be."
+            )
+        case Refusal.FULL:
+            return _full(home)
+        case Refusal.BUSY:
+            return Overloaded("Another process is writing to the database.", 1)
+        case Refusal.READ_ONLY:
+            return _read_only(home, reason)
+        case Refusal.UNOPENED if writing:
+            return _read_only(home, reason)
+        case Refusal.UNOPENED | Refusal.UNREADABLE:
+            return _unreadable(home, reason)
+        case Refusal.DAMAGED:
+            return damaged(home, reason)
+        case None:
+            return None
 
 
 def damaged(home: Path, reason: str) -> DatabaseDamaged:

@@ -5,7 +5,6 @@ A kill between the two leaves files without rows, which `voices doctor` takes. K
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from sqlmodel import Session, col, select
 
 from registry.contract import PromptRef
 from registry.names import is_voice_id
+from registry.storage import sqlite
 from registry.storage.data_dir import DataDir, is_settled, is_sha256
-from registry.storage.database import Database, connect
+from registry.storage.database import Database
 from registry.storage.purge import is_named, prompts_of, remove
 from registry.storage.tables import Features, Voice, VoiceVersion
 
@@ -56,8 +56,7 @@ def forget_all_former(data: DataDir) -> None:
             for one in former:
                 remove(former_files(data, session, one, young=True))
     if former:
-        with closing(connect(data.database)) as connection:
-            connection.execute("VACUUM")
+        sqlite.vacuum(data.database)
 
 
 def _crowded(session: Session) -> Sequence[Voice]:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import delete
-from sqlalchemy.dialects.sqlite import insert
 from sqlmodel import Session, col, select
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import ModelMismatch
 from registry.names import name_key, variants
+from registry.storage import sqlite
 from registry.storage.tables import (
     ClipShape,
     Features,
@@ -141,7 +141,7 @@ def index_name(session: Session, voice_id: str, old: set[str], new: set[str]) ->
         session.exec(delete(NameVariant).where(variant.in_(gone), of_voice))
     if added := sorted(new - old):
         rows = [{"variant": variant, "voice_id": voice_id} for variant in added]
-        session.connection().execute(insert(NameVariant).on_conflict_do_nothing(), rows)
+        sqlite.add_missing(session, NameVariant, rows)
 
 
 def add_labels(session: Session, voice_id: str, labels: dict[str, str]) -> None:

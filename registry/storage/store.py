@@ -6,12 +6,10 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 import hashlib
 import logging
 import shutil
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
-    closing,
     contextmanager,
     nullcontext,
     suppress,
@@ -25,7 +23,6 @@ from sqlmodel import Session
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import RegistryError, StorageFull
-from registry.storage import private
 from registry.storage.blobs import (
     StoredContent,
     hash_stored,
@@ -37,7 +34,7 @@ from registry.storage.blobs import (
     write_once,
 )
 from registry.storage.data_dir import DataDir
-from registry.storage.database import Database, copy_to, migrate, refuse_damage
+from registry.storage.database import Database, migrate, refuse_damage
 from registry.storage.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import hold_files, may_remove, share_folder
@@ -152,16 +149,11 @@ class VoiceStore:
             return read_stored(path)
 
     def database_bytes(self) -> int:
-        with self._db.read() as session:
-            asked = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
-            return int(session.connection().exec_driver_sql(asked).scalar_one())
+        return self._db.size()
 
     def copy_database(self, target: Path) -> None:
         """All rows as of one moment, in a new file."""
-        private.touch(target)
-        with self._db.read() as session, closing(sqlite3.connect(target)) as copy:
-            copy_to(session, copy)
-            copy.execute("VACUUM")  # nothing of what was deleted
+        self._db.copy_to(target)
 
     # Writing
 

@@ -21,6 +21,7 @@ from sqlmodel import Field, SQLModel
 
 from registry.audio import report
 from registry.invisible import is_invisible
+from registry.storage import sqlite
 
 Mode = Literal["auto", "icl", "xvec"]
 
@@ -144,7 +145,7 @@ class Voice(SQLModel, table=True):
             "voice_live_name",
             "name_key",
             unique=True,
-            sqlite_where=text("deleted_at IS NULL"),
+            **sqlite.only_where(text("deleted_at IS NULL")),
             postgresql_where=text("deleted_at IS NULL"),  # else deleted names are taken for ever
         ),
     )
@@ -209,7 +210,7 @@ class NameVariant(SQLModel, table=True):
     """The index behind near names: see `names.variants`. Only live voices have rows here."""
 
     __tablename__ = "name_variant"
-    __table_args__ = ({"sqlite_with_rowid": False},)
+    __table_args__ = (sqlite.WITHOUT_ROWID,)
 
     variant: str = Field(primary_key=True)
     voice_id: str = Field(primary_key=True, foreign_key="voice.id")

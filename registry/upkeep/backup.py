@@ -10,12 +10,11 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -26,7 +25,7 @@ from sqlmodel import Session, col, func, select
 
 from registry.contract import PromptRef
 from registry.errors import BackupRefused
-from registry.storage import private
+from registry.storage import private, sqlite
 from registry.storage.blobs import whole_file
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.database import Database, schema_revision
@@ -290,18 +289,8 @@ def refuse_damaged(path: Path) -> None:
 
     Of any schema: what its tables should be is asked once it is migrated.
     """
-    wanted = "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"
-    try:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MIB)  # of what its checks may make
-            connection.execute("PRAGMA trusted_schema = OFF")
-            faults = [row for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
-            faults += [*connection.execute("PRAGMA foreign_key_check"), *connection.execute(wanted)]
-    except sqlite3.DatabaseError as error:
-        faults = [(error,)]
-    if faults:
-        said = " ".join(map(str, faults[0]))
-        raise BackupRefused(f"{DATABASE} is damaged: {beginning(said)}.")
+    if faults := sqlite.strange_faults(path, MIB):
+        raise BackupRefused(f"{DATABASE} is damaged: {beginning(faults[0])}.")
 
 
 def beginning(said: object) -> str:

@@ -5,7 +5,6 @@ or damaged can't be repaired: it is reported, for a backup to mend. What is not 
 """
 
 import shutil
-import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,6 +17,7 @@ from sqlmodel import Session, col, select
 
 from registry.contract import PromptRef, PromptSource
 from registry.names import is_voice_id, name_key, variants
+from registry.storage import sqlite
 from registry.storage.blobs import read_part, read_stored
 from registry.storage.data_dir import DataDir, is_settled, is_sha256, sha256_of
 from registry.storage.database import (
@@ -28,7 +28,7 @@ from registry.storage.database import (
     migrate,
     schema_revision,
 )
-from registry.storage.errors import is_damage, storage_errors
+from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import share_folder
 from registry.storage.renames import rename, renames
 from registry.storage.row_faults import RowFault, row_faults
@@ -78,8 +78,8 @@ def _database_faults(data: DataDir) -> list[str]:
         with share_folder(data.root):
             migrate(data)
             return database_faults(data.database)
-    except sqlite3.DatabaseError as error:
-        if not is_damage(error):
+    except sqlite.DatabaseError as error:
+        if not sqlite.is_damage(error):
             raise
         return [str(error)]
 
@@ -312,5 +312,5 @@ def summary(data: DataDir) -> dict[str, object]:
 def _schema(data: DataDir) -> str:
     try:
         return schema_revision(data.database) or f"none yet (this program makes {SCHEMA})"
-    except sqlite3.DatabaseError:
+    except sqlite.DatabaseError:
         return "unreadable"

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,10 @@ from sqlalchemy.exc import DatabaseError
 
 from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
 from registry.names import variants
-from registry.storage import private, structure
+from registry.storage import private, sqlite, structure
 from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
-from registry.storage.database import SCHEMA, Database, connect, migrate, schema_revision
+from registry.storage.database import SCHEMA, Database, migrate, schema_revision
 from registry.storage.folder_lock import own_folder
 from registry.storage.former import forget_all_former
 from registry.storage.renames import rename, renames
@@ -181,8 +181,7 @@ def _refuse_other_tables(database: Path) -> None:
     with TemporaryDirectory(dir=database.parent) as folder:
         fresh = DataDir(Path(folder))
         migrate(fresh)
-        with closing(connect(database)) as found, closing(connect(fresh.database)) as wanted:
-            faults = structure.differences(found, wanted)
+        faults = structure.differences(database, fresh.database)
     if faults:
         raise BackupRefused(f"{DATABASE} in the backup is no registry's: {beginning(faults[0])}.")
 
@@ -202,7 +201,7 @@ def _name_anew(database: Path) -> None:
 
 def _index_names_anew(database: Path) -> None:
     """The index of near names follows from the names; what a backup has in it is not looked at."""
-    with closing(connect(database)) as connection, connection:
+    with sqlite.opened(database) as connection, connection:
         connection.execute("DELETE FROM name_variant")
         live = connection.execute("SELECT id, name_key FROM voice WHERE deleted_at IS NULL")
         rows = ((variant, id_) for id_, key in live.fetchall() for variant in variants(key))

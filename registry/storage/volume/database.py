@@ -1,4 +1,4 @@
-"""A SQLite database whose truth is a row of numbered snapshots: see snapshots.py.
+"""A database whose truth is a row of numbered snapshots: see snapshots.py.
 
 Every state is a file of its own on the container's disk. A write claims the next number, changes a
 copy of the newest state, publishes that copy under its number, and counts only once the number is
@@ -7,16 +7,15 @@ settled in its favour; only then do readers see it.
 
 import os
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlmodel import Session
 
 from registry.errors import DatabaseLost, RegistryError, StorageUnavailable
-from registry.storage import private
+from registry.storage import private, sqlite
 from registry.storage.database import Database
 from registry.storage.volume.snapshots import (
     NOTHING,
@@ -247,9 +246,9 @@ def _writing(path: Path, references: bool) -> Iterator[Session]:
 def _check(path: Path) -> None:
     """Raises DatabaseLost for a file that is no sound database."""
     try:
-        with closing(sqlite3.connect(path)) as connection:
-            [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        verdict = str(error)
-    if verdict != "ok":
-        raise DatabaseLost(f"The newest snapshot is damaged: {verdict}. Restore a backup.")
+        with sqlite.opened(path) as connection:
+            faults = sqlite.quick_faults(connection, path)
+    except sqlite.DatabaseError as error:
+        faults = [str(error)]
+    if faults:
+        raise DatabaseLost(f"The newest snapshot is damaged: {faults[0]}. Restore a backup.")
