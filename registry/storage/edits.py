@@ -12,6 +12,7 @@ from registry.names import name_key, variants
 from registry.storage.queries import refuse_taken
 from registry.storage.rows import (
     add_labels,
+    add_version,
     drop_labels,
     index_name,
     keep_features,
@@ -119,11 +120,10 @@ def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None)
     """Another edit may have brought the same words meanwhile."""
     if new is None or new.source.transcript == voice.enrolment.transcript:
         return False
-    row, now = voice.row, utc_now()
+    row = voice.row
     row.version += 1
-    session.add(version_row(new.source, row.version, new.clip, new.warnings, now))
-    session.flush()
-    keep_features(session, row.id, row.version, new.prompt, now)
+    enrolment = version_row(new.source, row.version, new.clip, new.warnings, utc_now())
+    add_version(session, enrolment, new.prompt)
     return True
 
 

@@ -23,6 +23,7 @@ from registry.storage.tables import (
     utc_now,
 )
 
+FIRST_VERSION = 1  # the enrolment that makes a voice
 MOST_EDITS = 2**53  # what JSON can count to
 CLIP_FIELDS = [name for name in ClipShape.model_fields if name not in ("sha256", "bytes")]
 
@@ -45,14 +46,15 @@ def next_edit(row_version: object) -> int:
     return int(row_version) + 1 if sound else 1  # type: ignore[call-overload]
 
 
-def voice_row(new: NewVoice, now: str) -> Voice:
+def voice_row(new: NewVoice, version: int, now: str) -> Voice:
+    """`version` is the number of its current enrolment."""
     return Voice(
         id=new.source.voice_id,
         name=new.name,
         name_key=name_key(new.name),
         description=new.description,
         defaults=new.defaults.model_dump(exclude_none=True),
-        version=1,
+        version=version,
         row_version=1,
         created_at=now,
         updated_at=now,
@@ -62,16 +64,22 @@ def voice_row(new: NewVoice, now: str) -> Voice:
 def add_voice(
     session: Session, new: NewVoice, clip: ReferenceClip, prompt: ExtractedPrompt
 ) -> None:
-    """All rows of an enrolment."""
+    """All rows of a voice with its first enrolment."""
     voice_id, now = new.source.voice_id, utc_now()
-    session.add(voice_row(new, now))
+    row = voice_row(new, FIRST_VERSION, now)
+    session.add(row)
     session.flush()
-    session.add(version_row(new.source, 1, clip, new.warnings, now))
     add_labels(session, voice_id, new.labels)
     index_name(session, voice_id, set(), variants(name_key(new.name)))
+    add_version(session, version_row(new.source, row.version, clip, new.warnings, now), prompt)
     session.flush()
-    keep_features(session, voice_id, 1, prompt, now)
+
+
+def add_version(session: Session, row: VoiceVersion, prompt: ExtractedPrompt) -> None:
+    """An enrolment with its features."""
+    session.add(row)
     session.flush()
+    keep_features(session, row.voice_id, row.number, prompt, row.created_at)
 
 
 def version_row(

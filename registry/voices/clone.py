@@ -17,7 +17,13 @@ from anyio import to_thread
 from registry.audio.clips import ReferenceClip
 from registry.contract import TRANSIENT_PREFIX, ExtractedPrompt, Inference, PromptSource
 from registry.errors import StorageUnavailable
-from registry.storage.rows import NewVoice, features_row, version_row, voice_row
+from registry.storage.rows import (
+    FIRST_VERSION,
+    NewVoice,
+    features_row,
+    version_row,
+    voice_row,
+)
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import SpeakDefaults, utc_now
@@ -93,10 +99,11 @@ def stored(
     """The rows that an enrolment would have left."""
     now = utc_now()
     new = NewVoice(source, NAME, "", {}, SpeakDefaults(), warnings)
+    voice = voice_row(new, FIRST_VERSION, now)
     return StoredVoice(
-        voice_row(new, now),
-        version_row(source, 1, clip, warnings, now),
+        voice,
+        version_row(source, voice.version, clip, warnings, now),
         labels={},
         model=prompt.model,
-        features=features_row(source.voice_id, 1, prompt, now),
+        features=features_row(source.voice_id, voice.version, prompt, now),
     )
