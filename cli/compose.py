@@ -45,11 +45,9 @@ def load_settings(**overrides: object) -> "Settings":
 def sentences() -> Iterator[None]:
     """What the registry or inference refuses, as the command's error."""
     from registry.errors import RegistryError
-    from registry.speech.local import registry_errors
 
     try:
-        with registry_errors():
-            yield
+        yield
     except RegistryError as error:
         raise click.ClickException(one_paragraph(error.detail)) from error
 

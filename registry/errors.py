@@ -1,5 +1,7 @@
 """Every error a person can meet, with its HTTP status and stable code (RFC 9457 problem details).
 
+Inference raises them too; what its two processes tell apart and clients do not has a `wire_code`.
+
 RegistryError
 ├── NameInvalid · FieldInvalid · TextInvalid · TextTooLong · LanguageUnsupported   422
 ├── ModeUnavailable · CursorInvalid · ClipUnusable · TranscriptMismatch            422
@@ -7,30 +9,39 @@ RegistryError
 ├── OriginRefused 403 · HostUnknown 421  by the fence of `voices serve`, before any route
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
 ├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
-├── ClipDamaged · VoiceDamaged · SpeechFailed                                      500
+├── ClipDamaged · VoiceDamaged                                                     500
 ├── StorageFull · StorageReadOnly                                                  507
 ├── StorageUnreadable · DatabaseDamaged                                            503
-├── InferenceOff · ModelUnavailable · ModelMismatch · Overloaded · ClipsUnopenable 503
-├── ServerBusy · StorageUnavailable · GpuCold · InferenceUnreachable 503           try again
-├── StreamBroken 500                     a speech that ended before it should
-├── SpeechInaudible 500                  made again before a client sees it
+├── InferenceOff · ModelMismatch · ClipsUnopenable                                 503
+├── StorageUnavailable · InferenceUnreachable 503                                  try again
+├── Overloaded 503                       the queue is full, slow or closing: `retry_after_s`
+│   └── ServerBusy · GpuCold
+├── ModelUnavailable 503                 not downloaded, not installed, or not loadable
+│   └── ModelCannotClone                 a checkpoint for preset or designed voices
+├── SpeechFailed 500                     the model broke, or its sound is not finite
+│   ├── ExtractionFailed                 no usable features come out of this clip
+│   ├── SpeechUnfinished                 its frames or its time ended before the speech did
+│   ├── StreamBroken                     a speech that ended before it should
+│   ├── SpeechInaudible                  made again before a client sees it
+│   └── InferenceFailed                  what it raised is no refusal
 ├── PromptBroken 500                     seldom seen: the registry rebuilds, then asks again
+│   └── PromptMissing · PromptCorrupt    no file for this reference, or not what was written
 ├── SchemaTooNew · DatabaseLost · SettingInvalid · FolderInUse
 │                                         refused before anything is served
 └── BackupRefused                        never in an answer, so it has no code of its own
 """
 
 from collections.abc import Sequence
-from http import HTTPStatus
 
 
 class RegistryError(Exception):
     """`detail` is a sentence for the person; `extra` goes into the problem document."""
 
-    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    status: int = 500
     code = "internal-error"
     title = "Something went wrong"
-    retry_after_s: int | None = None
+    wire_code: str | None = None
+    retry_after_s: float | None = None
 
     def __init__(self, detail: str, **extra: object) -> None:
         super().__init__(detail)
@@ -38,31 +49,32 @@ class RegistryError(Exception):
         self.extra = extra
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        wait_s = self.retry_after_s
+        return {} if wait_s is None else {"Retry-After": str(whole_seconds(wait_s))}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the sentence and the fields: what a subclass is made of differs."""
+        return type(self).__new__, (type(self), self.detail), vars(self)
 
 
 class NameInvalid(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "name-invalid"
-    title = "This name can't be used"
+    status, code, title = 422, "name-invalid", "This name can't be used"
 
 
 class RequestMalformed(RegistryError):
     """The body can't be parsed at all: it is no JSON, or no form."""
 
-    status, code = HTTPStatus.BAD_REQUEST, "request-malformed"
-    title = "The request can't be read"
+    status, code, title = 400, "request-malformed", "The request can't be read"
 
 
 class PathInvalid(RegistryError):
-    status, code = HTTPStatus.NOT_FOUND, "not-found"
-    title = "There is nothing here"
+    status, code, title = 404, "not-found", "There is nothing here"
 
 
 class OriginRefused(RegistryError):
     """A browser says that a page of another site asks; `origin` is None where it names none."""
 
-    status, code = HTTPStatus.FORBIDDEN, "origin-refused"
-    title = "Pages of other sites may not do this"
+    status, code, title = 403, "origin-refused", "Pages of other sites may not do this"
 
     def __init__(self, origin: str | None, method: str) -> None:
         page = "A page of another site" if origin is None else f"A page of {origin[:80]!r}"
@@ -72,8 +84,7 @@ class OriginRefused(RegistryError):
 
 
 class HostUnknown(RegistryError):
-    status, code = HTTPStatus.MISDIRECTED_REQUEST, "host-unknown"
-    title = "This server has no such name"
+    status, code, title = 421, "host-unknown", "This server has no such name"
 
     def __init__(self, host: str) -> None:
         super().__init__(
@@ -85,55 +96,46 @@ class HostUnknown(RegistryError):
 class BodyTooSlow(RegistryError):
     """The rest of the body may still come, and would be taken for the next request."""
 
-    status, code = HTTPStatus.REQUEST_TIMEOUT, "body-too-slow"
-    title = "The body came too slowly"
+    status, code, title = 408, "body-too-slow", "The body came too slowly"
 
     def headers(self) -> dict[str, str]:
         return {"Connection": "close"}
 
 
 class FieldInvalid(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "request-invalid"
-    title = "The request is not valid"
+    status, code, title = 422, "request-invalid", "The request is not valid"
 
 
 class TextInvalid(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "text-invalid"
-    title = "This text can't be spoken"
+    status, code, title = 422, "text-invalid", "This text can't be spoken"
 
 
 class TextTooLong(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "text-too-long"
-    title = "This text is too long for one request"
+    status, code, title = 422, "text-too-long", "This text is too long for one request"
 
 
 class LanguageUnsupported(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "language-unsupported"
-    title = "The model doesn't speak this language"
+    status, code, title = 422, "language-unsupported", "The model doesn't speak this language"
 
 
 class ModeUnavailable(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "mode-unavailable"
-    title = "The voice can't speak in this mode"
+    status, code, title = 422, "mode-unavailable", "The voice can't speak in this mode"
 
 
 class TranscriptMismatch(RegistryError):
     """What no clip of this length can say, or what leaves no room for a text to speak."""
 
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "transcript-mismatch"
-    title = "The transcript can't be what the clip says"
+    status, code, title = 422, "transcript-mismatch", "The transcript can't be what the clip says"
 
 
 class CursorInvalid(RegistryError):
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "cursor-invalid"
-    title = "The cursor is not one of ours"
+    status, code, title = 422, "cursor-invalid", "The cursor is not one of ours"
 
 
 class ClipUnusable(RegistryError):
     """A reference clip refused for what it holds; the code is the decoder's own, `audio-…`."""
 
-    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "audio-undecodable"
-    title = "The reference clip can't be used"
+    status, code, title = 422, "audio-undecodable", "The reference clip can't be used"
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -141,27 +143,24 @@ class ClipUnusable(RegistryError):
 
 
 class ClipUnsupported(ClipUnusable):
-    status, title = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This audio format is not supported"
+    status, title = 415, "This audio format is not supported"
 
 
 class ClipsUnopenable(RegistryError):
     """The child process that opens clips does not start, whatever the clip."""
 
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "decoder-unavailable"
-    title = "This server can't open clips now"
+    status, code, title = 503, "decoder-unavailable", "This server can't open clips now"
     retry_after_s = 5
 
 
 class ContentTypeUnsupported(RegistryError):
-    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content-type-unsupported"
-    title = "The content type is not supported"
+    status, code, title = 415, "content-type-unsupported", "The content type is not supported"
 
 
 class VoiceNotFound(RegistryError):
     """`near` holds names that look like the one asked for, best first."""
 
-    status, code = HTTPStatus.NOT_FOUND, "voice-not-found"
-    title = "No such voice"
+    status, code, title = 404, "voice-not-found", "No such voice"
 
     def __init__(self, wanted: str, near: Sequence[str] = ()) -> None:
         hint = f" Did you mean {' or '.join(repr(n) for n in near[:2])}?" if near else ""
@@ -170,8 +169,7 @@ class VoiceNotFound(RegistryError):
 
 
 class NameTaken(RegistryError):
-    status, code = HTTPStatus.CONFLICT, "name-taken"
-    title = "Another voice has this name"
+    status, code, title = 409, "name-taken", "Another voice has this name"
 
     def __init__(self, name: str, holder: str) -> None:
         alike = "" if name == holder else f" ({name!r} counts as the same name)"
@@ -179,18 +177,16 @@ class NameTaken(RegistryError):
 
 
 class PromptNotReady(RegistryError):
-    status, code = HTTPStatus.CONFLICT, "prompt-not-ready"
+    status, code = 409, "prompt-not-ready"
     title = "The voice has no sound prompt features for the model in use"
 
 
 class EditConflict(RegistryError):
-    status, code = HTTPStatus.PRECONDITION_FAILED, "edit-conflict"
-    title = "The voice has changed since you read it"
+    status, code, title = 412, "edit-conflict", "The voice has changed since you read it"
 
 
 class RangeUnsatisfiable(RegistryError):
-    status, code = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range-unsatisfiable"
-    title = "There are no such bytes"
+    status, code, title = 416, "range-unsatisfiable", "There are no such bytes"
 
     def __init__(self, size: int) -> None:
         super().__init__(f"None of the ranges asked for is within the {size:,} bytes of the file.")
@@ -211,67 +207,65 @@ class VoiceDamaged(RegistryError):
 
 
 class SpeechFailed(RegistryError):
-    """The model failed at speaking, or at computing prompt features; the code says which."""
-
     code, title = "speech-failed", "The model could not do this"
 
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
+
+class ExtractionFailed(SpeechFailed):
+    code = "extraction-failed"
+
+
+class SpeechUnfinished(SpeechFailed):
+    code = "speech-unfinished"
+
+
+class InferenceFailed(SpeechFailed):
+    code = "inference-failed"
 
 
 class StorageFull(RegistryError):
-    status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-full"
-    title = "The disk is full"
+    status, code, title = 507, "storage-full", "The disk is full"
 
 
 class StorageReadOnly(RegistryError):
     """Trying again does not help: someone must make the folder writable."""
 
-    status, code = HTTPStatus.INSUFFICIENT_STORAGE, "storage-read-only"
-    title = "The data directory can't be written"
+    status, code, title = 507, "storage-read-only", "The data directory can't be written"
 
 
 class StorageUnreadable(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "storage-unreadable"
-    title = "The data directory can't be read"
+    status, code, title = 503, "storage-unreadable", "The data directory can't be read"
 
 
 class DatabaseDamaged(RegistryError):
     """Only a backup mends it. From the first sign of it on, nothing is written any more."""
 
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "database-damaged"
-    title = "The database is damaged"
+    status, code, title = 503, "database-damaged", "The database is damaged"
 
 
 class StorageUnavailable(RegistryError):
     """The storage did not say yes in time; what was asked is not stored."""
 
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "storage-unavailable"
-    title = "The storage can't be written now"
+    status, code, title = 503, "storage-unavailable", "The storage can't be written now"
     retry_after_s = 5
 
 
 class InferenceOff(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-off"
-    title = "This server runs without a model"
+    status, code, title = 503, "inference-off", "This server runs without a model"
 
 
 class ModelUnavailable(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model-unavailable"
-    title = "The model can't be used"
+    status, code, title = 503, "model-unavailable", "The model can't be used"
 
-    def __init__(self, detail: str, code: str = "model-unavailable") -> None:
-        super().__init__(detail)
-        self.code = code
+
+class ModelCannotClone(ModelUnavailable):
+    code = "model-cannot-clone"
 
 
 class Overloaded(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
-    title = "Too many requests are waiting"
+    status, code, title = 503, "overloaded", "Too many requests are waiting"
 
-    def __init__(self, detail: str, retry_after_s: int) -> None:
-        super().__init__(detail, retry_after_s=retry_after_s)
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail, retry_after_s=whole_seconds(retry_after_s))
         self.retry_after_s = retry_after_s
 
 
@@ -288,8 +282,7 @@ class GpuCold(Overloaded):
 
 
 class InferenceUnreachable(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "inference-unreachable"
-    title = "The model can't be reached"
+    status, code, title = 503, "inference-unreachable", "The model can't be reached"
 
 
 class StreamBroken(SpeechFailed):
@@ -297,23 +290,25 @@ class StreamBroken(SpeechFailed):
 
     code, title = "stream-broken", "The speech broke off"
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(self.code, detail)
-
 
 class SpeechInaudible(SpeechFailed):
     """Nothing can be heard of the speech, or less than its text takes."""
 
     code, title = "speech-inaudible", "The model made no speech of this text"
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(self.code, detail)
-
 
 class PromptBroken(RegistryError):
     """A prompt file is missing or damaged; a client sees it only if rebuilding did not help."""
 
     code, title = "prompt-broken", "The prompt features are damaged"
+
+
+class PromptMissing(PromptBroken):
+    wire_code = "prompt-missing"
+
+
+class PromptCorrupt(PromptBroken):
+    wire_code = "prompt-corrupt"
 
 
 class SchemaTooNew(RegistryError):
@@ -341,5 +336,9 @@ class SettingInvalid(RegistryError):
 
 
 class ModelMismatch(RegistryError):
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model-mismatch"
-    title = "The data directory uses another model"
+    status, code, title = 503, "model-mismatch", "The data directory uses another model"
+
+
+def whole_seconds(seconds: float) -> int:
+    """As Retry-After and clients have it: one at least."""
+    return max(1, round(seconds))

@@ -119,7 +119,7 @@ def test_speech_that_breaks_off_leaves_no_file(
     for output in (("-o", "new"), ("-o", "old", "--force")):
         with ThreadPoolExecutor() as threads:
             fake.pace = Pace(free=2)
-            threads.submit(fake.pace.give, error=SpeechFailed("speech-failed", "It broke."))
+            threads.submit(fake.pace.give, error=SpeechFailed("It broke."))
             broken = voices("speak", "alice", "Hello", "--format", format, *output, code=1)
         reason = "It broke." if format == "flac" else "broke off before its end."
         assert broken.stderr.startswith("Error: ")
@@ -152,7 +152,7 @@ def test_a_break_on_stdout_is_said_and_exits_with_1(
     fake.pace = Pace(free=2)
     with speaking("wav") as process:
         header = process.stdout.read(44)
-        fake.pace.give(error=SpeechFailed("speech-failed", "It broke."))
+        fake.pace.give(error=SpeechFailed("It broke."))
         rest, talk = process.communicate(timeout=30)
     assert process.returncode == 1
     assert talk.endswith(b"broke off before its end.\n")

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from cli.pitch import median_pitch_hz
-from inference import errors
 from inference.engine import Engine, PreparedVoice, Request, SamplingParams
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.extract import Extractor
 from inference.models.catalog import DEMO_FOLDER
+from registry import errors
 from training.demo_model.matching import distance, mfcc
 
 ROOT = Path(__file__).parent.parent

@@ -21,21 +21,17 @@ from speaking import run_python
 
 from cli.main import cli
 from inference import engine
-from inference import errors as inference_errors
 from inference.engine import EngineConfig, params
-from inference.errors import InferenceError
 from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
-from registry import errors as registry_errors
-from registry import names
+from registry import errors, names
 from registry.api import problems, requests
 from registry.api.native.speak import SpeakRequest
 from registry.audio import clips as audio
 from registry.audio import confinement
 from registry.contract import PromptRef
-from registry.errors import ClipUnsupported, ClipUnusable, RegistryError
+from registry.errors import ClipUnsupported, ClipUnusable
 from registry.settings import Settings
-from registry.speech.local import registry_errors as registry_errors_of_inference
 from registry.storage import tables as models
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.tables import VoiceShape
@@ -133,41 +129,27 @@ def test_every_error_code_is_on_the_api_page_and_no_other() -> None:
 def test_every_error_code_has_the_status_that_the_api_page_says() -> None:
     rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", API, re.MULTILINE)
     documented = {code: int(s) for s, row in rows for code in re.findall(r"`([a-z-]+)`", row)}
-    for error in vars(registry_errors).values():
+    for error in vars(errors).values():
         if is_error(error) and error.code in documented and not issubclass(error, ClipUnusable):
             assert documented[error.code] == error.status, error.code
     for code in (code for code in documented if code.startswith("audio-")):
         kind = ClipUnsupported if code == "audio-unsupported" else ClipUnusable
         assert documented[code] == kind.status, code
-    for error in vars(inference_errors).values():
-        if is_error(error) and error.code in documented:
-            assert documented[error.code] == status_outside(error), error.code
     for status, code in problems.HTTP_CODES.items():
         assert documented[code] == status
 
 
-def status_outside(error: type[InferenceError]) -> int:
-    """The HTTP status of what inference raised."""
-    arguments = ("", 1.0) if error.code == "overloaded" else ("",)
-    with pytest.raises(RegistryError) as caught, registry_errors_of_inference():
-        raise error(*arguments)
-    assert caught.value.code == error.code
-    return caught.value.status
-
-
 def raised_codes() -> set[str]:
-    own = {c.code for c in vars(registry_errors).values() if is_error(c)}
+    own = {c.code for c in vars(errors).values() if is_error(c)}
     own -= {
         "schema-too-new",
         "database-lost",
         "setting-invalid",
         "folder-in-use",
     }  # refused before anything is served
-    model = {c.code for c in vars(inference_errors).values() if is_error(c)}
-    model -= {"inference-failed", "prompt-missing", "prompt-corrupt"}  # a root, and what heals
     sources = [path.read_text("utf-8") for path in (ROOT / "registry").rglob("*.py")]
     clips = set(re.findall(r'"(audio-[a-z-]+)"', "".join(sources)))
-    return own | model | clips | set(problems.HTTP_CODES.values())
+    return own | clips | set(problems.HTTP_CODES.values())
 
 
 def is_error(value: object) -> bool:

@@ -13,11 +13,11 @@ import torch
 from engines import ask, hear, hear_one, load, make_voice
 from speaking import run_python
 
-from inference import errors
 from inference.engine import Engine, EngineConfig, SamplingParams
 from inference.engine.config import default_dtype
 from inference.engine.params import frame_budget
 from inference.models.catalog import LocatedModel
+from registry import errors
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from engines import Heard, ask, hear, hear_one, load, make_voice, pad_as_on_cuda
 
-from inference import errors
 from inference.engine import Engine, PreparedVoice, Request
 from inference.engine.codec.vocoder import PendingSound
 from inference.engine.device import Event, Lane
 from inference.engine.speech_stream import SpeechStream
+from registry import errors
 
 LOOKS = 6  # an event has happened before so many have been taken at it
 STEPS = 10_000  # more than any of this takes

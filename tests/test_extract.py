@@ -15,7 +15,7 @@ from speaking import run_python
 
 from inference.engine.extract import ExtractedFeatures, Extractor, WindowedEncoder
 from inference.engine.model_config import read_model_config
-from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
+from registry.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from engines import Heard, ask, hear, load, make_voice
 
-from inference import errors
 from inference.engine import Engine
 from inference.engine.engine import LOOKS
 from inference.engine.forecast import LEAD, SHARE, STEPS, SURE, Forecast
+from registry import errors
 
 SLOW_S = 1.0  # a step
 

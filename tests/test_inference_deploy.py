@@ -27,7 +27,6 @@ from speaking import run, run_python
 
 from cli.modal import account
 from cli.modal.deployed import sources
-from inference import errors
 from inference.modal import app as deploy
 from inference.modal.calls import Item, RemoteCalls, to_pcm
 from inference.models.catalog import DEMO_FILES, LocatedModel, locate
@@ -35,9 +34,11 @@ from inference.models.marker import MARKER, bring, marked
 from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VolumeFiles
+from registry import errors
 from registry.audio.encoders import to_int16
 from registry.contract import PromptRef, PromptSource
 from registry.modal.plan import SHARED_FILES
+from registry.speech.items import BY_CODE, checked
 from registry.storage.data_dir import DataDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Voices:UserWarning")
@@ -168,18 +169,22 @@ def test_every_error_of_inference_crosses_by_its_code(
     voices: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref, source = asdict(PromptRef("voice_1", "f", "s")), asdict(PromptSource("v", "c", None))
-    for kind in (kind for kind in vars(errors).values() if isinstance(kind, type)):
-        error = kind("Because.", 9.0) if kind is errors.Overloaded else kind("Because.")
+    for wire_code, kind in BY_CODE.items():
+        busy = issubclass(kind, errors.Overloaded)
+        error = kind("Because.", 9.0) if busy else kind("Because.")
 
         async def fail(*_: object, error: Exception = error) -> Any:
             raise error
 
         monkeypatch.setattr(InferenceService, "speak", fail)
         monkeypatch.setattr(InferenceService, "extract_prompt", fail)
-        retry_after_s = 9.0 if kind is errors.Overloaded else None
-        said = {"code": kind.code, "detail": "Because.", "retry_after_s": retry_after_s}
+        waits = error.retry_after_s
+        said = {"code": wire_code, "detail": "Because.", "retry_after_s": waits}
         assert say(voices, ref) == [{"error": said}]
         assert voices.extract_prompt(source) == {"error": said}
+        with pytest.raises(kind, match="Because") as raised:
+            checked({"error": said})
+        assert type(raised.value) is kind and raised.value.retry_after_s == waits
 
 
 # The Volume

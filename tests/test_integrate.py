@@ -79,7 +79,7 @@ def test_a_streaming_snippet_plays_while_the_model_speaks_and_tells_of_a_break(
     fake.pace = Pace(free=2)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(run, STREAMED[caller], client, tmp_path, voice_id)
-        fake.pace.give(error=SpeechFailed("speech-failed", "What the model made is not finite."))
+        fake.pace.give(error=SpeechFailed("What the model made is not finite."))
         done = running.result()
     assert len(samples_of(done.stdout)) == len(TEXT) * 1200 // 2
     assert done.returncode == 18 if caller == "curl" else b"RemoteProtocolError" in done.stderr

@@ -19,7 +19,7 @@ from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.transfer import Memory, Piece, transfer
 from inference.engine.model_config import read_model_config
 from inference.engine.weights import GATE_INTERLEAVE, Weights
-from inference.errors import ModelUnavailable
+from registry.errors import ModelUnavailable
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

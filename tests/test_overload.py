@@ -21,11 +21,11 @@ from speaking import run
 from test_queue import Gate
 from test_slow_clients import answer
 
-from inference.errors import Overloaded
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
 from registry.contract import PromptRef
+from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore

@@ -10,12 +10,12 @@ import torch
 from engines import PCM, Codes, Heard, hear, load
 from numpy.typing import NDArray
 
-from inference import errors
 from inference.engine import Engine, Request, SamplingParams
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.params import frame_budget
 from inference.testing.checkpoint import Recipe, make
+from registry import errors
 
 ENDS = ("text", "never")
 

@@ -13,10 +13,10 @@ import pytest
 import safetensors.numpy
 from conftest import PYTHON
 
-from inference.errors import ExtractionFailed, PromptCorrupt
 from inference.prompts.features import HEADER_LIMIT_BYTES, MAX_FRAMES, FeatureShape, PromptFeatures
 from inference.serving.prompt_cache import PromptCache
 from registry.contract import ModelRef, PromptRef, PromptSource
+from registry.errors import ExtractionFailed, PromptCorrupt
 from registry.storage.data_dir import sha256_of
 
 SHAPE = FeatureShape(code_groups=16, codebook_size=128, embedding_width=64)

@@ -16,9 +16,9 @@ from modal_volume import Cloud
 from uploading import enrol_bytes
 from volume_faults import Gpu, Site
 
-from inference.errors import ExtractionFailed, PromptMissing
 from inference.serving.voice_files import VoiceFiles
 from registry.contract import PromptRef, PromptSource
+from registry.errors import ExtractionFailed, PromptMissing
 from registry.storage.blobs import write_atomically
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.store import VoiceStore

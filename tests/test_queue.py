@@ -1,7 +1,6 @@
 """The queue before the model: who leaves, who waits too long, what closing does."""
 
 import asyncio
-import pickle
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ import pytest
 from conftest import Enrol, ServiceFactory
 from speaking import run
 
-from inference import errors
 from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
 from inference.serving.worker import ArrivalCounter, DeviceThread
+from registry import errors
 from registry.contract import ExtractedPrompt, PromptRef, PromptSource
 from registry.storage.data_dir import DataDir
 
@@ -293,20 +292,3 @@ def test_short_jobs_run_together_and_others_one_between_two_pieces_of_work() -> 
     gate.set()
     assert [job.exception(60) for job in jobs] == [None] * 5 and thread.close(60)
     assert order[:7] == ["work", *["short"] * 3, "long", "work", "long"]
-
-
-def all_errors() -> list[errors.InferenceError]:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    plain = [
-        k for k in kinds if issubclass(k, errors.InferenceError) and k is not errors.Overloaded
-    ]
-    return [*(kind("A sentence.") for kind in plain), errors.Overloaded("A sentence.", 2.5)]
-
-
-def test_errors_survive_pickling_and_have_a_code_each() -> None:
-    for error in all_errors():
-        copy = pickle.loads(pickle.dumps(error))
-        assert type(copy) is type(error) and str(copy) == "A sentence."
-        assert vars(copy) == vars(error)
-    assert len({error.code for error in all_errors()}) == len(all_errors()) == 13
-    assert all(error.code in (errors.__doc__ or "") for error in all_errors()[1:])

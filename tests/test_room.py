@@ -9,10 +9,10 @@ from conftest import ROOT
 from engines import ask, load, make_voice
 
 from cli.commands.speak import speak
-from inference import errors
 from inference.engine import Engine, PreparedVoice, Request
 from inference.engine.params import MAX_TOKENS
 from inference.engine.room import room_beside
+from registry import errors
 from registry.api.native.speak import SpeakRequest
 
 PAGES = ("api", "integrate", "configuration", "engine")
@@ -74,8 +74,8 @@ def test_words_that_outlast_the_clip_by_too_much_leave_no_room(engine: Engine) -
         engine.submit(ask(wordy_voice(engine, 536), "x"))
 
 
-def refusal(engine: Engine, request: Request) -> errors.InferenceError:
-    with pytest.raises(errors.InferenceError) as refused:
+def refusal(engine: Engine, request: Request) -> errors.RegistryError:
+    with pytest.raises(errors.RegistryError) as refused:
         engine.submit(request)
     return refused.value
 

@@ -14,10 +14,10 @@ from conftest import TRANSCRIPT, Enrol, ServiceFactory, make_clip
 from numpy.typing import NDArray
 from speaking import LEFTOVER, TEXT, collect, enrolled, ref_of, run, run_python, say, speak_directly
 
-from inference import errors
 from inference.models.catalog import LocatedModel, locate
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
+from registry import errors
 from registry.contract import ExtractedPrompt, PromptRef, PromptSource, Speech, fingerprint
 from registry.storage.data_dir import DataDir, sha256_of
 
@@ -25,7 +25,7 @@ from registry.storage.data_dir import DataDir, sha256_of
 def test_service_weights_and_errors_import_no_torch() -> None:
     script = """
 import sys
-import inference.errors, inference.models.catalog, inference.prompts.features
+import registry.errors, inference.models.catalog, inference.prompts.features
 import inference.serving.prompt_cache, inference.serving.service
 unwanted = {"torch", "qwen_tts", "transformers", "fastapi", "sqlmodel", "click"}
 print(sorted(unwanted & set(sys.modules)))

@@ -14,12 +14,12 @@ import torch
 from conftest import Enrol, ServiceFactory
 from speaking import collect, enrolled, run, say
 
-from inference import errors
 from inference.engine import Engine, Request
 from inference.models.catalog import LocatedModel
 from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
+from registry import errors
 from registry.contract import PromptRef
 from registry.storage.data_dir import DataDir
 

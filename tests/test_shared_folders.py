@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from inference import errors
 from inference.models.catalog import not_imported
+from registry import errors
 
 LOADS = """
 import os, stat

@@ -19,7 +19,7 @@ from registry.errors import SpeechFailed
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3}
 EVENTS = {"stream_format": "sse"}
-BROKEN = SpeechFailed("speech-failed", "What the model made is not finite.")
+BROKEN = SpeechFailed("What the model made is not finite.")
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tokenizers.models import BPE
 
 from inference.engine.checkpoint.tokenizer import load_tokenizer, read_tokenizer
 from inference.engine.text import PlainText
-from inference.errors import ModelUnavailable
 from inference.testing.text import ADDED_TOKENS, _tokenizer_config
+from registry.errors import ModelUnavailable
 
 CORPUS = [
     "It's what they've said: we'll see, I'd guess, you're right, he isn't, WE'VE, I'M.",

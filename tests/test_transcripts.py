@@ -21,6 +21,7 @@ from registry.app import create_app
 from registry.contract import PromptRef, PromptSource
 from registry.errors import (
     EditConflict,
+    ExtractionFailed,
     ModeUnavailable,
     SpeechFailed,
     TranscriptMismatch,
@@ -360,7 +361,7 @@ def test_features_that_can_t_be_made_change_nothing(
     store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks() -> None:
-        raise SpeechFailed("extraction-failed", "The encoders failed.")
+        raise ExtractionFailed("The encoders failed.")
 
     change = meanwhile(store, fake, monkeypatch, breaks)
     before = store.get("alice")

@@ -127,9 +127,7 @@ def test_it_can_be_turned_off(store: VoiceStore, spare: FakeInference) -> None:
     assert spare.started == []
 
 
-@pytest.mark.parametrize(
-    "error", [SpeechFailed("speech-failed", "It broke."), Overloaded("Too many wait.", 1)]
-)
+@pytest.mark.parametrize("error", [SpeechFailed("It broke."), Overloaded("Too many wait.", 1)])
 def test_a_trial_that_fails_fails_no_enrolment(
     client: httpx.Client,
     spare: FakeInference,

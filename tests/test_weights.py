@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import PYTHON, ROOT
 
-from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.models import catalog as weights
 from inference.models.catalog import LocatedModel, ModelSpec
 from inference.models.check import examine
 from inference.models.hashes import HashCache, sha256_of_file
+from registry.errors import ModelCannotClone, ModelUnavailable
 from registry.storage.data_dir import DataDir
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -88,7 +88,7 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(
 
 def test_a_model_that_is_not_downloaded_names_both_ways_out(data: DataDir, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from inference import errors\n"
+        "import sys; from pathlib import Path; from registry import errors\n"
         "from inference.models import catalog as weights\n"
         "from registry.storage.data_dir import DataDir\n"
         "try: weights.locate(weights.DEFAULT, DataDir(Path(sys.argv[1])))\n"
@@ -336,7 +336,7 @@ def hub(checkpoint: Path) -> Iterator[Hub]:
 
 
 DOWNLOAD = """
-import json, sys; from pathlib import Path; from inference import errors
+import json, sys; from pathlib import Path; from registry import errors
 from inference.models import catalog as weights
 from registry.storage.data_dir import DataDir
 spec, data = sys.argv[1], DataDir(Path(sys.argv[2]))
@@ -346,7 +346,7 @@ try:
     found = weights.download(spec, data, models)
     assert weights.is_downloaded(spec, models) and found == weights.locate(spec, data, models)
     print(json.dumps([found.ref.id, found.ref.revision, str(found.path), found.source]))
-except errors.InferenceError as error:
+except errors.RegistryError as error:
     print(error.code, error)
 """
 
@@ -424,14 +424,14 @@ def test_a_hub_that_is_gone_leaves_one_sentence(hub: Hub, data: DataDir) -> None
 
 
 BRING = """
-import sys; from pathlib import Path; from inference import errors
+import sys; from pathlib import Path; from registry import errors
 from inference.models import marker as model_folder
 root, spec, commits = Path(sys.argv[1]), sys.argv[2], []
 try:
     model_folder.bring(root, spec, lambda: commits.append((root / "model.json").exists()))
     found = model_folder.marked(root, spec)
     print(found.path.relative_to(root), commits)
-except errors.InferenceError as error:
+except errors.RegistryError as error:
     print(error.code, commits)
 """
 

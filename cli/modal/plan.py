@@ -142,12 +142,12 @@ def _option(field: str) -> str:
 
 def model_spec(plan: "Deployment") -> "ModelSpec":
     """Which model that is, in full."""
-    from inference.errors import ModelCannotClone, ModelUnavailable
     from inference.models.catalog import parse
+    from registry.errors import ModelUnavailable
 
     try:
         return parse(plan.model)
-    except (ModelUnavailable, ModelCannotClone) as error:
+    except ModelUnavailable as error:
         raise click.UsageError(str(error)) from error
 
 

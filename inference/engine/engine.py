@@ -35,7 +35,7 @@ from inference.engine.speech_stream import SpeechStream
 from inference.engine.state import State
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
-from inference.errors import Overloaded
+from registry.errors import Overloaded
 
 IN_FLIGHT = 2  # steps on the device at once
 LOOKS = 8  # steps between two looks at who waits in vain

@@ -22,7 +22,7 @@ from inference.engine.checkpoint.transfer import Piece, transfer
 from inference.engine.model_config import FRAME_SAMPLES, SAMPLE_RATE, ModelConfig
 from inference.engine.room import room_beside
 from inference.engine.text import PlainText
-from inference.errors import ExtractionFailed, ModelUnavailable, Overloaded
+from registry.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 MEL = {  # as in qwen_tts' extract_speaker_embedding
     "n_fft": 1024,

@@ -19,7 +19,7 @@ from inference.engine.request_queue import QueuedRequest
 from inference.engine.room import Room
 from inference.engine.state import EngineLimits, ResolvedSampling
 from inference.engine.text import PlainText
-from inference.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
+from registry.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
 
 class InputProcessor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from inference.engine.codec.decoder import CodecState
 from inference.engine.params import Mode, SamplingParams
 from inference.engine.prompt_builder import ReferenceEmbeds
-from inference.errors import InferenceError, ModeUnavailable
+from registry.errors import ModeUnavailable, RegistryError
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +74,10 @@ class Output:
     codes: NDArray[np.int64]  # (frames, groups)
     timings: Timings | None = None  # with PCM
     finished: bool = False
-    error: InferenceError | None = None
+    error: RegistryError | None = None
 
     @classmethod
-    def of_error(cls, request: Request, error: InferenceError) -> "Output":
+    def of_error(cls, request: Request, error: RegistryError) -> "Output":
         """End a request without sound."""
         return cls(request, np.empty(0, np.float32), np.empty((0, 0), np.int64), error=error)
 

@@ -10,7 +10,7 @@ from inference.engine.page_allocator import whole_pages
 from inference.engine.prompt_builder import TokenizedPrompt
 from inference.engine.request import Request
 from inference.engine.state import ResolvedSampling
-from inference.errors import Overloaded
+from registry.errors import Overloaded
 
 REMEMBERED = 4096  # clients whose last round is known, but for those who wait
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from inference.engine.codec.vocoder import CHUNKS, PendingSound
 from inference.engine.model_config import FRAME_SAMPLES
 from inference.engine.request import Request, Timings
-from inference.errors import InferenceError, SpeechFailed, SpeechUnfinished
+from registry.errors import RegistryError, SpeechFailed, SpeechUnfinished
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SpeechStream:
     made: int = 0  # frames the device was asked for
     sent: int = 0  # frames the codec was asked for
     length: int | None = None  # frames of the whole speech, once its end was seen
-    error: InferenceError | None = None
+    error: RegistryError | None = None
     codes: list[NDArray[np.int64]] = field(default_factory=list)  # of the frames seen, (groups,)
     chunks: list[Chunk] = field(default_factory=list)  # not delivered yet, in order
     chunks_sent: int = 0

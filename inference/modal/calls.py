@@ -22,9 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import ExtractionFailed, InferenceError, Overloaded, SpeechUnfinished
 from inference.serving.service import InferenceService
 from registry.contract import PromptRef, PromptSource
+from registry.errors import (
+    ExtractionFailed,
+    InferenceFailed,
+    Overloaded,
+    RegistryError,
+    SpeechFailed,
+    SpeechUnfinished,
+)
 
 Item = dict[str, Any]
 
@@ -106,7 +113,7 @@ class RemoteCalls:
         """Let what runs end in time, and refuse the rest; True if all did."""
         return self._service.close(timeout_s)
 
-    def _limit(self, late: type[InferenceError], what: str) -> "Limit":
+    def _limit(self, late: type[SpeechFailed], what: str) -> "Limit":
         return Limit(self._limit_s, late, what)
 
 
@@ -117,7 +124,7 @@ class Limit:
     them, who would not know why.
     """
 
-    def __init__(self, limit_s: float, late: type[InferenceError], what: str) -> None:
+    def __init__(self, limit_s: float, late: type[SpeechFailed], what: str) -> None:
         self._end_s = asyncio.get_running_loop().time() + limit_s
         self._reason = f"{what} not done after {limit_s:g} s, the limit of one request."
         self._late = late
@@ -143,11 +150,11 @@ class Limit:
 
 def failed(error: Exception) -> Item:
     """The item that tells of a failure; what is no refusal is logged, too."""
-    if isinstance(error, InferenceError):
-        return _error(error.code, str(error), getattr(error, "retry_after_s", None))
+    if isinstance(error, RegistryError):
+        return _error(error)
     log.error("A call failed.", exc_info=error)
     reason = f"Inference broke: {type(error).__name__}: {str(error).rstrip('.')}."
-    return _error(InferenceError.code, reason, None)
+    return _error(InferenceFailed(reason))
 
 
 def refuse_late(until_s: float) -> None:
@@ -156,8 +163,9 @@ def refuse_late(until_s: float) -> None:
         raise Overloaded("The call came when nobody waited for it any more. Ask again.", RETRY_S)
 
 
-def _error(code: str, detail: str, retry_after_s: float | None) -> Item:
-    return {"error": {"code": code, "detail": detail, "retry_after_s": retry_after_s}}
+def _error(error: RegistryError) -> Item:
+    code = error.wire_code or error.code
+    return {"error": {"code": code, "detail": error.detail, "retry_after_s": error.retry_after_s}}
 
 
 def to_pcm(samples: NDArray[np.float32]) -> bytes:

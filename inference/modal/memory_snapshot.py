@@ -12,13 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference.errors import ModelUnavailable
 from inference.models.catalog import LocatedModel
 from inference.models.marker import marked
 from inference.models.read_ahead import reading_ahead
 from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
+from registry.errors import ModelUnavailable
 
 if TYPE_CHECKING:
     from inference.engine.checkpoint.host_checkpoint import HostCheckpoint

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from inference.engine.model_config import ModelConfig, read_model_config
-from inference.errors import ModelCannotClone, ModelUnavailable
 from inference.models.hashes import HashCache, folder_revision, sha256_of_file
 from inference.models.whole_weights import cut_short
 from registry.contract import ModelRef
+from registry.errors import ModelCannotClone, ModelUnavailable
 from registry.storage.data_dir import DataDir
 
 INSTALL = "pip install 'voice-registry[inference]'"

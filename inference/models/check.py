@@ -1,6 +1,5 @@
 """What `voices doctor` asks of a model: is it the one that the voices were made for? No torch."""
 
-from inference.errors import ModelUnavailable
 from inference.models.catalog import (
     CONFIGS,
     MODELS,
@@ -13,6 +12,7 @@ from inference.models.catalog import (
 )
 from inference.models.hashes import folder_revision
 from inference.models.whole_weights import changed, cut_short
+from registry.errors import ModelUnavailable
 from registry.storage.data_dir import DataDir
 
 

@@ -5,7 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from inference.errors import ModelUnavailable
+from registry.errors import ModelUnavailable
 
 DRIVER = "libcuda.so.1"
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from inference.errors import ModelUnavailable
 from inference.models.catalog import LocatedModel, download_into, parse
 from registry.contract import ModelRef
+from registry.errors import ModelUnavailable
 from registry.storage.blobs import write_atomically
 
 MARKER = "model.json"

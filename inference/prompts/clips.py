@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from inference.errors import ExtractionFailed
+from registry.errors import ExtractionFailed
 from registry.storage.blobs import read_stored
 
 SAMPLE_RATE = 24_000

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import ExtractionFailed, PromptCorrupt
 from registry.contract import PROMPT_FORMAT, ModelRef, PromptRef, PromptSource, fingerprint
+from registry.errors import ExtractionFailed, PromptCorrupt
 from registry.storage.data_dir import sha256_of
 
 HEADER_LIMIT_BYTES = 64 * 1024

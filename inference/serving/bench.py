@@ -17,7 +17,7 @@ import torch
 from inference.engine.config import EngineConfig
 from inference.engine.engine import Engine
 from inference.engine.request import Output, PreparedVoice, Request
-from inference.errors import Overloaded, SpeechFailed
+from registry.errors import Overloaded, SpeechFailed
 
 FRAME_S = 0.08
 SENTENCE = "A voice that is asked for by name says this and then goes on to say some more of it. "

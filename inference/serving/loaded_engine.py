@@ -12,12 +12,12 @@ import torch
 
 from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Request
 from inference.engine.checkpoint.host_checkpoint import HostCheckpoint, loading
-from inference.errors import Overloaded, SpeechFailed
 from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
 from inference.serving.stream import OutputCollector, SpeechInput
 from inference.serving.worker import too_many
 from registry.contract import PromptRef, is_transient
+from registry.errors import Overloaded, SpeechFailed
 
 RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from inference.errors import InferenceError, Overloaded, PromptMissing, SpeechFailed
 from inference.models.catalog import LocatedModel, load_model_config, not_imported
 from inference.models.read_ahead import reading_ahead
 from inference.prompts.features import FeatureShape, PromptFeatures
@@ -34,6 +33,7 @@ from inference.serving.worker import (
     too_slow,
 )
 from registry.contract import Description, ExtractedPrompt, PromptRef, PromptSource, Speech, Status
+from registry.errors import Overloaded, PromptMissing, RegistryError, SpeechFailed
 from registry.storage.data_dir import DataDir, sha256_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class InferenceService:
         """Speak `text` with the prompt `ref`; `params`: language, mode, and SamplingParams' fields.
 
         Returns once the first chunk exists. An unknown parameter is a TypeError, a value out of
-        range a ValueError; see errors.py for the rest. Leaving, at any time, frees what was taken.
+        range a ValueError. Leaving, at any time, frees what was taken.
         """
         asked, stopwatch = SpeechInput.of(text, **params), Stopwatch()
         with self._arrivals.counted() as arrived:
@@ -255,7 +255,7 @@ class InferenceService:
 
     def _judged(self, error: BaseException) -> BaseException:
         """Judge what a job raised: whatever is no refusal has broken the engine."""
-        refusal = isinstance(error, InferenceError | ValueError | TypeError)
+        refusal = isinstance(error, RegistryError | ValueError | TypeError)
         return error if refusal else self._broken(error)
 
     def _broken(self, error: BaseException) -> SpeechFailed:
@@ -274,7 +274,7 @@ class InferenceService:
             self._state, self._error = "warming", None
             try:
                 self._loaded = self._load()
-            except (InferenceError, ValueError, TypeError) as error:
+            except (RegistryError, ValueError, TypeError) as error:
                 self._error = str(error)
                 log.error("The model can't be loaded: %s", error)
                 raise

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.engine.params import Mode, SamplingParams
+from registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from inference.engine.request import Output
@@ -118,6 +119,6 @@ class EngineChunks:
     async def _output(self) -> "Output":
         try:
             return await self._collector.get()
-        except RuntimeError:
+        except RegistryError:
             self._ended = True
             raise

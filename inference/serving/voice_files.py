@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import PromptCorrupt, PromptMissing, StorageFailed
 from inference.prompts.clips import read_conditioned
 from inference.prompts.features import FILE_LIMIT_BYTES
 from registry.contract import PromptRef, PromptSource
+from registry.errors import PromptCorrupt, PromptMissing, StorageUnavailable
 from registry.storage.blobs import read_stored, write_atomically
 from registry.storage.data_dir import DataDir, sha256_of
 
@@ -56,7 +56,7 @@ class VolumeFiles(VoiceFiles):
     def __init__(
         self, data: DataDir, volume: VolumeHandle, failures: tuple[type[Exception], ...]
     ) -> None:
-        """`failures` are what commit and reload may raise; each becomes a StorageFailed."""
+        """`failures` are what commit and reload may raise; each becomes a StorageUnavailable."""
         super().__init__(data)
         self._volume, self._failures = volume, failures
         self._turn = threading.Lock()
@@ -84,7 +84,7 @@ class VolumeFiles(VoiceFiles):
             try:
                 self._volume.commit()
             except self._failures as error:
-                raise StorageFailed(
+                raise StorageUnavailable(
                     f"The prompt file of {ref.voice_id} was not stored ({error!r})."
                 ) from error
 
@@ -92,4 +92,6 @@ class VolumeFiles(VoiceFiles):
         try:
             self._volume.reload()
         except self._failures as error:
-            raise StorageFailed(f"The voices' Volume can't be read now ({error!r}).") from error
+            raise StorageUnavailable(
+                f"The voices' Volume can't be read now ({error!r})."
+            ) from error

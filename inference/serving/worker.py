@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from inference.errors import Overloaded
+from registry.errors import Overloaded
 
 T = TypeVar("T")
 

@@ -57,6 +57,7 @@ FEATURES: Codes = {500: ("extraction-failed",)}
 SPEECH: Codes = {
     500: (
         "speech-failed",
+        "inference-failed",
         "speech-unfinished",
         "speech-inaudible",
         "stream-broken",

@@ -38,7 +38,7 @@ BOUNDS = {  # least and most
 }
 # What the GPU's image has of this package: enough for inference, and no more.
 SHARED_FILES = (
-    *("__init__.py", "contract.py"),
+    *("__init__.py", "contract.py", "errors.py"),
     *("modal/__init__.py", "modal/plan.py", "storage/__init__.py"),
     *("storage/blobs.py", "storage/data_dir.py", "storage/private.py"),
 )

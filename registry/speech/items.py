@@ -1,18 +1,23 @@
 """One speech that comes from elsewhere in items; `inference.modal.calls` says which there are.
 
-Whatever breaks it is an error of the registry. Knows nothing of how the items are brought.
+An error crosses by its code and is raised again. Knows nothing of how the items are brought.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
 
 from registry.contract import Samples
-from registry.errors import InferenceUnreachable, Overloaded, RegistryError, StreamBroken
-from registry.speech.local import error_of
+from registry.errors import (
+    InferenceUnreachable,
+    Overloaded,
+    RegistryError,
+    SpeechFailed,
+    StreamBroken,
+)
 
 Item = dict[str, Any]
 LAST = ("end", "error")
@@ -104,6 +109,32 @@ def checked(item: Item) -> Item:
         error = item["error"]
         raise error_of(error["code"], error["detail"], error["retry_after_s"] or RETRY_S)
     return item
+
+
+def _kinds(root: type[RegistryError] = RegistryError) -> Iterator[type[RegistryError]]:
+    for kind in root.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
+
+
+OF_A_SENTENCE = (RegistryError.__init__, Overloaded.__init__)
+BY_CODE = {  # whatever can be made again here: others hold more than a sentence
+    kind.wire_code or kind.code: kind
+    for kind in _kinds()
+    if kind.__init__ in OF_A_SENTENCE and not vars(kind).keys().isdisjoint(("code", "wire_code"))
+}
+
+
+def error_of(code: str, detail: str, retry_after_s: float) -> RegistryError:
+    """The error that another process raised; a SpeechFailed with its code if none here has it."""
+    kind = BY_CODE.get(code)
+    if kind is None:
+        error = SpeechFailed(detail)
+        error.code = code
+        return error
+    if issubclass(kind, Overloaded):
+        return kind(detail, retry_after_s)
+    return kind(detail)
 
 
 def unreachable(error: Exception) -> RegistryError:

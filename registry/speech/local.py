@@ -1,42 +1,28 @@
 """What the registry asks of inference, and the two ways it is reached or not.
 
-Ids and hashes cross this line, never audio or features. Nothing of `inference` is imported: an
-error is recognised by its `code`, so that the same mapping serves another process.
+Ids and hashes cross this line, never audio or features. Nothing of `inference` is imported; its
+errors are the registry's own.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
 from anyio import to_thread
 
 from registry.contract import (
-    Chunks,
     Description,
     ExtractedPrompt,
     PromptRef,
     PromptSource,
-    Samples,
     SpeakParams,
     Speech,
     Status,
 )
-from registry.errors import (
-    InferenceOff,
-    LanguageUnsupported,
-    ModelUnavailable,
-    ModeUnavailable,
-    Overloaded,
-    PromptBroken,
-    RegistryError,
-    SpeechFailed,
-    StorageUnavailable,
-    TextTooLong,
-)
+from registry.errors import InferenceOff
 
 LIGHT_BYTES = 128 * 1024 * 1024  # of weights: they load in a second or two
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
@@ -80,8 +66,7 @@ class LocalInference:
         self._lock = Lock()
 
     def describe(self) -> Description:
-        with registry_errors():
-            return self._ready().describe()
+        return self._ready().describe()
 
     def status(self) -> Status | None:
         return None if self._service is None else self._service.status()
@@ -97,26 +82,21 @@ class LocalInference:
 
     def refuse_full(self, ahead: int) -> None:
         if self._service is not None:
-            with registry_errors():
-                self._service.refuse_full(ahead)
+            self._service.refuse_full(ahead)
 
     def warm(self) -> None:
         """Start loading the model; returns at once."""
-        with registry_errors():
-            self._ready().warm()
+        self._ready().warm()
 
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        with registry_errors():
-            service = await to_thread.run_sync(self._ready)
-            return await service.extract_prompt(source)
+        service = await to_thread.run_sync(self._ready)
+        return await service.extract_prompt(source)
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-        with registry_errors():
-            service = self._service
-            if service is None:
-                service = await to_thread.run_sync(self._ready)
-            speech = await service.speak(ref, text, params.given())
-        return replace(speech, chunks=LocalChunks(speech.chunks))
+        service = self._service
+        if service is None:
+            service = await to_thread.run_sync(self._ready)
+        return await service.speak(ref, text, params.given())
 
     def close(self) -> None:
         if self._service is not None:
@@ -127,54 +107,6 @@ class LocalInference:
             if self._service is None:
                 self._service = self._make_service()
             return self._service
-
-
-class LocalChunks(AsyncIterator[Samples]):
-    """Inference's chunks, with the registry's errors.
-
-    No generator: one that has not begun would not close what it stands for.
-    """
-
-    def __init__(self, chunks: Chunks) -> None:
-        self._chunks = chunks
-
-    async def __anext__(self) -> Samples:
-        with registry_errors():
-            return await anext(self._chunks)
-
-    async def aclose(self) -> None:
-        await self._chunks.aclose()
-
-
-@contextmanager
-def registry_errors() -> Iterator[None]:
-    """Turn what inference raises (RuntimeErrors with a `code`) into the registry's own errors."""
-    try:
-        yield
-    except RuntimeError as error:
-        code = getattr(error, "code", None)
-        if code is None or isinstance(error, RegistryError):
-            raise
-        raise error_of(code, str(error), getattr(error, "retry_after_s", 5)) from error
-
-
-def error_of(code: str, detail: str, retry_after_s: float) -> RegistryError:
-    """The registry's error for what inference calls `code`."""
-    plain = {
-        "prompt-missing": PromptBroken,
-        "prompt-corrupt": PromptBroken,
-        "text-too-long": TextTooLong,
-        "language-unsupported": LanguageUnsupported,
-        "mode-unavailable": ModeUnavailable,
-        "storage-unavailable": StorageUnavailable,
-    }
-    if code in plain:
-        return plain[code](detail)
-    if code == "overloaded":
-        return Overloaded(detail, max(1, round(retry_after_s)))
-    if code.startswith("model-"):
-        return ModelUnavailable(detail, code)
-    return SpeechFailed(code, detail)
 
 
 class NoInference:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from inference import errors
 from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Request, SamplingParams
+from registry import errors
 
 Codes = NDArray[np.int64]
 PCM = NDArray[np.float32]
@@ -49,7 +49,7 @@ class Heard:
     codes: list[Codes] = field(default_factory=list)
     pcm: list[PCM] = field(default_factory=list)
     finished: bool = False
-    error: errors.InferenceError | None = None
+    error: errors.RegistryError | None = None
 
     def add(self, output: Output) -> None:
         assert not self.finished and self.error is None

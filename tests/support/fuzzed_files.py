@@ -16,7 +16,6 @@ from odd_server import VOICE
 from cli import answers, events
 from cli.output import visible
 from cli.refusals import Refused
-from inference.errors import PromptCorrupt
 from inference.prompts.features import FeatureShape, PromptFeatures
 from registry.api.events import event
 from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
@@ -25,7 +24,7 @@ from registry.audio.report import Refusal, Report
 from registry.audio.riff import read_wave
 from registry.audio.wrapping import breaks_off
 from registry.contract import ModelRef, PromptRef, PromptSource
-from registry.errors import BackupRefused
+from registry.errors import BackupRefused, PromptCorrupt
 from registry.storage.data_dir import sha256_of
 from registry.upkeep.backup import _canonical, read_manifest
 from registry.upkeep.restore import _header

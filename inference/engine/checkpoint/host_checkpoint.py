@@ -16,7 +16,7 @@ from inference.engine.config import DTYPES
 from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.text import PlainText
 from inference.engine.weights import Weights
-from inference.errors import ModelUnavailable
+from registry.errors import ModelUnavailable
 
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
 

@@ -28,7 +28,7 @@ from inference.engine.weights import (
     TransformerWeights,
     Weights,
 )
-from inference.errors import ModelUnavailable
+from registry.errors import ModelUnavailable
 
 FOLD = 3  # in fp16: up by 2**-FOLD, down by 2**FOLD, both exact
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.errors import ModelUnavailable
+from registry.errors import ModelUnavailable
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 HEADER_LIMIT_BYTES = 100_000_000  # safetensors' own

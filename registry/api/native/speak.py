@@ -25,7 +25,7 @@ from registry.api.uploads import client_of
 from registry.audio.encoders import Encoder, encoder, media_type
 from registry.audio.formats import SPEECH, SpeechFormat
 from registry.contract import SpeakParams, is_transient
-from registry.errors import RegistryError, SpeechFailed
+from registry.errors import RegistryError, SpeechUnfinished
 from registry.speech.local import patience
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import Mode, PlainText, Seed, TopK, Words
@@ -173,8 +173,7 @@ async def _in_time(
         async with asyncio.timeout(limit_s):
             return await _answer(body, text, how, speak)
     except TimeoutError as error:
-        raise SpeechFailed(
-            "speech-unfinished",
+        raise SpeechUnfinished(
             f"The speech was not done within {limit_s:g} s, which is as long as an answer may take"
             " here. Stream it, or send it in parts.",
         ) from error
