@@ -71,7 +71,7 @@ def test_a_cold_gpu_is_refused_first_and_then_heard(smoke: Any, site: Any, gpu: 
     with pytest.raises(smoke.Failed, match="the GPU was not off"):
         smoke.cold_speak(site)
     gpu.refusals = starting(2)
-    assert "gpu-cold, come back in 0 s; then" in smoke.cold_speak(site)
+    assert "gpu-cold, come back in 1 s; then" in smoke.cold_speak(site)
     assert gpu.asked_s[1] == 1.0
 
 
