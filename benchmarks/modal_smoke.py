@@ -24,8 +24,8 @@ from cli.client import Registry, connect, voice_path
 from cli.destination import Login
 from cli.modal import account as modal_account
 from cli.modal import deploying
-from cli.modal.plan import Asked, model_name
-from cli.refusals import Refused
+from cli.modal.plan import DeployOptions, model_name
+from cli.refusals import RequestRefused
 from registry.modal.plan import Deployment, deployment, variable
 
 NAME = "voices-smoke"
@@ -118,7 +118,7 @@ def model_download(site: Site) -> str:
 
 def deploy_both(site: Site) -> str:
     """Modal takes the two Apps as they are sent."""
-    deploying.put(Asked.of(None, name=site.deployed.name), yes=True)
+    deploying.put(DeployOptions.of(None, name=site.deployed.name), yes=True)
     url = modal_account.web_url(site.deployed)
     site.login = Login(url, site.login.token_id, site.login.token_secret)
     return url
@@ -129,7 +129,7 @@ def strangers(site: Site) -> str:
     with connect(site.login.url, {}) as voices:
         try:
             voices.request("GET", "/voices")
-        except Refused as refused:
+        except RequestRefused as refused:
             if refused.status in (401, 403):
                 return f"refused with {refused.status}"
             raise
@@ -265,7 +265,7 @@ def cold_speak(site: Site) -> str:
     with site.registry() as voices:
         try:
             voices.request("POST", "/speak", json=site.request(), headers={"Prefer": "wait=1"})
-        except Refused as refused:
+        except RequestRefused as refused:
             if not refused.is_cold:
                 raise
             said = f"gpu-cold, come back in {refused.retry_s:.0f} s"

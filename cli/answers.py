@@ -134,7 +134,7 @@ def _is_a(value: object, kind: Shape) -> bool:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpeechHeaders:
     """What the headers tell of a speech."""
 
     voice_id: str | None  # of no enrolled voice
@@ -157,7 +157,7 @@ class Spoken:
         return f", made again {times} because nothing could be heard{how}"
 
 
-def spoken(answer: httpx.Response, format: str) -> Spoken:
+def spoken(answer: httpx.Response, format: str) -> SpeechHeaders:
     """Raises Unexpected unless it is a speech in this format."""
     refuse_unreadable(answer)
     headers = answer.headers
@@ -171,7 +171,7 @@ def spoken(answer: httpx.Response, format: str) -> Spoken:
         raise Unexpected(answer, "it sends samples of an unknown rate")
     length = headers.get("X-Audio-Seconds")
     try:
-        return Spoken(
+        return SpeechHeaders(
             voice_id=headers.get("X-Voice-Id"),
             seed=int(headers["X-Seed"]),
             mode=headers["X-Mode"],

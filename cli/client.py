@@ -10,11 +10,11 @@ import click
 import httpx
 
 from cli import answers, events
-from cli.answers import CLIP_LIMIT, HEALTH, JSON_LIMIT, PAGE, VOICE, Spoken, Unexpected
+from cli.answers import CLIP_LIMIT, HEALTH, JSON_LIMIT, PAGE, VOICE, SpeechHeaders, Unexpected
 from cli.connection import http_client
 from cli.destination import shown
 from cli.output import say, write_wave
-from cli.refusals import Refused, one_line
+from cli.refusals import RequestRefused, one_line
 
 COLD_S = 300.0  # for a GPU that starts, all waiting together
 BUSY_S = 60.0  # for a registry that wants to be asked again
@@ -53,18 +53,18 @@ class Registry:
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
         """An answer to be read as it comes.
 
-        Raises Refused with the server's own sentence for every answer but success, and
+        Raises RequestRefused with the server's own sentence for every answer but success, and
         ClickException for one that breaks off while it is read. No redirect is followed.
         """
         with _reachable(self._name), self._http.stream(method, path, **options) as response:
             if not response.is_success:
-                raise Refused(_with(response, _refusal(response)))
+                raise RequestRefused(_with(response, _refusal(response)))
             yield response
 
     @contextmanager
     def speech(
         self, request: dict[str, Any], clip: bytes | None = None
-    ) -> Iterator[tuple[Spoken, Iterator[bytes]]]:
+    ) -> Iterator[tuple[SpeechHeaders, Iterator[bytes]]]:
         """What /speak answers, or with a clip /clone, to be read as it comes.
 
         A GPU that has to start is waited for.
@@ -90,7 +90,7 @@ class Registry:
 
     def speak(
         self, request: dict[str, Any], file: BinaryIO, clip: bytes | None = None
-    ) -> tuple[Spoken, float]:
+    ) -> tuple[SpeechHeaders, float]:
         """The audio into a file, which then tells its length; what came of it, and its seconds.
 
         PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
@@ -167,7 +167,7 @@ def when_ready(ask: Callable[[float], T]) -> T:
     while True:
         try:
             return ask(since_s + COLD_S - time.monotonic())
-        except Refused as refused:
+        except RequestRefused as refused:
             if refused.retry_s is None:
                 raise
             pause_s = max(refused.retry_s, PAUSE_S * 2**asked)

@@ -7,8 +7,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cli.destination import Asked, destination
-from cli.input import Words
+from cli.destination import DestinationOptions, destination
+from cli.input import TextType
 from cli.output import visible
 
 MOST = 50
@@ -17,7 +17,7 @@ WAIT_S = 1.0
 NOT_PLAIN = re.compile(r"([^\w@%+=:,./-])")
 
 
-class VoiceName(Words):
+class VoiceName(TextType):
     """A name or an id. What none can be is not put into a URL, where `..` is a way up."""
 
     def convert(
@@ -32,14 +32,15 @@ class VoiceName(Words):
         self, context: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         options = context.find_root().params
-        asked = Asked(local=True) if options.get("local") else Asked(options.get("url") or None)
+        local = bool(options.get("local"))
+        asked = DestinationOptions(None if local else options.get("url") or None, local)
         return [CompletionItem(escaped(name)) for name in names(asked, incomplete)]
 
 
 VOICE = VoiceName()
 
 
-def names(asked: Asked, beginning: str) -> list[str]:
+def names(asked: DestinationOptions, beginning: str) -> list[str]:
     """Those that begin so. What can't be asked has none."""
     try:
         found = destination(asked)

@@ -28,7 +28,7 @@ TOKEN = re.compile(r"[\x21-\x7e]{1,500}")
 
 
 @dataclass(frozen=True)
-class Asked:
+class DestinationOptions:
     """What the command line and VOICES_URL say."""
 
     url: str | None = None
@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def destination(asked: Asked) -> tuple[str, dict[str, str]] | None:
+def destination(asked: DestinationOptions) -> tuple[str, dict[str, str]] | None:
     """The URL and headers for a command, or None for this machine."""
     if asked.local:
         return None

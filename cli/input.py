@@ -19,7 +19,7 @@ MARKS = (  # UTF-32's begins with that of UTF-16
 )
 
 
-class Words(click.ParamType):  # type: ignore[type-arg]  # which is generic since click 8.4
+class TextType(click.ParamType):  # type: ignore[type-arg]  # which is generic since click 8.4
     """Text that can be sent: an argument that is not UTF-8 comes with lone surrogates in it."""
 
     name = "text"
@@ -33,7 +33,7 @@ class Words(click.ParamType):  # type: ignore[type-arg]  # which is generic sinc
         return text
 
 
-WORDS = Words()
+WORDS = TextType()
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 labels_option = click.option(
     "--label",

@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 
 from cli.completion import VOICE
-from cli.destination import Asked
+from cli.destination import DestinationOptions
 from cli.exits import if_interrupted
 from cli.input import (
     WORDS,
@@ -45,7 +45,7 @@ def cli(context: click.Context, url: str | None, local: bool) -> None:
     """
     if local and context.get_parameter_source("url") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--url and --local contradict each other.")
-    context.obj = Asked(local=True) if local else Asked(url or None)
+    context.obj = DestinationOptions(local=True) if local else DestinationOptions(url or None)
 
 
 @cli.command()

@@ -28,7 +28,7 @@ MEANINGS = {
 EDGE_WAITS = "Modal's edge waits 150 s for an answer, and this one took longer: ask again."
 
 
-class Refused(click.ClickException):
+class RequestRefused(click.ClickException):
     """By the server, in its own words where it has some."""
 
     def __init__(self, answer: httpx.Response) -> None:

@@ -129,6 +129,15 @@ def test_modules_are_short_and_functions_shorter() -> None:
     assert median(lengths) <= 10
 
 
+def test_no_class_name_stands_twice() -> None:
+    where: dict[str, Path] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                assert node.name not in where, (node.name, where[node.name], path)
+                where[node.name] = path
+
+
 EDGES = (  # of threads and of calls: whatever is raised goes to a caller, and the next is served
     "inference/modal/calls.py",
     "inference/serving/service.py",

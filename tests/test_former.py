@@ -28,7 +28,7 @@ from registry.storage.volume.store import VolumeStore
 from registry.upkeep.backup import save_backup
 from registry.upkeep.doctor import examine
 from registry.upkeep.restore import restore_backup
-from registry.voices.enrolment import Change, Words
+from registry.voices.enrolment import Change, TranscriptEdit
 
 MANY = 20_000
 ALICE = noise(Random("alice"))
@@ -51,7 +51,7 @@ def enroller(store: VoiceStore, fake: FakeInference) -> QuickEnroller:
 
 def say(enroller: QuickEnroller, *transcripts: str | None, name: str = "alice") -> None:
     for transcript in transcripts:
-        asyncio.run(enroller.edit(name, Change(words=Words(transcript)), None))
+        asyncio.run(enroller.edit(name, Change(words=TranscriptEdit(transcript)), None))
 
 
 def words(count: int) -> list[str]:
@@ -307,7 +307,7 @@ def test_a_rebuild_of_an_enrolment_that_is_gone_is_told_to_come_again(
     async def edited_meanwhile(source: object) -> object:
         monkeypatch.setattr(fake, "extract_prompt", extract)
         for transcript in words(KEPT):
-            await enroller.edit("alice", Change(words=Words(transcript)), None)
+            await enroller.edit("alice", Change(words=TranscriptEdit(transcript)), None)
         return await extract(voice.source)
 
     monkeypatch.setattr(fake, "extract_prompt", edited_meanwhile)

@@ -81,7 +81,7 @@ def test_a_voice_that_is_there_is_found_whole(smoke: Any, site: Any) -> None:
     with pytest.raises(smoke.Failed, match="clip"):
         smoke.is_there(site)
     smoke.remove(site)
-    with pytest.raises(smoke.Refused):
+    with pytest.raises(smoke.RequestRefused):
         smoke.is_there(site)
 
 

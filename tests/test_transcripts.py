@@ -36,7 +36,7 @@ from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import SpeakDefaults
 from registry.upkeep.doctor import examine
-from registry.voices.enrolment import Change, Words
+from registry.voices.enrolment import Change, TranscriptEdit
 from registry.voices.transcript import refuse_absurd, transcript_warnings
 
 SIXTEEN = "Good morning, my name is Alice, and I live in a small house by the sea."
@@ -276,7 +276,7 @@ def meanwhile(
     return lambda change, expected: asyncio.run(enroller.edit("alice", change, expected))
 
 
-NEW = Change(description="mine", words=Words(OTHER))
+NEW = Change(description="mine", words=TranscriptEdit(OTHER))
 
 
 def test_an_edit_made_meanwhile_is_not_overwritten(
@@ -321,7 +321,7 @@ def test_icl_by_default_set_meanwhile_keeps_the_words(
     icl = VoiceEdit(defaults=SpeakDefaults(mode="icl"))
     change = meanwhile(store, fake, monkeypatch, lambda: store.edit("alice", icl, None))
     with pytest.raises(ModeUnavailable):
-        change(Change(words=Words(None)), None)
+        change(Change(words=TranscriptEdit(None)), None)
     assert store.get("alice").modes == ["icl", "xvec"]
 
 
@@ -333,7 +333,7 @@ def test_two_transcripts_at_once_are_two_versions_and_the_last_stays(
 
     async def all_at_once() -> list[StoredVoice]:
         await enrolled(enroller)
-        changes = [Change(words=Words(text)) for text in [*words, words[0]]]
+        changes = [Change(words=TranscriptEdit(text)) for text in [*words, words[0]]]
         return await asyncio.gather(*(enroller.edit("alice", c, None) for c in changes))
 
     versions = {voice.row.version for voice in asyncio.run(all_at_once())}
@@ -348,7 +348,7 @@ def test_of_two_edits_of_what_was_read_one_wins(store: VoiceStore, fake: FakeInf
 
     async def both() -> list[StoredVoice | BaseException]:
         await enrolled(enroller)
-        changes = [Change(words=Words(f"hello there {n}")) for n in range(2)]
+        changes = [Change(words=TranscriptEdit(f"hello there {n}")) for n in range(2)]
         edits = (enroller.edit("alice", change, 1) for change in changes)
         return await asyncio.gather(*edits, return_exceptions=True)
 

@@ -39,10 +39,10 @@ from registry.storage.stored_voice import StoredVoice
 from registry.storage.volume.store import VolumeStore
 from registry.threads import to_its_end
 from registry.voices import unfinished
-from registry.voices.enrolment import Change, Words
+from registry.voices.enrolment import Change, TranscriptEdit
 
 ALICE, BOB = noise(Random("alice")), noise(Random("bob"))
-NEW = Change(words=Words("hello there"))
+NEW = Change(words=TranscriptEdit("hello there"))
 Work = Callable[[QuickEnroller], Awaitable[StoredVoice]]
 WORK: dict[str, Work] = {
     "enrolment": lambda enroller: enrol_bytes(enroller, "bob", BOB),

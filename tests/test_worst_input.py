@@ -15,7 +15,7 @@ from registry.api.etags import Tags
 from registry.api.events import accepted
 from registry.api.fences import Hosts, _parse_origin
 from registry.api.file_answers import spans_of
-from registry.api.forms import Part, _name
+from registry.api.forms import FormPart, _name
 from registry.api.requests import (
     _patience,
     _refuse_odd_query,
@@ -62,8 +62,8 @@ def typed(header: str) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": headers})
 
 
-def part(header: str) -> Part:
-    return Part({b"content-disposition": header.encode("latin-1")[:2048]})
+def part(header: str) -> FormPart:
+    return FormPart({b"content-disposition": header.encode("latin-1")[:2048]})
 
 
 READERS: dict[str, Callable[[str], object]] = {

@@ -27,7 +27,7 @@ def clone_options(command: F) -> F:
 
 
 @dataclass(frozen=True)
-class Words:
+class SpeakArguments:
     """Who is to speak, a voice or a clip, and what."""
 
     voice: str | None
@@ -42,7 +42,7 @@ class Words:
         second: str | None,
         reference: str | None,
         transcript: str | None,
-    ) -> "Words":
+    ) -> "SpeakArguments":
         """From VOICE and TEXT, of which the first is missing where a clip speaks. UsageError."""
         if reference is None:
             if second is None:

@@ -12,7 +12,7 @@ from cli.modal.account import AppState
 from cli.modal.cost import cost, cost_basis, hourly
 from cli.modal.deployed import now
 from cli.modal.deploying import STDERR, agreed, fetch, put, refuse_another, send, there_now
-from cli.modal.plan import Asked, parts, plan_options, settings
+from cli.modal.plan import DeployOptions, parts, plan_options, settings
 from cli.output import print_json, print_line, say
 from cli.session import progress
 
@@ -55,7 +55,7 @@ def deploy(
       voices deploy --gpu L4 --scaledown 120
       voices deploy --name team status
     """
-    asked = Asked.of(proxy_auth, **options)
+    asked = DeployOptions.of(proxy_auth, **options)
     plan = asked.plan()
     context.obj = asked
     if context.invoked_subcommand is None:
@@ -76,7 +76,7 @@ def show(plan: "Deployment") -> None:
 
 @deploy.command()
 @click.pass_obj
-def model(asked: Asked) -> None:
+def model(asked: DeployOptions) -> None:
     """Download the model onto the weights Volume; an interrupted download goes on where it was.
 
     It is the one that is deployed; for another one, deploy with --model.
@@ -99,7 +99,7 @@ def model(asked: Asked) -> None:
 @deploy.command()
 @json_option
 @click.pass_obj
-def status(asked: Asked, as_json: bool) -> None:
+def status(asked: DeployOptions, as_json: bool) -> None:
     """Tell what is deployed and what runs, without starting anything.
 
     \b
@@ -127,7 +127,7 @@ def status(asked: Asked, as_json: bool) -> None:
 
 @deploy.command("settings")
 @click.pass_obj
-def print_settings(asked: Asked) -> None:
+def print_settings(asked: DeployOptions) -> None:
     """Print the settings that are kept, as variables: for commands of Modal's own.
 
     \b
@@ -158,7 +158,7 @@ def in_words(app: AppState) -> str:
 @click.option("--since", metavar="TIME", help="For example 30m, 2h, 1d.")
 @click.option("-n", "--tail", type=click.IntRange(1), help="Only the last lines.")
 @click.pass_obj
-def logs(asked: Asked, app: str, follow: bool, since: str | None, tail: int | None) -> None:
+def logs(asked: DeployOptions, app: str, follow: bool, since: str | None, tail: int | None) -> None:
     """Print what the registry, or the inference, has said.
 
     \b
@@ -181,7 +181,7 @@ def logs(asked: Asked, app: str, follow: bool, since: str | None, tail: int | No
 @deploy.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def stop(asked: Asked, yes: bool) -> None:
+def stop(asked: DeployOptions, yes: bool) -> None:
     """Stop both Apps. The Volumes stay, and so do the voices.
 
     \b
@@ -203,7 +203,7 @@ def stop(asked: Asked, yes: bool) -> None:
 
 @deploy.command()
 @click.pass_obj
-def warm(asked: Asked) -> None:
+def warm(asked: DeployOptions) -> None:
     """Start the GPU now, and wait until the model is ready.
 
     \b

@@ -5,7 +5,7 @@ import sys
 import click
 
 from cli.destination import (
-    Asked,
+    DestinationOptions,
     Login,
     config_file,
     forget,
@@ -103,14 +103,14 @@ def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
 def check(login: Login) -> None:
     """Raises unless a voice registry answers there, and lets this token in."""
     from cli.client import connect
-    from cli.refusals import Refused
+    from cli.refusals import RequestRefused
     from cli.session import progress
 
     headers = login.headers(login.url)
     with connect(login.url, headers) as voices, progress(f"Asking {login.url} …"):
         try:
             answered = voices.is_registry()
-        except Refused as refused:
+        except RequestRefused as refused:
             if refused.status != 404:
                 raise
             answered = False
@@ -151,7 +151,7 @@ def where(context: click.Context, as_json: bool) -> None:
     say(f"{found['because']}.")
 
 
-def whereabouts(asked: Asked) -> dict[str, str | None]:
+def whereabouts(asked: DestinationOptions) -> dict[str, str | None]:
     """The registry's URL or this machine's data directory, the token's id, and the reason."""
     login = None if asked.local else stored()
     url = asked.url or (login.url if login else None)

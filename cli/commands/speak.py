@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.commands.clone import Words, clone_options
+from cli.commands.clone import SpeakArguments, clone_options
 from cli.completion import VOICE
 from cli.exits import if_interrupted
 from cli.filenames import file_for, format_for, refuse_other_ending
@@ -76,7 +76,7 @@ def speak(
       voices speak --reference ref.wav --transcript "the words of the clip" "Hello"
       cat page.txt | voices speak alice - -o - --format flac | ffplay -
     """
-    words = Words.of(voice, text, reference, transcript)
+    words = SpeakArguments.of(voice, text, reference, transcript)
     format = format_for(output, format)
     if output == STDOUT:
         refuse_terminal()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.modal import account
-from cli.modal.plan import Asked, model_name
+from cli.modal.plan import DeployOptions, model_name
 
 if TYPE_CHECKING:
     from registry.modal.plan import Deployment
@@ -56,7 +56,7 @@ def write(plan: "Deployment", kept: Kept) -> None:
     account.write_file(plan, FILE, json.dumps(asdict(kept), indent=1).encode())
 
 
-def settled(asked: Asked, kept: Kept | None) -> "Deployment":
+def settled(asked: DeployOptions, kept: Kept | None) -> "Deployment":
     """The settings that were given, over those that are kept, over the defaults.
 
     `asked` alone was found right before: what is wrong is kept.
@@ -72,7 +72,7 @@ def settled(asked: Asked, kept: Kept | None) -> "Deployment":
 
 def now(kept: Kept) -> "Deployment":
     """As it is deployed."""
-    return settled(Asked({}, {}), kept)
+    return settled(DeployOptions({}, {}), kept)
 
 
 def kept_settings(plan: "Deployment") -> dict[str, str]:

@@ -8,7 +8,7 @@ import click
 from cli.modal import account, deployed
 from cli.modal.cost import cost, cost_basis
 from cli.modal.deployed import Kept, kept_settings, now
-from cli.modal.plan import Asked, changes, model_name, model_spec
+from cli.modal.plan import DeployOptions, changes, model_name, model_spec
 from cli.output import print_line, say
 from cli.session import progress
 
@@ -23,7 +23,7 @@ STDERR = 2  # where the children talk: stdout is for data
 TOKENS = "https://modal.com/settings/proxy-auth-tokens"
 
 
-def put(asked: Asked, yes: bool, only: str | None = None, again: bool = False) -> None:
+def put(asked: DeployOptions, yes: bool, only: str | None = None, again: bool = False) -> None:
     with progress("Asking Modal …"):
         workspace = account.workspace()
         account.create(asked.plan())
@@ -41,7 +41,7 @@ def put(asked: Asked, yes: bool, only: str | None = None, again: bool = False) -
     welcome(plan, account.web_url(plan))
 
 
-def there_now(asked: Asked) -> tuple["Deployment", Kept | None]:
+def there_now(asked: DeployOptions) -> tuple["Deployment", Kept | None]:
     """What is to be, and what was kept of what is."""
     kept = deployed.read(asked.plan())
     plan = deployed.settled(asked, kept)

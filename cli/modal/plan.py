@@ -73,7 +73,7 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class DeployOptions:
     """Settings that were given now: variables, over which options go. What was not given is left
     as it is deployed, and is the default where nothing is."""
 
@@ -81,7 +81,7 @@ class Asked:
     options: dict[str, str]  # those of them that were options, by field
 
     @classmethod
-    def of(cls, proxy_auth: bool | None, **options: str | None) -> "Asked":
+    def of(cls, proxy_auth: bool | None, **options: str | None) -> "DeployOptions":
         from registry.modal.plan import PREFIX, variable
 
         known = {field: text for field, text in options.items() if text is not None}

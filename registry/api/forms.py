@@ -50,7 +50,7 @@ Options = dict[bytes, bytes]
 
 
 @dataclass
-class Part:
+class FormPart:
     headers: dict[bytes, bytes] = field(default_factory=dict)
     name: str = ""
     content: bytearray = field(default_factory=bytearray)
@@ -137,9 +137,9 @@ class FormReader(Generic[M]):
         self._model = model
         self._upload = upload
         self._charset = _declared(options)
-        self._parts: dict[str, Part] = {}
-        self._part = Part()
-        self._file: Part | None = None
+        self._parts: dict[str, FormPart] = {}
+        self._part = FormPart()
+        self._file: FormPart | None = None
         self._header = bytearray()
         self._value = bytearray()
         self._ended = False
@@ -174,7 +174,7 @@ class FormReader(Generic[M]):
             content, part.content = part.content, bytearray()
             await to_thread.run_sync(self._upload.write, content)
 
-    def _value_of(self, part: Part) -> Upload | str:
+    def _value_of(self, part: FormPart) -> Upload | str:
         return self._upload if self._is_file(part.name) else part.text(self._charset)
 
     def _is_file(self, name: str) -> bool:
@@ -183,7 +183,7 @@ class FormReader(Generic[M]):
         )
 
     def _begin_part(self) -> None:
-        self._part = Part()
+        self._part = FormPart()
 
     def _end_header(self) -> None:
         name, value = bytes(self._header).lower(), bytes(self._value)
@@ -228,7 +228,7 @@ class FormReader(Generic[M]):
         self._ended = True
 
 
-def _name(part: Part) -> str:
+def _name(part: FormPart) -> str:
     name = part.options(b"content-disposition").get(b"name")
     if name is None:
         raise RequestMalformed("A part of the form has no name in its Content-Disposition.")

@@ -19,7 +19,7 @@ from registry.errors import (
     StorageUnreadable,
 )
 from registry.storage import sqlite
-from registry.storage.sqlite import Refusal
+from registry.storage.sqlite import DatabaseFault
 
 STORAGE_ERRORS = (OSError, sqlite.Error, DBAPIError)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -48,27 +48,27 @@ def storage_error(error: Exception, home: Path, *, writing: bool) -> RegistryErr
 def _of_the_database(error: Exception, home: Path, writing: bool) -> RegistryError | None:
     reason = sqlite.reason(error)
     match sqlite.refusal(error):
-        case Refusal.MOVED:
+        case DatabaseFault.MOVED:
             return StorageUnreadable(
                 f"The database in {home} was moved or removed while a program had it open. Restart "
                 "the server."
             )
-        case Refusal.CUT_OFF:
+        case DatabaseFault.CUT_OFF:
             return StorageUnreadable(
                 f"A write in {home} was cut off, and can't be undone because the folder can't be "
                 "written. Open it once where it can be."
             )
-        case Refusal.FULL:
+        case DatabaseFault.FULL:
             return _full(home)
-        case Refusal.BUSY:
+        case DatabaseFault.BUSY:
             return Overloaded("Another process is writing to the database.", 1)
-        case Refusal.READ_ONLY:
+        case DatabaseFault.READ_ONLY:
             return _read_only(home, reason)
-        case Refusal.UNOPENED if writing:
+        case DatabaseFault.UNOPENED if writing:
             return _read_only(home, reason)
-        case Refusal.UNOPENED | Refusal.UNREADABLE:
+        case DatabaseFault.UNOPENED | DatabaseFault.UNREADABLE:
             return _unreadable(home, reason)
-        case Refusal.DAMAGED:
+        case DatabaseFault.DAMAGED:
             return damaged(home, reason)
         case None:
             return None

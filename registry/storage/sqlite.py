@@ -246,7 +246,7 @@ def strange_faults(path: Path, most_bytes: int) -> list[str]:
 # What its errors mean
 
 
-class Refusal(Enum):
+class DatabaseFault(Enum):
     MOVED = auto()  # the file, while it was open
     CUT_OFF = auto()  # a write, which can't be undone where nothing can be written
     FULL = auto()
@@ -258,27 +258,27 @@ class Refusal(Enum):
 
 
 REFUSALS = {
-    sqlite3.SQLITE_READONLY_DBMOVED: Refusal.MOVED,
-    sqlite3.SQLITE_READONLY_ROLLBACK: Refusal.CUT_OFF,
-    sqlite3.SQLITE_FULL: Refusal.FULL,
-    sqlite3.SQLITE_BUSY: Refusal.BUSY,
-    sqlite3.SQLITE_LOCKED: Refusal.BUSY,
-    sqlite3.SQLITE_READONLY: Refusal.READ_ONLY,
-    sqlite3.SQLITE_CANTOPEN: Refusal.UNOPENED,
-    sqlite3.SQLITE_PERM: Refusal.UNREADABLE,
-    sqlite3.SQLITE_IOERR: Refusal.UNREADABLE,
-    sqlite3.SQLITE_CORRUPT: Refusal.DAMAGED,
-    sqlite3.SQLITE_NOTADB: Refusal.DAMAGED,
+    sqlite3.SQLITE_READONLY_DBMOVED: DatabaseFault.MOVED,
+    sqlite3.SQLITE_READONLY_ROLLBACK: DatabaseFault.CUT_OFF,
+    sqlite3.SQLITE_FULL: DatabaseFault.FULL,
+    sqlite3.SQLITE_BUSY: DatabaseFault.BUSY,
+    sqlite3.SQLITE_LOCKED: DatabaseFault.BUSY,
+    sqlite3.SQLITE_READONLY: DatabaseFault.READ_ONLY,
+    sqlite3.SQLITE_CANTOPEN: DatabaseFault.UNOPENED,
+    sqlite3.SQLITE_PERM: DatabaseFault.UNREADABLE,
+    sqlite3.SQLITE_IOERR: DatabaseFault.UNREADABLE,
+    sqlite3.SQLITE_CORRUPT: DatabaseFault.DAMAGED,
+    sqlite3.SQLITE_NOTADB: DatabaseFault.DAMAGED,
 }
 NOT_OUR_SCHEMA = ("no such table", "no such column", "has no column")
 
 
-def refusal(error: Exception) -> Refusal | None:
+def refusal(error: Exception) -> DatabaseFault | None:
     """None for what says nothing about the file. SQLAlchemy's errors have SQLite's in them."""
     code = _code(error)
     found = REFUSALS.get(code) or REFUSALS.get(code & 0xFF)
     if found is None and reason(error).startswith(NOT_OUR_SCHEMA):
-        return Refusal.DAMAGED
+        return DatabaseFault.DAMAGED
     return found
 
 

@@ -58,7 +58,7 @@ class Enrolment:
 
 
 @dataclass(frozen=True)
-class Words:
+class TranscriptEdit:
     """The transcript to have from now on; None for none, which leaves x-vector mode."""
 
     transcript: str | None
@@ -72,12 +72,12 @@ class Change:
     description: str | None = None
     labels: dict[str, str] | None = None
     defaults: SpeakDefaults | None = None
-    words: Words | None = None
+    words: TranscriptEdit | None = None
 
     def checked(self) -> "Change":
         """As far as the words alone tell. Raises NameInvalid, TextInvalid, TextTooLong."""
         name = None if self.name is None else check_name(self.name)
-        words = self.words and Words(checked_transcript(self.words.transcript))
+        words = self.words and TranscriptEdit(checked_transcript(self.words.transcript))
         return replace(self, name=name, words=words)
 
 

@@ -15,7 +15,7 @@ from odd_server import VOICE
 
 from cli import answers, events
 from cli.output import visible
-from cli.refusals import Refused
+from cli.refusals import RequestRefused
 from inference.prompts.features import FeatureShape, PromptFeatures
 from registry.api.events import event
 from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
@@ -213,7 +213,7 @@ def read_a_page(data: bytes) -> None:
 def read_a_refusal(data: bytes) -> None:
     answer = answered(data)
     answer.read()
-    refused = Refused(answer)
+    refused = RequestRefused(answer)
     assert visible(refused.message) == refused.message and (refused.retry_s or 0) >= 0
 
 

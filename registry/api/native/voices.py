@@ -46,7 +46,7 @@ from registry.storage.tables import (
 )
 from registry.storage.uploads import Upload
 from registry.threads import to_its_end
-from registry.voices.enrolment import Change, Enrolment, Words
+from registry.voices.enrolment import Change, Enrolment, TranscriptEdit
 
 router = APIRouter(prefix="/voices", tags=["voices"], route_class=CheckedRoute)
 
@@ -139,7 +139,7 @@ class VoicePatch(BaseModel):
     )
 
     def change(self) -> Change:
-        words = Words(self.transcript) if "transcript" in self.model_fields_set else None
+        words = TranscriptEdit(self.transcript) if "transcript" in self.model_fields_set else None
         return Change(self.name, self.description, self.labels, self.defaults, words)
 
 
