@@ -24,7 +24,7 @@ from test_slow_clients import answer
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
-from registry.contract import PromptRef
+from registry.contract import PromptRef, PromptSource
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
@@ -253,6 +253,39 @@ def test_rebuilds_wait_in_a_line_that_has_an_end(
         go_on.set()
         statuses = {one.result() for one in asked} - {(503, "server-busy")}
     assert statuses == {200}
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net").is_dir(), reason="127.0.0.2 is an address on Linux")
+def test_who_rebuilds_without_end_keeps_nobody_from_enrolling(
+    store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoders take one clip at a time: whoever came had to wait for all before."""
+    go_on, made, extract = threading.Event(), list[str](), fake.extract_prompt
+
+    async def extract_prompt(source: PromptSource) -> object:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        made.append(source.voice_id)
+        return await extract(source)
+
+    app = create_app(store, fake, Settings(home=store.data.root))
+    waiting = app.state.services.enroller._encoders._waiting
+    with serving(app) as client, ThreadPoolExecutor(61) as crowd:
+        add(client, "alice")
+        monkeypatch.setattr(fake, "extract_prompt", extract_prompt)
+        rebuilds = [crowd.submit(client.post, "/voices/alice/rebuild") for _ in range(60)]
+        while len(waiting.get("127.0.0.1", ())) < enrol.LINE - enrol.LINE // 8:
+            assert client.get("/voices").status_code == 200
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=transport, base_url=client.base_url, timeout=60) as other:
+            bob = crowd.submit(add, other, "bob")
+            while "127.0.0.2" not in waiting:
+                assert client.get("/voices").status_code == 200
+            go_on.set()
+            assert bob.result().status_code == 201
+        told = {problem(one.result()) for one in rebuilds if one.result().status_code != 200}
+    assert told == {(503, "server-busy")}
+    assert made.index(bob.result().json()["id"]) <= enrol.ENCODING + 1
 
 
 @pytest.fixture

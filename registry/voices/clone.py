@@ -61,7 +61,7 @@ class Cloner:
         voice_id = TRANSIENT_PREFIX + secrets.token_hex(16)
         source = PromptSource(voice_id, clip.sha256, transcript)
         self._here.add(voice_id)
-        making = asyncio.ensure_future(self._features(source, clip))
+        making = asyncio.ensure_future(self._features(source, clip, reference.upload.client))
         try:
             prompt = await asyncio.shield(making)
             warnings = self._enroller.warnings(source, clip)
@@ -69,9 +69,11 @@ class Cloner:
         finally:
             await asyncio.shield(self._drop(voice_id, making))
 
-    async def _features(self, source: PromptSource, clip: ReferenceClip) -> ExtractedPrompt:
+    async def _features(
+        self, source: PromptSource, clip: ReferenceClip, client: str
+    ) -> ExtractedPrompt:
         await to_thread.run_sync(self._store.keep_transient, source, clip)
-        return await self._inference.extract_prompt(source)
+        return await self._enroller.extract_prompt(source, client)
 
     async def _drop(self, voice_id: str, making: "asyncio.Future[ExtractedPrompt]") -> None:
         """When nobody writes there any more: who leaves early stops no thread."""

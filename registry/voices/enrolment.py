@@ -42,7 +42,8 @@ from registry.voices.trial import LIMIT_S, OPENING, Trial
 from registry.voices.turns import FairTurns
 from registry.voices.unfinished import Unfinished
 
-LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
+LINE = 16  # rebuilds and edits that wait for a decoder, and as many for the encoders
+ENCODING = 1  # clips that the encoders may have: a second would wait there, whoever comes
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Enroller:
         self._trial = Trial(inference, trial_s)
         self._unfinished = Unfinished(store)
         self._decoders = FairTurns(DECODERS)
+        self._encoders = FairTurns(ENCODING)
 
     def drop_unfinished(self) -> None:
         """For a process that ends now, and not once its enrolments have."""
@@ -106,7 +108,7 @@ class Enroller:
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         async with self._unfinished.work(source):
             await to_its_end(self._store.keep_clip, source, request.upload, clip)
-            prompt = await self._inference.extract_prompt(source)
+            prompt = await self.extract_prompt(source, request.upload.client)
             refuse_crowded(transcript, clip.speech_s, prompt.room)
             tried = await self._tried(source, prompt, language)
             new = NewVoice(
@@ -149,7 +151,7 @@ class Enroller:
         clip = await self.decode(self._stored_clip(voice, client), LINE)
         refuse_absurd(source.transcript, clip.speech_s)
         await to_its_end(self._store.keep_clip, source, None, clip)
-        prompt = await self._inference.extract_prompt(source)
+        prompt = await self.extract_prompt(source, client, LINE)
         refuse_crowded(source.transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
@@ -174,7 +176,7 @@ class Enroller:
         clip = await self.decode(stored, line)
         async with self._unfinished.work(voice.source):
             await to_its_end(self._store.keep_clip, voice.source, None, clip)
-            prompt = await self._inference.extract_prompt(voice.source)
+            prompt = await self.extract_prompt(voice.source, stored.client, line)
             tried = None
             if trial:
                 tried = await self._tried(voice.source, prompt, voice.defaults.language)
@@ -232,6 +234,13 @@ class Enroller:
         """Raises ServerBusy if so many wait for a decoder already."""
         async with self._decoders.turn(clip.client, line):
             return await to_its_end(decoded, clip)
+
+    async def extract_prompt(
+        self, source: PromptSource, client: str, line: int | None = None
+    ) -> ExtractedPrompt:
+        """Raises ServerBusy if so many wait for the encoders already."""
+        async with self._encoders.turn(client, line):
+            return await self._inference.extract_prompt(source)
 
 
 def decoded(clip: Clip) -> ReferenceClip:
