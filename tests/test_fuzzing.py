@@ -6,14 +6,13 @@ from typing import Any
 
 import click
 import pytest
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fuzzed_files import FILES
 from fuzzed_requests import REQUESTS
 from fuzzing import Parser, fuzz
 
 from cli.output import visible
-from registry.api.problems import _invalid, from_error
+from registry.api.problems import _invalid, from_error, rendered
 from registry.errors import RegistryError
 
 PARSERS: dict[str, Parser[Any]] = REQUESTS | FILES
@@ -24,7 +23,7 @@ def told(refused: Exception) -> bytes:
     if isinstance(refused, RegistryError):
         return bytes(from_error(refused).body)
     if isinstance(refused, RequestValidationError):
-        return bytes(_invalid(Request({"type": "http"}), refused).body)
+        return bytes(rendered(_invalid(refused)).body)
     if isinstance(refused, click.ClickException):
         return visible(refused.format_message()).encode()
     return str(refused).encode()

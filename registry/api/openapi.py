@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from registry.api.problems import MEDIA_TYPE, Problem
+from registry.api.problems import MEDIA_TYPE, ProblemDocument
 from registry.audio.formats import CLIP_ENDINGS
 
 Codes = Mapping[int, tuple[str, ...]]
@@ -89,7 +89,7 @@ def problems(*groups: Codes) -> Responses:
 
 
 def _problem(status: int, codes: list[str]) -> dict[str, object]:
-    schema = Problem.model_json_schema()
+    schema = ProblemDocument.model_json_schema()
     schema["properties"]["code"] |= {"enum": codes}
     about: dict[str, object] = {
         "description": " · ".join(f"`{code}`" for code in codes),

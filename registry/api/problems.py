@@ -1,14 +1,18 @@
-"""One error shape for everything that goes wrong: RFC 9457 problem details with a stable `code`."""
+"""What is told of everything that goes wrong, and our shape of it: RFC 9457, with a stable `code`.
+
+A route whose class has another `render` tells the same in its own shape.
+"""
 
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
@@ -31,8 +35,30 @@ class ClientGone(Exception):
     """The client left before its answer was ready; nobody reads what is sent now."""
 
 
-class Problem(BaseModel):
+@dataclass(frozen=True)
+class Problem:
+    """What is to be told of an error, whatever the shape: that is its rendering's."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+UNEXPECTED = Problem(
+    500,
+    "internal-error",
+    "Something went wrong",
+    "The server met an error it did not expect; its log says more.",
+)
+
+
+class ProblemDocument(BaseModel):
     """An error, for people (`detail`) and for programs (`code`); some carry more fields."""
+
+    model_config = ConfigDict(title="Problem")
 
     type: str
     title: str
@@ -54,7 +80,7 @@ class ProblemResponse(JSONResponse):
 RESPONSES: dict[int | str, dict[str, object]] = {
     "default": {
         "description": "What went wrong.",
-        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        "content": {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}},
     }
 }
 
@@ -65,49 +91,62 @@ def asked(request: Request) -> str:
 
 
 def add_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(RegistryError, _registry_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OSError, _os_error)
+    for kind in (RegistryError, RequestValidationError, HTTPException, OSError, Exception):
+        app.add_exception_handler(kind, _answered)
     app.add_exception_handler(ClientGone, _client_gone)
-    app.add_exception_handler(Exception, _unexpected)
 
 
-def problem(
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    headers: Mapping[str, str] | None = None,
-    **extra: object,
-) -> Response:
-    content = {
-        "type": f"urn:voice-registry:problem:{code}",
-        "title": title,
-        "status": int(status),
-        "detail": detail,
-        "code": code,
-        **extra,
-    }
-    return ProblemResponse(content, status, dict(headers or {}))
+def _answered(request: Request, error: Exception) -> Response:
+    """In the dialect of the route; what has none, or comes before any, is ours."""
+    problem = problem_of(request, error)
+    if problem is UNEXPECTED:
+        log.error("%s failed", asked(request), exc_info=error)
+    elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s: %s", asked(request), problem.detail)
+    render = getattr(request.scope.get("route"), "render", rendered)
+    response: Response = render(problem)
+    return response
 
 
-def from_error(error: RegistryError) -> Response:
-    return problem(
-        error.status, error.code, error.title, error.detail, error.headers(), **error.extra
+def problem_of(request: Request, error: Exception) -> Problem:
+    """What `error` comes to as the answer to `request`; UNEXPECTED for what is none of ours."""
+    if isinstance(error, RegistryError):
+        return of_error(error)
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _http_error(request, error)
+    if isinstance(error, OSError) and (said := _storage_error(request, error)):
+        return of_error(said)
+    return UNEXPECTED
+
+
+def of_error(error: RegistryError) -> Problem:
+    return Problem(
+        error.status, error.code, error.title, error.detail, error.headers(), error.extra
     )
 
 
-def _registry_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RegistryError)
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s: %s", asked(request), error.detail)
-    return from_error(error)
+def rendered(problem: Problem) -> Response:
+    """Our own rendering, a problem document."""
+    content = {
+        "type": f"urn:voice-registry:problem:{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+        **problem.extra,
+    }
+    return ProblemResponse(content, problem.status, dict(problem.headers))
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+def from_error(error: RegistryError) -> Response:
+    """Of what is refused before there is a route."""
+    return rendered(of_error(error))
+
+
+def _invalid(error: RequestValidationError) -> Problem:
     """Where and why, but never the input itself: echoing it breaks on NaN and lone surrogates."""
-    assert isinstance(error, RequestValidationError)
     errors = [
         {
             "field": ".".join(map(str, e["loc"][1:])) or str(e["loc"][0]),
@@ -116,11 +155,10 @@ def _invalid(request: Request, error: Exception) -> Response:
         for e in error.errors()[:20]
     ]
     said = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:3])
-    return from_error(FieldInvalid(f"The request is not valid. {said}.", errors=errors))
+    return of_error(FieldInvalid(f"The request is not valid. {said}.", errors=errors))
 
 
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http_error(request: Request, error: HTTPException) -> Problem:
     status = HTTPStatus(error.status_code)
     code = HTTP_CODES.get(status, status.phrase.lower().replace(" ", "-"))
     detail, headers = str(error.detail), dict(error.headers or {})
@@ -130,7 +168,7 @@ def _http_error(request: Request, error: Exception) -> Response:
         headers["Allow"] = allowed = ", ".join(_allowed_methods(request))
         detail = f"{request.method} is not possible here; use {allowed}."
     detail = detail if detail.endswith(".") else f"{detail}."
-    return problem(status, code, status.phrase, detail, headers)
+    return Problem(int(status), code, status.phrase, detail, headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:
@@ -144,22 +182,11 @@ def _allowed_methods(request: Request) -> list[str]:
     return sorted(methods)
 
 
-def _os_error(request: Request, error: Exception) -> Response:
+def _storage_error(request: Request, error: OSError) -> RegistryError | None:
     """Of a file of the data directory that is not opened by the store itself."""
     home = request.app.state.services.store.data.root
-    said = storage_error(error, home, writing=request.method not in ("GET", "HEAD"))
-    return _unexpected(request, error) if said is None else _registry_error(request, said)
+    return storage_error(error, home, writing=request.method not in ("GET", "HEAD"))
 
 
 def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_GONE)
-
-
-def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s failed", asked(request), exc_info=error)
-    return problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "internal-error",
-        "Something went wrong",
-        "The server met an error it did not expect; its log says more.",
-    )

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.api.charset import NotText, decode
-from registry.api.problems import ClientGone
+from registry.api.problems import ClientGone, Problem, rendered
 from registry.errors import ContentTypeUnsupported, FieldInvalid, PathInvalid, RequestMalformed
 from registry.speech.local import Patience, patience
 
@@ -101,7 +101,15 @@ class HeadAsGet:
 
 
 class CheckedRoute(APIRoute):
-    """A route that takes text only as what it is: of its own type, in UTF-8, under known names."""
+    """A route that takes text only as what it is: of its own type, in UTF-8, under known names.
+
+    A dialect of another API has a subclass with its own `render`.
+    """
+
+    @staticmethod
+    def render(problem: Problem) -> Response:
+        """What a client of this route gets for an error."""
+        return rendered(problem)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

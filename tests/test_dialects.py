@@ -1,0 +1,122 @@
+"""A second dialect beside the native routes: the same errors, in a shape of its own."""
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from api import add, problem
+from fakes import FakeInference
+from fastapi import APIRouter, FastAPI, Request, Response
+from pydantic import BaseModel
+from serving import serving
+from starlette.responses import JSONResponse
+
+from registry.api.problems import CLIENT_GONE, Problem
+from registry.api.requests import CheckedRoute, while_connected
+from registry.api.services import ServicesDep
+from registry.app import create_app
+from registry.errors import Overloaded
+from registry.settings import Settings
+from registry.storage.store import VoiceStore
+
+
+class OtherRoute(CheckedRoute):
+    @staticmethod
+    def render(problem: Problem) -> Response:
+        told = {"message": problem.detail, "code": problem.code}
+        return JSONResponse({"error": told}, problem.status, dict(problem.headers))
+
+
+router = APIRouter(prefix="/v1", route_class=OtherRoute)
+
+
+class Body(BaseModel):
+    what: int
+
+
+@router.post("/take")
+async def take(body: Body) -> int:
+    return body.what
+
+
+@router.get("/voices/{name}")
+def voice(name: str, services: ServicesDep) -> str:
+    return services.store.get(name).row.name
+
+
+@router.get("/busy")
+def busy() -> None:
+    raise Overloaded("Too many wait.", 6.6)
+
+
+@router.get("/broken")
+def broken() -> None:
+    raise ZeroDivisionError("nobody's business")
+
+
+@router.get("/slow")
+async def slow(request: Request) -> None:
+    await while_connected(request, asyncio.sleep(60))
+
+
+@pytest.fixture
+def app(store: VoiceStore, fake: FakeInference) -> FastAPI:
+    app = create_app(store, fake, Settings(home=store.data.root))
+    app.include_router(router)
+    return app
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[httpx.Client]:
+    with serving(app) as client:
+        yield client
+
+
+def told(answer: httpx.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json().keys() == {"error"} and answer.json()["error"]["message"]
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_what_the_routes_of_a_dialect_refuse_is_in_its_shape(client: httpx.Client) -> None:
+    assert told(client.post("/v1/take", json={"what": "x"})) == (422, "request-invalid")
+    assert told(client.post("/v1/take", content=b"{")) == (415, "content-type-unsupported")
+    assert told(client.get("/v1/voices/nobody")) == (404, "voice-not-found")
+    assert told(client.get("/v1/busy?odd=1")) == (422, "request-invalid")
+    big = {"what": "x" * 100_000}
+    assert told(client.post("/v1/take", json=big)) == (413, "body-too-large")
+
+
+def test_when_to_come_back_is_told_in_every_shape(client: httpx.Client) -> None:
+    refused = client.get("/v1/busy")
+    assert told(refused) == (503, "overloaded") and refused.headers["retry-after"] == "7"
+
+
+def test_what_nobody_expected_is_told_without_what_it_says(client: httpx.Client) -> None:
+    failed = client.get("/v1/broken")
+    assert told(failed) == (500, "internal-error") and "business" not in failed.text
+
+
+def test_the_native_routes_and_what_has_no_route_keep_their_shape(client: httpx.Client) -> None:
+    assert add(client, "alice").status_code == 201
+    assert client.get("/v1/voices/alice").json() == "alice"
+    assert problem(client.get("/voices/nobody")) == (404, "voice-not-found")
+    assert problem(client.post("/speak", json={})) == (422, "request-invalid")
+    assert problem(client.get("/v1/nothing")) == (404, "not-found")
+    assert problem(client.delete("/voices")) == (405, "method-not-allowed")
+
+
+def test_whoever_has_left_is_answered_nothing(app: FastAPI) -> None:
+    sent = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/slow", "raw_path": b"/v1/slow"}
+    rest = {"query_string": b"", "headers": [], "http_version": "1.1", "scheme": "http"}
+    asyncio.run(app({**scope, **rest, "root_path": ""}, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == CLIENT_GONE and not sent[1].get("body")
