@@ -10,7 +10,7 @@ from api import add, problem
 from fakes import FakeInference, Pace
 from serving import serving
 
-from registry.api.native import speak
+from registry.api import speech_response
 from registry.app import create_app
 from registry.errors import TextTooLong
 from registry.modal import app as deploy
@@ -32,7 +32,7 @@ def alice(
     store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[httpx.Client]:
     """A server that answers at once or not at all."""
-    monkeypatch.setattr(speak, "BEGIN_S", -60.0)
+    monkeypatch.setattr(speech_response, "BEGIN_S", -60.0)
     settings = Settings(home=store.data.root).model_copy(update={"answer_s": 0.2})
     with serving(create_app(store, fake, settings)) as http:
         assert add(http, "alice").status_code == 201
@@ -74,22 +74,22 @@ def asked() -> Iterator[Patience]:
 
 
 def test_a_gpu_is_waited_for_as_long_as_leaves_time_to_speak(asked: Patience) -> None:
-    speak.leave_time(MINUTE, 135.0, streams=False)
+    speech_response.leave_time(MINUTE, 135.0, streams=False)
     assert patience.get() == Patience(135.0 - spoken_s(MINUTE), asked.since_s)
     assert 70 < patience.get().most_s < 80
     patience.set(asked.at_most(5.0))
-    speak.leave_time(MINUTE, 135.0, streams=False)
+    speech_response.leave_time(MINUTE, 135.0, streams=False)
     assert patience.get().most_s == 5.0, "who would wait for less does"
 
 
 def test_a_stream_leaves_all_the_time_to_begin(asked: Patience) -> None:
-    speak.leave_time(2 * MINUTE + MINUTE, 135.0, streams=True)
+    speech_response.leave_time(2 * MINUTE + MINUTE, 135.0, streams=True)
     assert patience.get() == Patience(135.0, asked.since_s)
 
 
 def test_what_can_not_be_answered_in_time_must_be_streamed(asked: Patience) -> None:
     with pytest.raises(TextTooLong, match=r"may take 120 s here\. .*, or stream it\."):
-        speak.leave_time(3 * MINUTE, 135.0, streams=False)
+        speech_response.leave_time(3 * MINUTE, 135.0, streams=False)
 
 
 def test_patience_counts_from_the_request_on() -> None:
@@ -102,7 +102,9 @@ def test_patience_counts_from_the_request_on() -> None:
 def test_all_that_a_deployed_registry_may_take_is_less_than_the_edge_waits() -> None:
     start_s = 10.0  # of a registry's container that was off
     assert deploy.ANSWER_S + start_s < EDGE_S
-    assert deploy.plan.speak_limit_s <= deploy.ANSWER_S - speak.BEGIN_S, "any text can be whole"
+    assert deploy.plan.speak_limit_s <= deploy.ANSWER_S - speech_response.BEGIN_S, (
+        "any text can be whole"
+    )
     stored_s = snapshot_database.PATIENCE_S  # after the GPU, at an enrolment
     assert modal_inference.WAIT_S + stored_s < EDGE_S
 

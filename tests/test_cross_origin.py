@@ -10,7 +10,7 @@ from fakes import FakeInference
 from serving import serving
 
 from registry.api.cross_origin import READ
-from registry.api.native.speak import OF_SPEECH, OF_VOICE
+from registry.api.speech_response import OF_SPEECH, OF_VOICE
 from registry.app import create_app
 from registry.errors import SettingInvalid
 from registry.settings import Settings, load_settings

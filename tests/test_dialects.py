@@ -15,7 +15,9 @@ from starlette.responses import JSONResponse
 from registry.api.problems import CLIENT_GONE, Problem
 from registry.api.requests import CheckedRoute, while_connected
 from registry.api.services import ServicesDep
+from registry.api.speech_response import Use, sending, speech_response
 from registry.app import create_app
+from registry.contract import SpeakParams
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
@@ -43,6 +45,15 @@ async def take(body: Body) -> int:
 @router.get("/voices/{name}")
 def voice(name: str, services: ServicesDep) -> str:
     return services.store.get(name).row.name
+
+
+@router.post("/audio/speech")
+async def speech(request: Request, services: ServicesDep, voice: str, input: str) -> Response:
+    async def speak(text: str, use: Use) -> Response:
+        return await services.speaker.speak(voice, text, SpeakParams(), use)
+
+    how = sending(request, stream=False, events=False)
+    return await speech_response(request, input, "wav", how, None, speak)
 
 
 @router.get("/busy")
@@ -105,6 +116,16 @@ def test_the_native_routes_and_what_has_no_route_keep_their_shape(client: httpx.
     assert problem(client.post("/speak", json={})) == (422, "request-invalid")
     assert problem(client.get("/v1/nothing")) == (404, "not-found")
     assert problem(client.delete("/voices")) == (405, "method-not-allowed")
+
+
+def test_a_route_for_speech_needs_nothing_of_the_native_one(client: httpx.Client) -> None:
+    assert add(client, "alice").status_code == 201
+    asked = {"voice": "alice", "input": "Hello."}
+    spoken = client.post("/v1/audio/speech", params=asked)
+    assert spoken.headers["content-type"] == "audio/wav" and spoken.content[:4] == b"RIFF"
+    assert spoken.headers["x-mode"] == "icl"
+    unknown = client.post("/v1/audio/speech", params=asked | {"voice": "nobody"})
+    assert told(unknown) == (404, "voice-not-found")
 
 
 def test_whoever_has_left_is_answered_nothing(app: FastAPI) -> None:

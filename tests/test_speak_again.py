@@ -216,7 +216,7 @@ def hasty(store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
 def test_the_time_for_an_answer_counts_over_all_takes(
     hasty: httpx.Client, fake: FakeInference, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.api.native.speak.BEGIN_S", -60.0)
+    monkeypatch.setattr("registry.api.speech_response.BEGIN_S", -60.0)
     fake.sounds, fake.pace = [SILENCE] * 2, Pace(free=6)
     assert problem(speak(hasty, stream)) == (500, "speech-unfinished")
     assert len(fake.started) == 2 and all(chunks.ended.is_set() for chunks in fake.chunks)

@@ -18,8 +18,8 @@ import soundfile
 from api import add, problem
 from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 
-from registry.api.native import speak
-from registry.api.native.speak import AudioStream
+from registry.api import speech_response
+from registry.api.speech_response import AudioStream
 from registry.audio.encoders import FLAC_HEADER_BYTES
 from registry.contract import PromptRef, SpeakParams, Speech
 from registry.errors import SpeechFailed, SpeechUnfinished
@@ -203,7 +203,7 @@ def test_leaving_while_much_is_unread_closes_the_chunks(
 def test_a_caller_who_takes_nothing_is_cut_off(
     alice: httpx.Client, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speak, "STALLED_S", 0.2)
+    monkeypatch.setattr(speech_response, "STALLED_S", 0.2)
     with asked(alice, STREAM | {"text": "x" * 5000}) as connection:
         assert fake_chunks_ended(fake)
         assert fake.chunks[0].was_closed_early

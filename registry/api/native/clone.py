@@ -9,10 +9,11 @@ from pydantic import ConfigDict
 
 from registry.api import openapi as of
 from registry.api.forms import form_body, taken_in
-from registry.api.native.speak import OF_SPEECH, SpeechRequest, Use, answer, audio
+from registry.api.native.speak import SpeechRequest, answer
 from registry.api.native.voices import ClipWords, ReferenceAudio
 from registry.api.requests import PATIENCE, CheckedRoute
 from registry.api.services import ServicesDep
+from registry.api.speech_response import OF_SPEECH, Use, audio
 from registry.voices.clone import Reference
 
 WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if there is nothing."
