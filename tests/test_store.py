@@ -30,19 +30,23 @@ from faults import (
     server,
 )
 from serving import serving
+from sqlalchemy import Column, MetaData, String, Table, select
 from sqlmodel import Session
 from uploading import enrol_bytes
 
-from registry.contract import PromptSource
+from registry.audio.clips import ReferenceClip
+from registry.contract import ExtractedPrompt, PromptSource
 from registry.errors import EditConflict
 from registry.settings import Settings
 from registry.storage import queries, stored_voice
 from registry.storage.blobs import write_atomically, write_once
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.edits import VoiceEdit
+from registry.storage.rows import NewVoice
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import Voice
+from registry.storage.uploads import Upload
 from registry.upkeep.doctor import examine
 
 EDITS = 250
@@ -201,6 +205,38 @@ def test_of_eight_enrolments_of_one_name_one_succeeds(data: DataDir, store: Voic
     assert len(list((data.root / "prompts").iterdir())) == 1
     age(data)
     assert examine(data, read_data=True, repair=False) == []
+
+
+CONSENT = Table("consent", MetaData(), Column("voice_id", String, primary_key=True))
+
+
+class ConsentingEnroller(QuickEnroller):
+    """Writes to a table of its own in the transaction of the voice; bob takes it back."""
+
+    def _insert(
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+    ) -> StoredVoice:
+        with self._store.transaction() as session:
+            session.execute(CONSENT.insert(), {"voice_id": new.source.voice_id})
+            voice = self._store.insert(session, new, upload, clip, prompt)
+            if new.name == "bob":
+                raise KeyError(new.name)
+            return voice
+
+
+@pytest.mark.parametrize("dress", ["server", "volume"])
+def test_a_table_of_another_module_joins_the_transaction_of_a_voice(
+    store: VoiceStore, fake: FakeInference
+) -> None:
+    enroller, clip = ConsentingEnroller(store, fake), noise(random.Random(6))
+    with store.transaction() as session:
+        CONSENT.create(session.connection())
+    alice = asyncio.run(enrol_bytes(enroller, "alice", clip))
+    with pytest.raises(KeyError, match="bob"):
+        asyncio.run(enrol_bytes(enroller, "bob", clip))
+    with store.transaction() as session:
+        assert session.execute(select(CONSENT.c.voice_id)).scalars().all() == [alice.row.id]
+    assert [voice.row.name for voice in store.page(10, None, "", []).voices] == ["alice"]
 
 
 # Files

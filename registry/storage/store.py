@@ -185,19 +185,32 @@ class VoiceStore:
         with self._db.read() as session, self._files:  # a write may be work for nothing
             if not unfinished(self.data, session, source, clip=clip):
                 return
-        with self._db.write() as session, self._removing():
+        with self.transaction() as session, self._removing():
             self._remove(unfinished(self.data, session, source, clip=clip))
 
+    def transaction(self) -> AbstractContextManager[Session]:
+        """What is written within, to tables of any module, is stored as one or not at all.
+
+        Nobody else writes meanwhile; rows follow files, so files come first in it.
+        """
+        return self._db.write()
+
     def insert(
-        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+        self,
+        session: Session,
+        new: NewVoice,
+        upload: Upload,
+        clip: ReferenceClip,
+        prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        """The voice appears whole or not at all. Raises NameTaken if another came first."""
-        with self._db.write() as session:
-            refuse_taken(session, new.name)
-            # Once more: now that the write lock is held, no clean-up can take these files.
-            self.keep_clip(new.source, upload, clip)
-            add_voice(session, new, clip, prompt)
-            return find(session, new.source.voice_id)
+        """The voice of a transaction, which ends with it. Raises NameTaken if another came first.
+
+        Its files are written once more: now that nobody else writes, no clean-up can take them.
+        """
+        refuse_taken(session, new.name)
+        self.keep_clip(new.source, upload, clip)
+        add_voice(session, new, clip, prompt)
+        return find(session, new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
         """Raises EditConflict if `expected` is given and is not the current row_version.
@@ -206,7 +219,7 @@ class VoiceStore:
         """
         with ExitStack() as held:
             former = None
-            with self._db.write() as session:
+            with self.transaction() as session:
                 voice = find(session, reference)
                 refuse_stale(voice.row, expected)
                 if edit.version is not None:  # as in `insert`: no clean-up can take these files now
@@ -227,7 +240,7 @@ class VoiceStore:
             with self._db.read() as session, self._files:  # a write may be work for nothing
                 if not former_files(self.data, session, former):
                     return
-            with self._db.write() as session, self._removing():
+            with self.transaction() as session, self._removing():
                 self._remove(former_files(self.data, session, former))
         except (RegistryError, OSError) as error:
             log.warning("Files without a row are left to `voices doctor --repair`: %s", error)
@@ -245,7 +258,7 @@ class VoiceStore:
             self._delete(reference, expected)
 
     def _delete(self, reference: str, expected: int | None) -> None:
-        with self._db.write() as session:
+        with self.transaction() as session:
             row = find_row(session, reference)
             refuse_stale(row, expected)
             mark_deleted(session, row)
@@ -272,7 +285,7 @@ class VoiceStore:
             with self._db.write(references=False) as session:
                 forgotten = self._forgettable(session, voices)[:most]
                 forget(session, forgotten)
-            with self._db.write() as session, self._removing():
+            with self.transaction() as session, self._removing():
                 self._remove(unneeded(self.data, session, forgotten))
         return len(forgotten)
 
@@ -309,7 +322,7 @@ class VoiceStore:
         Raises VoiceNotFound if the voice was deleted meanwhile, StorageUnavailable if it was
         edited so often that its enrolment is gone.
         """
-        with self._db.write() as session:
+        with self.transaction() as session:
             find_row(session, voice.row.id)
             record(session, voice, prompt, warnings)
         return self.get(voice.row.id)
@@ -325,10 +338,10 @@ class VoiceStore:
         known = self.model_in_use()
         if known is not None and ModelRef(known.model_id, known.revision) == model:
             return
-        with self._db.write() as session:
+        with self.transaction() as session:
             adopt_model(session, source, model)
 
     def choose_model(self, source: str, model: ModelRef) -> None:
         """Change the model on purpose; every voice of another model is stale from now on."""
-        with self._db.write() as session:
+        with self.transaction() as session:
             session.merge(model_row(source, model))

@@ -119,7 +119,14 @@ class Enroller:
                 defaults=SpeakDefaults(language=language),
                 warnings=[*self.warnings(source, clip), *(tried or [])],
             )
-            return await to_its_end(self._store.insert, new, request.upload, clip, prompt)
+            return await to_its_end(self._insert, new, request.upload, clip, prompt)
+
+    def _insert(
+        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+    ) -> StoredVoice:
+        """All that an enrolment leaves in the database, in one transaction."""
+        with self._store.transaction() as session:
+            return self._store.insert(session, new, upload, clip, prompt)
 
     async def edit(
         self, reference: str, change: Change, expected: int | None, client: str = ""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import soundfile
 import uvicorn
 from fakes import FakeInference
 from fastapi import FastAPI
+from sqlmodel import Session
 
 import registry.storage.database
 from registry.app import create_app
@@ -212,25 +214,45 @@ class WriteBehind(VoiceStore):
 class RowFirst(VoiceStore):
     """Wrong: the row before the clip, on a slow disk, though it answers after both."""
 
+    _late: Callable[[], object] | None = None  # what is left to write
+
     def keep_clip(self, source: Any, upload: Upload | None, clip: ReferenceClip) -> None:
         write_once(self.data.conditioned(source), clip.conditioned_wav)
 
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        with super().transaction() as session:
+            self._late = None
+            yield session
+            late = self._late
+        if late is not None:
+            time.sleep(0.01)
+            late()
+
     def insert(
-        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+        self,
+        session: Session,
+        new: NewVoice,
+        upload: Upload,
+        clip: ReferenceClip,
+        prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        voice = super().insert(new, upload, clip, prompt)
-        time.sleep(0.01)
-        upload.keep(self.data.clip(clip.sha256))
-        return voice
+        self._late = partial(upload.keep, self.data.clip(clip.sha256))
+        return super().insert(session, new, upload, clip, prompt)
 
 
 class Trusting(VoiceStore):
     """Wrong: believes that a clip it has just stored is still there when the row goes in."""
 
     def insert(
-        self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
+        self,
+        session: Session,
+        new: NewVoice,
+        upload: Upload,
+        clip: ReferenceClip,
+        prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        return _Forgetful(self).insert(new, upload, clip, prompt)
+        return _Forgetful(self).insert(session, new, upload, clip, prompt)
 
 
 class _Forgetful(VoiceStore):

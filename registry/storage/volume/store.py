@@ -159,7 +159,7 @@ class VolumeStore(VoiceStore):
         """A clip that a removal took though it did not count, if it was one."""
         if not self._removed.has(sha256):
             return False
-        with self._db.write() as session:
+        with self.transaction() as session:
             if named := is_named(session, sha256):
                 self._removed.put_back(sha256)
             return named
@@ -210,7 +210,7 @@ class VolumeStore(VoiceStore):
             if self.data.drop_dead_transients():
                 self._mount.commit()
         if self._removed.is_any():
-            with self._db.write() as session:
+            with self.transaction() as session:
                 self._removed.finish(partial(is_named, session))
 
     def _held(self) -> Path:
