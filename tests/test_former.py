@@ -20,6 +20,7 @@ from uploading import clip_of, enrol_bytes
 from registry.errors import BackupRefused, StorageUnavailable
 from registry.storage import former
 from registry.storage import store as stores
+from registry.storage.blobs import FolderBlobs
 from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
 from registry.storage.former import KEPT
@@ -239,7 +240,7 @@ def test_an_edit_that_can_not_remove_files_is_stored(
 
     say(enroller, *words(KEPT - 1))
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "remove", failing)
+        patch.setattr(FolderBlobs, "delete", failing)
         say(enroller, "more words")
     assert store.get("alice").source.transcript == "more words"
     assert "left to `voices doctor --repair`" in caplog.text

@@ -327,13 +327,13 @@ def test_a_backup_holds_the_files_of_its_rows(
     enrol("ann")
     enrol("ben")
     store.delete("ann", None)
-    read = store.read_file
+    read = store.read_blob
 
-    def purge_first(path: Path) -> bytes:
+    def purge_first(key: str) -> bytes:
         store.purge_surplus(0)
-        return read(path)
+        return read(key)
 
-    monkeypatch.setattr(store, "read_file", purge_first)
+    monkeypatch.setattr(store, "read_blob", purge_first)
     manifest = write_backup(store, BytesIO())
     assert (manifest.voices, manifest.deleted, manifest.missing) == (1, 1, [])
 

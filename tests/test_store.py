@@ -40,7 +40,7 @@ from registry.errors import EditConflict
 from registry.settings import Settings
 from registry.storage import queries, stored_voice
 from registry.storage.blobs import write_atomically, write_once
-from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.data_dir import DataDir, clip_key, sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.rows import NewVoice
 from registry.storage.store import VoiceStore
@@ -181,7 +181,7 @@ def test_a_clip_that_is_cleaned_up_before_its_row_is_there_is_stored_again(
     upload = noise(random.Random(5))
     with closing(kind(data)) as store:
         enrol(store, CleanedMeanwhile(data), upload, "alice")
-        assert (store.read_file(data.clip(sha256_of(upload))) == upload) is kept
+        assert (store.read_blob(clip_key(sha256_of(upload))) == upload) is kept
 
 
 class Together(FakeInference):

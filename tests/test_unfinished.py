@@ -32,7 +32,7 @@ from registry.errors import (
     VoiceNotFound,
 )
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.data_dir import DataDir, clip_key, sha256_of
 from registry.storage.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
@@ -419,7 +419,7 @@ def test_a_clip_that_another_server_gives_up_is_stored_again(
 
     with closing(kind(data)) as store:
         asyncio.run(enrol_bytes(QuickEnroller(store, RefusedMeanwhile(data)), "ann", BOB))
-        assert (store.read_file(data.clip(sha256_of(BOB))) == BOB) is kept
+        assert (store.read_blob(clip_key(sha256_of(BOB))) == BOB) is kept
 
 
 @pytest.mark.parametrize("dress", ["server"])

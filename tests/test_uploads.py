@@ -26,7 +26,7 @@ from registry.api.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
 from registry.api.uploads import client_of as address_of
 from registry.errors import ServerBusy
 from registry.settings import Settings
-from registry.storage.data_dir import DataDir
+from registry.storage.data_dir import DataDir, clip_key
 from registry.storage.store import VoiceStore
 from registry.voices.turns import FairTurns
 
@@ -112,12 +112,12 @@ def test_a_voices_clip_is_the_file_that_was_written(store: VoiceStore, fake: Fak
     with closing(uploaded(store.data, b"clip")) as upload:
         [file] = files(store.data)
         inode = file.stat().st_ino
-        kept = store.data.root / "clips" / upload.sha256
-        assert upload.keep(kept)
+        key, kept = clip_key(upload.sha256), store.data.clip(upload.sha256)
+        assert upload.keep(store.blobs, key)
         assert kept.stat().st_ino == inode and files(store.data) == []
-        assert not upload.keep(kept)
+        assert not upload.keep(store.blobs, key)
         kept.unlink()  # by a clean-up
-        assert upload.keep(kept)
+        assert upload.keep(store.blobs, key)
     assert kept.read_bytes() == b"clip"
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_clip_of_the_same_name_is_replaced(store: VoiceStore) -> None:
     with closing(uploaded(store.data, b"clip")) as upload:
         kept = store.data.root / "clips" / upload.sha256
         kept.write_bytes(b"damage")
-        assert upload.keep(kept)
+        assert upload.keep(store.blobs, clip_key(upload.sha256))
     assert kept.read_bytes() == b"clip"
 
 

@@ -1,6 +1,5 @@
 """The files of voices: conditioned clips to read, prompt files to read and to keep. No torch."""
 
-import os
 import threading
 from typing import Protocol
 
@@ -11,34 +10,40 @@ from inference.prompts.clips import read_conditioned
 from inference.prompts.features import FILE_LIMIT_BYTES
 from registry.contract import PromptRef, PromptSource
 from registry.errors import PromptCorrupt, PromptMissing, StorageUnavailable
-from registry.storage.blobs import read_stored, write_atomically
-from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.blobs import BlobStore
+from registry.storage.data_dir import (
+    DataDir,
+    conditioned_key,
+    prompt_key,
+    sha256_of,
+    stored_prompt_key,
+)
 
 
 class VoiceFiles:
     """Reads and writes the files of a data directory of this machine."""
 
     def __init__(self, data: DataDir) -> None:
-        self.data = data
+        self.blobs: BlobStore = data.blobs
 
     def clip(self, source: PromptSource) -> NDArray[np.float32]:
         """Read the conditioned clip, (N,) at 24 kHz; ExtractionFailed."""
-        return read_conditioned(self.data.conditioned(source))
+        return read_conditioned(self.blobs, conditioned_key(source))
 
     def prompt(self, ref: PromptRef) -> bytes:
         """Read the prompt file as it is; PromptMissing, or PromptCorrupt if it can't be read."""
-        path = self.data.stored_prompt(ref)
-        if not os.path.lexists(path):
+        key = stored_prompt_key(self.blobs, ref)
+        if self.blobs.written_s(key) is None:
             raise PromptMissing(f"There are no prompt features for {ref.voice_id}.")
         try:
-            return read_stored(path, FILE_LIMIT_BYTES)
+            return self.blobs.read(key, FILE_LIMIT_BYTES)
         except OSError as error:
             raise PromptCorrupt(
                 f"The prompt file of {ref.voice_id} can't be read: {error}"
             ) from error
 
     def keep(self, ref: PromptRef, data: bytes) -> None:
-        write_atomically(self.data.prompt(ref), data)
+        self.blobs.replace(prompt_key(ref), data)
 
 
 class VolumeHandle(Protocol):
@@ -63,7 +68,7 @@ class VolumeFiles(VoiceFiles):
 
     def clip(self, source: PromptSource) -> NDArray[np.float32]:
         with self._turn:
-            if not self.data.conditioned(source).exists():
+            if not self.blobs.exists(conditioned_key(source)):
                 self._reload()
             return super().clip(source)
 

@@ -1,4 +1,5 @@
-"""Files that outlive a power cut when they are written, and are not believed when they are read.
+"""Blobs by key, as files that outlive a power cut when they are written, and are not believed when
+they are read.
 
 Standard library only, so that inference may share it.
 """
@@ -7,13 +8,14 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from registry.storage import private
 
@@ -44,6 +46,122 @@ class StoredContent:
                 raise EOFError(f"its last {end - start:,} bytes are no longer there")
             yield part
             start += len(part)
+
+
+class BlobStore(Protocol):
+    """What is stored under keys such as `clips/<sha256>`: whole or not there, until it is deleted.
+
+    A key is a name below the folders of a data directory; one that ends in `/` is all below it.
+    Nothing is believed: what is there and can't be read is an OSError, what is not there is empty.
+    """
+
+    def put(self, key: str, content: bytes) -> bool:
+        """Store once under a key that is made of the hash; False if it was there, and is young."""
+
+    def replace(self, key: str, content: bytes) -> None:
+        """Store, whatever is there."""
+
+    def take(self, key: str, file: FileIO, *, move: bool) -> None:
+        """Store what a temporary file holds, which may be moved."""
+
+    def read(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
+        """Nothing if it is not there, or larger."""
+
+    def read_part(self, key: str, start: int, end: int) -> bytes: ...
+
+    def digest(self, key: str) -> tuple[str, int]:
+        """SHA-256 and size of what `read` would give."""
+
+    def open(self, key: str) -> AbstractContextManager[FileIO | None]:
+        """To be read by a decoder; None if it is not there."""
+
+    def exists(self, key: str) -> bool: ...
+
+    def written_s(self, key: str) -> float | None:
+        """When it was stored, or was last made young; None if nothing at all is there."""
+
+    def renew(self, key: str) -> None:
+        """Make it young."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys of all that is stored directly below one that ends in `/`, in order."""
+
+    def delete(self, key: str) -> None:
+        """What is not there is gone already; of one that ends in `/`, only its empty folder."""
+
+    def delete_all(self, prefix: str) -> None:
+        """All below a key that ends in `/`."""
+
+
+@dataclass(frozen=True)
+class FolderBlobs:
+    """Files below a folder."""
+
+    root: Path
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def put(self, key: str, content: bytes) -> bool:
+        return write_once(self.path(key), content)
+
+    def replace(self, key: str, content: bytes) -> None:
+        write_atomically(self.path(key), content)
+
+    def take(self, key: str, file: FileIO, *, move: bool) -> None:
+        """Moves a file that has not moved before, and is on the same disk; else copies it."""
+        path = self.path(key)
+        if not (move and _moved(file, path)):
+            file.seek(0)
+            with replacing(path) as copy:
+                shutil.copyfileobj(file, copy)
+
+    def read(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
+        return read_stored(self.path(key), most_bytes)
+
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return read_part(self.path(key), start, end)
+
+    def digest(self, key: str) -> tuple[str, int]:
+        return hash_stored(self.path(key))
+
+    def open(self, key: str) -> AbstractContextManager[FileIO | None]:
+        return opened(self.path(key))
+
+    def exists(self, key: str) -> bool:
+        path = self.path(key)
+        return not path.is_symlink() and (path.is_dir() if key.endswith("/") else path.is_file())
+
+    def written_s(self, key: str) -> float | None:
+        try:
+            return self.path(key).lstat().st_mtime
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            return None
+
+    def renew(self, key: str) -> None:
+        os.utime(self.path(key))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Files that are neither links nor being written."""
+        try:
+            with os.scandir(self.path(prefix)) as found:
+                plain = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        yield from (f"{prefix}{n}" for n in sorted(plain) if not n.startswith(TMP_PREFIX))
+
+    def delete(self, key: str) -> None:
+        if key.endswith("/"):
+            with suppress(OSError):  # it holds what is not ours
+                self.path(key).rmdir()
+        else:
+            self.path(key).unlink(missing_ok=True)
+
+    def delete_all(self, prefix: str) -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path(prefix))
 
 
 def make_folder(path: Path) -> None:
@@ -147,6 +265,20 @@ def write_once(path: Path, data: bytes) -> bool:
             os.utime(path)
             return False
     write_atomically(path, data)
+    return True
+
+
+def _moved(file: FileIO, target: Path) -> bool:
+    """False where the file has gone before, or another disk begins."""
+    make_folder(target.parent)
+    os.fsync(file.fileno())
+    try:
+        os.rename(file.name, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOENT):
+            raise
+        return False
+    sync_folder(target.parent)
     return True
 
 

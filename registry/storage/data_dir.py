@@ -1,4 +1,4 @@
-"""The data directory: where each file lives, and how it is named by its content.
+"""The data directory: where each file lives, and the keys of blobs, made of their content.
 
 Standard library only, so that inference may share it. It knows nothing of the database or HTTP.
 docs/storage.md is the specification of everything written here.
@@ -16,7 +16,13 @@ from itertools import chain
 from pathlib import Path
 
 from registry.contract import TRANSIENT_PREFIX, PromptRef, PromptSource, is_transient
-from registry.storage.blobs import TMP_PREFIX, make_folder, write_atomically
+from registry.storage.blobs import (
+    TMP_PREFIX,
+    BlobStore,
+    FolderBlobs,
+    make_folder,
+    write_atomically,
+)
 
 GRACE_S = 3600.0
 BALLAST_BYTES = 4 * 1024 * 1024
@@ -38,9 +44,52 @@ def is_sha256(value: object) -> bool:
     return isinstance(value, str) and SHA256.fullmatch(value) is not None
 
 
+# Keys are made of ids and hashes, never of what a user typed.
+
+
+def clip_key(sha256: str) -> str:
+    return f"clips/{sha256}"
+
+
+def conditioned_key(source: PromptSource) -> str:
+    if is_transient(source.voice_id):
+        return f"{voice_prefix(source.voice_id)}conditioned-{source.preprocessing}.wav"
+    return f"conditioned/{source.clip_sha256}-{source.preprocessing}.wav"
+
+
+def voice_prefix(voice_id: str) -> str:
+    """Of a voice's own files; those of a transient one are all below it."""
+    return f"{'transient' if is_transient(voice_id) else 'prompts'}/{voice_id}/"
+
+
+def prompt_key(ref: PromptRef) -> str:
+    """Where the file is written: two that rebuild at once write two files."""
+    return f"{voice_prefix(ref.voice_id)}{ref.fingerprint}-{ref.sha256[:16]}.safetensors"
+
+
+def former_prompt_key(ref: PromptRef) -> str:
+    """Where it lies if it was written before its own hash was in its name."""
+    return f"{voice_prefix(ref.voice_id)}{ref.fingerprint}.safetensors"
+
+
+def stored_prompt_key(blobs: BlobStore, ref: PromptRef) -> str:
+    """Where it is read."""
+    key, former = prompt_key(ref), former_prompt_key(ref)
+    return former if not blobs.exists(key) and blobs.exists(former) else key
+
+
+def keys_of(blobs: BlobStore, clips: Collection[str]) -> Iterator[str]:
+    """These clips, and what any version has made of them: one look, however many they are."""
+    yield from filter(blobs.exists, map(clip_key, clips))
+    for key in blobs.list("conditioned/") if clips else ():
+        name = key.removeprefix("conditioned/")
+        if FILE_NAMES["conditioned"].fullmatch(name) and name.partition("-")[0] in clips:
+            yield key
+
+
 @dataclass(frozen=True)
 class DataDir:
-    """The layout under one root. Paths are made of ids and hashes, never of what a user typed."""
+    """The layout under one root: blobs, and what is a folder's own."""
 
     root: Path
 
@@ -52,30 +101,29 @@ class DataDir:
     def backups(self) -> Path:
         return self.root / "backups"
 
+    @property
+    def blobs(self) -> FolderBlobs:
+        return FolderBlobs(self.root)
+
+    # Paths of blobs, for who looks at what a folder holds beside them, or at its modes
+
     def clip(self, sha256: str) -> Path:
-        return self.root / "clips" / sha256
+        return self.root / clip_key(sha256)
 
     def conditioned(self, source: PromptSource) -> Path:
-        if is_transient(source.voice_id):
-            return self.prompts(source.voice_id) / f"conditioned-{source.preprocessing}.wav"
-        return self.root / "conditioned" / f"{source.clip_sha256}-{source.preprocessing}.wav"
+        return self.root / conditioned_key(source)
 
     def prompts(self, voice_id: str) -> Path:
-        """The folder of a voice's own files; those of a transient one are all in it."""
-        return self.root / ("transient" if is_transient(voice_id) else "prompts") / voice_id
+        return self.root / voice_prefix(voice_id)
 
     def prompt(self, ref: PromptRef) -> Path:
-        """Where the file is written: two that rebuild at once write two files."""
-        return self.prompts(ref.voice_id) / f"{ref.fingerprint}-{ref.sha256[:16]}.safetensors"
+        return self.root / prompt_key(ref)
 
     def former_prompt(self, ref: PromptRef) -> Path:
-        """Where it lies if it was written before its own hash was in its name."""
-        return self.prompts(ref.voice_id) / f"{ref.fingerprint}.safetensors"
+        return self.root / former_prompt_key(ref)
 
     def stored_prompt(self, ref: PromptRef) -> Path:
-        """Where it is read."""
-        path, former = self.prompt(ref), self.former_prompt(ref)
-        return former if not path.exists() and former.exists() else path
+        return self.root / stored_prompt_key(self.blobs, ref)
 
     @property
     def uploads(self) -> Path:
@@ -125,13 +173,6 @@ class DataDir:
         folders = filter(is_voice_folder, _entries(self.root / "prompts"))
         yield from (Path(folder) for folder in folders if not _entries(folder))
 
-    def files_of(self, clips: Collection[str]) -> Iterator[Path]:
-        """These clips, and what any version has made of them: one look, however many they are."""
-        yield from filter(is_plain, map(self.clip, clips))
-        for entry in _entries(self.root / "conditioned") if clips else ():
-            if _is_ours(entry, FILE_NAMES["conditioned"]) and entry.name.partition("-")[0] in clips:
-                yield Path(entry)
-
     def transients(self) -> Iterator[Path]:
         """Folders of voices that are spoken with at this moment, or were when a server died."""
         for entry in _entries(self.root / "transient"):
@@ -179,13 +220,17 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def is_settled(path: Path, now: float | None = None) -> bool:
-    """True if `path` is older than any write that could still be under way.
-
-    So is one from a future that is further away: the clock was wrong when it was written.
-    """
+def is_settled(path: Path) -> bool:
+    """`is_old` of what is there."""
     try:
-        age_s = (time.time() if now is None else now) - path.lstat().st_mtime
+        return is_old(path.lstat().st_mtime)
     except FileNotFoundError:
         return False
-    return abs(age_s) > GRACE_S
+
+
+def is_old(written_s: float | None) -> bool:
+    """True if it was written before any write that could still be under way.
+
+    Or in a future that is further away: the clock was wrong when it was written.
+    """
+    return written_s is not None and abs(time.time() - written_s) > GRACE_S

@@ -6,7 +6,6 @@ A kill between the two leaves files without rows, which `voices doctor` takes. K
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import delete, exists
 from sqlmodel import Session, col, select
@@ -14,9 +13,10 @@ from sqlmodel import Session, col, select
 from registry.contract import PromptRef
 from registry.names import is_voice_id
 from registry.storage import sqlite
-from registry.storage.data_dir import DataDir, is_settled, is_sha256
+from registry.storage.blobs import BlobStore
+from registry.storage.data_dir import DataDir, is_old, is_sha256, keys_of, stored_prompt_key
 from registry.storage.database import Database
-from registry.storage.purge import is_named, prompts_of, remove
+from registry.storage.purge import is_named, prompts_of
 from registry.storage.tables import Features, Voice, VoiceVersion
 
 # Enrolments of a voice, with the current one: as many as edits wait at once, so that a speech or
@@ -54,7 +54,8 @@ def forget_all_former(data: DataDir) -> None:
             former = [forget_former(session, voice) for voice in _crowded(session)]
         with database.write() as session:
             for one in former:
-                remove(former_files(data, session, one, young=True))
+                for key in former_files(data.blobs, session, one, young=True):
+                    data.blobs.delete(key)
     if former:
         sqlite.vacuum(data.database)
 
@@ -67,16 +68,16 @@ def _crowded(session: Session) -> Sequence[Voice]:
 
 
 def former_files(
-    data: DataDir, session: Session, former: Former, *, young: bool = False
-) -> list[Path]:
-    """Those of their files that no row names; a clip that is `young`, and may be being enrolled
-    again, only if it is asked for."""
+    blobs: BlobStore, session: Session, former: Former, *, young: bool = False
+) -> list[str]:
+    """Keys of those files of theirs that no row names; a clip that is `young`, and may be being
+    enrolled again, only if it is asked for."""
     clips = {sha256 for sha256 in former.clips if not is_named(session, sha256)}
-    found = (path for path in data.files_of(clips) if young or is_settled(path))
-    return [*_prompts(data, session, former), *found]
+    found = (key for key in keys_of(blobs, clips) if young or is_old(blobs.written_s(key)))
+    return [*_prompts(blobs, session, former), *found]
 
 
-def _prompts(data: DataDir, session: Session, former: Former) -> Iterator[Path]:
+def _prompts(blobs: BlobStore, session: Session, former: Former) -> Iterator[str]:
     if not former.prompts or not is_voice_id(former.voice_id):
         return
     of_voice = select(Features.fingerprint, Features.sha256).where(
@@ -84,10 +85,10 @@ def _prompts(data: DataDir, session: Session, former: Former) -> Iterator[Path]:
     )
     named = {PromptRef(former.voice_id, *row) for row in session.exec(of_voice.distinct())}
     # Not by their hashes: by the name of before, one file may be that of several.
-    gone = _stored(data, former.prompts) - _stored(data, named)
-    yield from (path for path in prompts_of(data, former.voice_id) if path in gone)
+    gone = _stored(blobs, former.prompts) - _stored(blobs, named)
+    yield from (key for key in prompts_of(blobs, former.voice_id) if key in gone)
 
 
-def _stored(data: DataDir, refs: Iterable[PromptRef]) -> set[Path]:
+def _stored(blobs: BlobStore, refs: Iterable[PromptRef]) -> set[str]:
     sound = (ref for ref in refs if is_sha256(ref.fingerprint) and is_sha256(ref.sha256))
-    return {data.stored_prompt(ref) for ref in sound}
+    return {stored_prompt_key(blobs, ref) for ref in sound}

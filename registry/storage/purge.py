@@ -5,17 +5,24 @@ A kill between the two leaves files without rows, which `voices doctor` takes. K
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
 from registry.contract import ModelRef, PromptSource, fingerprint
 from registry.names import is_voice_id, variants
-from registry.storage.data_dir import FILE_NAMES, DataDir, is_plain, is_settled, is_sha256
+from registry.storage.blobs import BlobStore
+from registry.storage.data_dir import (
+    FILE_NAMES,
+    clip_key,
+    conditioned_key,
+    is_old,
+    is_sha256,
+    keys_of,
+    voice_prefix,
+)
 from registry.storage.tables import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
 
 MOST = 100  # voices of one transaction
@@ -40,7 +47,7 @@ def surplus(session: Session, keep: int) -> list[Sequence[str]]:
     return [found[start : start + MOST] for start in range(0, len(found), MOST)]
 
 
-def forgettable(data: DataDir, session: Session, voices: Sequence[str]) -> list[Forgotten]:
+def forgettable(blobs: BlobStore, session: Session, voices: Sequence[str]) -> list[Forgotten]:
     """Those of the voices that are deleted, but for the last to name a clip that must stay now.
 
     A clip that was touched lately, since the deletion, may be being enrolled again, or was
@@ -50,7 +57,7 @@ def forgettable(data: DataDir, session: Session, voices: Sequence[str]) -> list[
     for voice in _deleted(session, voices):
         found[voice.voice_id] = voice
         alone = (sha256 for sha256 in voice.clips if not is_named(session, sha256, but=found))
-        if any(_is_young(data.clip(sha256), voice.deleted_at) for sha256 in alone):
+        if any(_is_young(blobs, sha256, voice.deleted_at) for sha256 in alone):
             del found[voice.voice_id]
     return [*found.values()]
 
@@ -74,12 +81,9 @@ def is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
     return session.exec(others.limit(1)).first() is not None
 
 
-def _is_young(path: Path, deleted_at: str) -> bool:
-    try:
-        touched_since = path.lstat().st_mtime > _seconds(deleted_at)
-    except FileNotFoundError:
-        return False
-    return touched_since and not is_settled(path)
+def _is_young(blobs: BlobStore, clip: str, deleted_at: str) -> bool:
+    written_s = blobs.written_s(clip_key(clip))
+    return written_s is not None and written_s > _seconds(deleted_at) and not is_old(written_s)
 
 
 def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
@@ -95,47 +99,40 @@ def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
     session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
 
 
-def unneeded(data: DataDir, session: Session, forgotten: Sequence[Forgotten]) -> list[Path]:
-    """Their files that no row names; under the write lock, so that none can appear for them."""
-    clips, prompts = set[str](), list[Path]()
+def unneeded(blobs: BlobStore, session: Session, forgotten: Sequence[Forgotten]) -> list[str]:
+    """Keys of their files that no row names; under the write lock, so that none can appear."""
+    clips, prompts = set[str](), list[str]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
-            prompts += prompts_of(data, voice.voice_id)
-        clips.update(c for c in voice.clips if not _is_young(data.clip(c), voice.deleted_at))
+            prompts += prompts_of(blobs, voice.voice_id)
+        clips.update(c for c in voice.clips if not _is_young(blobs, c, voice.deleted_at))
     named = {sha256 for sha256 in clips if is_named(session, sha256)}
-    return [*prompts, *data.files_of(clips - named)]
+    return [*prompts, *keys_of(blobs, clips - named)]
 
 
-def remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            with suppress(OSError):  # it holds what is not ours
-                path.rmdir()
-        else:
-            path.unlink(missing_ok=True)
+def prompts_of(blobs: BlobStore, voice_id: str) -> list[str]:
+    """What is ours of a voice's own files, and last its folder."""
+    prefix = voice_prefix(voice_id)
+    if not blobs.exists(prefix):
+        return []
+    ours = FILE_NAMES["prompts"].fullmatch
+    return [*(key for key in blobs.list(prefix) if ours(key.removeprefix(prefix))), prefix]
 
 
-def prompts_of(data: DataDir, voice_id: str) -> list[Path]:
-    """What is ours in the folder of a voice, and last the folder."""
-    folder = data.prompts(voice_id)
-    if folder.is_symlink() or not folder.is_dir():
-        return []  # no program of ours made it
-    files = [path for path in folder.iterdir() if FILE_NAMES["prompts"].fullmatch(path.name)]
-    return [*files, folder]
-
-
-def unfinished(data: DataDir, session: Session, source: PromptSource, *, clip: bool) -> list[Path]:
+def unfinished(
+    blobs: BlobStore, session: Session, source: PromptSource, *, clip: bool
+) -> list[str]:
     """What was written for a row that did not come, and no row names."""
-    found = list[Path]()
+    found = list[str]()
     if clip and not is_named(session, source.clip_sha256):
-        found += filter(is_plain, (data.clip(source.clip_sha256), data.conditioned(source)))
-    prompts = prompts_of(data, source.voice_id)
+        found += filter(blobs.exists, (clip_key(source.clip_sha256), conditioned_key(source)))
+    prompts = prompts_of(blobs, source.voice_id)
     if session.get(Voice, source.voice_id) is None:
         return [*found, *prompts]
     return [*found, *_unnamed(session, source, prompts[:-1])]
 
 
-def _unnamed(session: Session, source: PromptSource, prompts: Iterable[Path]) -> Iterator[Path]:
+def _unnamed(session: Session, source: PromptSource, prompts: Iterable[str]) -> Iterator[str]:
     """Of a voice that has rows, what was made from this source for the model in use."""
     model = session.get(ModelInUse, 1)
     if model is None:
@@ -143,10 +140,11 @@ def _unnamed(session: Session, source: PromptSource, prompts: Iterable[Path]) ->
     made = fingerprint(source, ModelRef(model.model_id, model.revision))
     of_voice = select(Features.sha256).where(Features.voice_id == source.voice_id)
     kept = {sha256[:16] for sha256 in session.exec(of_voice.where(Features.fingerprint == made))}
-    for path in prompts:
-        key, _, digits = path.stem.partition("-")
-        if key == made and digits and digits not in kept:
-            yield path
+    for key in prompts:
+        name = key.removeprefix(voice_prefix(source.voice_id)).removesuffix(".safetensors")
+        found, _, digits = name.partition("-")
+        if found == made and digits and digits not in kept:
+            yield key
 
 
 def _seconds(deleted_at: str) -> float:

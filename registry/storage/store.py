@@ -5,14 +5,12 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
     contextmanager,
     nullcontext,
-    suppress,
 )
 from functools import partial
 from pathlib import Path
@@ -23,17 +21,14 @@ from sqlmodel import Session
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import RegistryError, StorageFull
-from registry.storage.blobs import (
-    StoredContent,
-    hash_stored,
-    make_folder,
-    opened,
-    read_part,
-    read_stored,
-    write_atomically,
-    write_once,
+from registry.storage.blobs import BlobStore, StoredContent, make_folder
+from registry.storage.data_dir import (
+    DataDir,
+    clip_key,
+    conditioned_key,
+    stored_prompt_key,
+    voice_prefix,
 )
-from registry.storage.data_dir import DataDir
 from registry.storage.database import Database, migrate, refuse_damage
 from registry.storage.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
 from registry.storage.errors import storage_errors
@@ -43,7 +38,6 @@ from registry.storage.purge import (
     Forgotten,
     forget,
     forgettable,
-    remove,
     surplus,
     unfinished,
     unneeded,
@@ -72,6 +66,7 @@ class VoiceStore:
         A directory that can't be written is opened too, if its schema is this program's.
         """
         self.data = data
+        self.blobs: BlobStore = data.blobs
         with storage_errors(data.root, writing=True), ExitStack() as opening:
             opening.enter_context(self._share())
             data.create()
@@ -110,7 +105,7 @@ class VoiceStore:
     def clip_content(self, voice: StoredVoice) -> StoredContent:
         """The reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
         sha256 = voice.enrolment.clip_sha256
-        content = self._content(self.data.clip(sha256), sha256)
+        content = self._content(clip_key(sha256), sha256)
         if content is None:
             raise voice.damaged_clip()
         return content
@@ -119,7 +114,10 @@ class VoiceStore:
     def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
         """The same, at its first byte, for a decoder."""
         sha256 = voice.enrolment.clip_sha256
-        with storage_errors(self.data.root, writing=False), opened(self.data.clip(sha256)) as file:
+        with (
+            storage_errors(self.data.root, writing=False),
+            self.blobs.open(clip_key(sha256)) as file,
+        ):
             if file is None or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 raise voice.damaged_clip()
             file.seek(0)
@@ -128,25 +126,25 @@ class VoiceStore:
     def prompt_content(self, voice: StoredVoice) -> StoredContent:
         """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
         ref = voice.ready_prompt()
-        content = self._content(self.data.stored_prompt(ref), ref.sha256)
+        content = self._content(stored_prompt_key(self.blobs, ref), ref.sha256)
         if content is None:
             raise voice.damaged_prompt()
         return content
 
-    def _content(self, path: Path, sha256: str) -> StoredContent | None:
+    def _content(self, key: str, sha256: str) -> StoredContent | None:
         """None if there is no such file, or another under its name."""
         with self._files, storage_errors(self.data.root, writing=False):
-            found, size = hash_stored(path)
-        return StoredContent(size, partial(self._read_part, path)) if found == sha256 else None
+            found, size = self.blobs.digest(key)
+        return StoredContent(size, partial(self._read_part, key)) if found == sha256 else None
 
-    def _read_part(self, path: Path, start: int, end: int) -> bytes:
+    def _read_part(self, key: str, start: int, end: int) -> bytes:
         with self._files, storage_errors(self.data.root, writing=False):
-            return read_part(path, start, end)
+            return self.blobs.read_part(key, start, end)
 
-    def read_file(self, path: Path) -> bytes:
-        """Nothing if there is no such file."""
+    def read_blob(self, key: str) -> bytes:
+        """Nothing if there is none."""
         with self._files, storage_errors(self.data.root, writing=False):
-            return read_stored(path)
+            return self.blobs.read(key)
 
     def database_bytes(self) -> int:
         return self._db.size()
@@ -164,18 +162,18 @@ class VoiceStore:
         """
         with self._files, storage_errors(self.data.root, writing=True):
             moved = upload is not None and upload.keep(
-                self.data.clip(source.clip_sha256), move=self._moves_uploads
+                self.blobs, clip_key(source.clip_sha256), move=self._moves_uploads
             )
-            return write_once(self.data.conditioned(source), clip.conditioned_wav) or moved
+            return self.blobs.put(conditioned_key(source), clip.conditioned_wav) or moved
 
     def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
         """What inference reads of a clip that is not enrolled, until `drop_transient`."""
         with self._files:
-            write_atomically(self.data.conditioned(source), clip.conditioned_wav)
+            self.blobs.replace(conditioned_key(source), clip.conditioned_wav)
 
     def drop_transient(self, voice_id: str) -> None:
-        with self._files, suppress(FileNotFoundError):
-            shutil.rmtree(self.data.prompts(voice_id))
+        with self._files:
+            self.blobs.delete_all(voice_prefix(voice_id))
 
     def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
         """Remove prompt files, and the clip if it is to go, of work that got no row.
@@ -183,10 +181,10 @@ class VoiceStore:
         What another row names stays. `insert` writes anew what goes meanwhile.
         """
         with self._db.read() as session, self._files:  # a write may be work for nothing
-            if not unfinished(self.data, session, source, clip=clip):
+            if not unfinished(self.blobs, session, source, clip=clip):
                 return
         with self.transaction() as session, self._removing():
-            self._remove(unfinished(self.data, session, source, clip=clip))
+            self._remove(unfinished(self.blobs, session, source, clip=clip))
 
     def transaction(self) -> AbstractContextManager[Session]:
         """What is written within, to tables of any module, is stored as one or not at all.
@@ -238,10 +236,10 @@ class VoiceStore:
         """The edit is stored by now, and is no error if a file can't be removed."""
         try:
             with self._db.read() as session, self._files:  # a write may be work for nothing
-                if not former_files(self.data, session, former):
+                if not former_files(self.blobs, session, former):
                     return
             with self.transaction() as session, self._removing():
-                self._remove(former_files(self.data, session, former))
+                self._remove(former_files(self.blobs, session, former))
         except (RegistryError, OSError) as error:
             log.warning("Files without a row are left to `voices doctor --repair`: %s", error)
 
@@ -286,12 +284,12 @@ class VoiceStore:
                 forgotten = self._forgettable(session, voices)[:most]
                 forget(session, forgotten)
             with self.transaction() as session, self._removing():
-                self._remove(unneeded(self.data, session, forgotten))
+                self._remove(unneeded(self.blobs, session, forgotten))
         return len(forgotten)
 
     def _forgettable(self, session: Session, voices: Sequence[str]) -> list[Forgotten]:
         with self._files, storage_errors(self.data.root, writing=False):
-            return forgettable(self.data, session, voices)
+            return forgettable(self.blobs, session, voices)
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
@@ -299,8 +297,9 @@ class VoiceStore:
         with self._files, storage_errors(self.data.root, writing=True):
             yield
 
-    def _remove(self, paths: Sequence[Path]) -> None:
-        remove(paths)
+    def _remove(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.blobs.delete(key)
 
     def tidy(self) -> None:
         """Remove what dead servers left of voices for one speech, an hour later."""

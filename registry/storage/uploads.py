@@ -4,12 +4,10 @@ It is never in memory as a whole. Its file is locked for as long as its server l
 next start can tell what a dead one left; it goes with the request, or becomes a voice's clip.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -18,14 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from registry.storage import private
-from registry.storage.blobs import (
-    TMP_PREFIX,
-    hash_stored,
-    make_folder,
-    opened,
-    replacing,
-    sync_folder,
-)
+from registry.storage.blobs import TMP_PREFIX, BlobStore, make_folder, opened
 from registry.storage.errors import storage_errors
 
 DECODERS = 2
@@ -80,31 +71,15 @@ class Upload:
         with storage_errors(self._folder.parent, writing=False):
             return FileIO(self._written.name)
 
-    def keep(self, target: Path, *, move: bool = True) -> bool:
-        """Make `target` this clip, on the disk for good; False if it is it already.
+    def keep(self, blobs: BlobStore, key: str, *, move: bool = True) -> bool:
+        """Make this clip the blob of that key, for good; False if it is it already.
 
-        The file itself moves there, if it may and has not moved before; else it is copied.
+        The file itself may become it, unless it may not `move`.
         """
-        if hash_stored(target)[0] == self.sha256:
-            os.utime(target)
+        if blobs.digest(key)[0] == self.sha256:
+            blobs.renew(key)
             return False
-        if not (move and self._move(target)):
-            self._written.seek(0)
-            with replacing(target) as copy:
-                shutil.copyfileobj(self._written, copy)
-        return True
-
-    def _move(self, target: Path) -> bool:
-        """False where the file has gone before, or another disk begins."""
-        make_folder(target.parent)
-        os.fsync(self._written.fileno())
-        try:
-            os.rename(self._written.name, target)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.ENOENT):
-                raise
-            return False
-        sync_folder(target.parent)
+        blobs.take(key, self._written, move=move)
         return True
 
     def close(self) -> None:

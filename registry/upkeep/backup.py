@@ -27,7 +27,7 @@ from registry.contract import PromptRef
 from registry.errors import BackupRefused
 from registry.storage import private, sqlite
 from registry.storage.blobs import whole_file
-from registry.storage.data_dir import DataDir, sha256_of
+from registry.storage.data_dir import clip_key, former_prompt_key, prompt_key, sha256_of
 from registry.storage.database import Database, schema_revision
 from registry.storage.store import VoiceStore
 from registry.storage.tables import (
@@ -236,7 +236,7 @@ def _write_members(
 def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
     """None if it is missing or damaged."""
     for at in (name, promised.former_name):
-        content = store.read_file(store.data.root / at)
+        content = store.read_blob(at)
         if sha256_of(content) == promised.sha256:
             return content
     return None
@@ -257,16 +257,14 @@ def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> En
 
 def promised_files(database: Path) -> dict[str, Promised]:
     """The files that rows name, deleted voices' too, by their names."""
-    at = DataDir(Path())
     found: dict[str, Promised] = {}
     with rows_of(database) as session:
         for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
-            name = at.clip(str(sha256)).as_posix()
+            name = clip_key(str(sha256))
             found[name] = Promised(str(sha256), name)
         for row in session.exec(select(Features.voice_id, Features.fingerprint, Features.sha256)):
             ref = PromptRef(*map(str, row))
-            former = at.former_prompt(ref).as_posix()
-            found[at.prompt(ref).as_posix()] = Promised(ref.sha256, former)
+            found[prompt_key(ref)] = Promised(ref.sha256, former_prompt_key(ref))
     return found
 
 

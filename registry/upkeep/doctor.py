@@ -2,6 +2,7 @@
 
 `repair` does only what loses nothing, and doing it twice changes nothing more. A clip that is gone
 or damaged can't be repaired: it is reported, for a backup to mend. What is not ours is left alone.
+Works on paths, not keys: it tells of what lies in the folders beside blobs, too.
 """
 
 import shutil

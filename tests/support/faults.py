@@ -39,7 +39,7 @@ from registry.audio.encoders import IEEE_FLOAT, wave_file
 from registry.contract import ExtractedPrompt
 from registry.settings import Settings
 from registry.storage.blobs import write_once
-from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
+from registry.storage.data_dir import GRACE_S, DataDir, clip_key, sha256_of
 from registry.storage.database import Database, migrate
 from registry.storage.rows import NewVoice
 from registry.storage.store import VoiceStore
@@ -237,7 +237,7 @@ class RowFirst(VoiceStore):
         clip: ReferenceClip,
         prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        self._late = partial(upload.keep, self.data.clip(clip.sha256))
+        self._late = partial(upload.keep, self.blobs, clip_key(clip.sha256))
         return super().insert(session, new, upload, clip, prompt)
 
 

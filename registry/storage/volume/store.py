@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO
 from registry.audio.clips import ReferenceClip
 from registry.contract import PromptSource
 from registry.errors import ClipDamaged, StorageUnavailable, VoiceNotFound
-from registry.storage.blobs import StoredContent, make_folder, write_once
+from registry.storage.blobs import StoredContent, make_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.database import migrate
 from registry.storage.purge import is_named
@@ -198,10 +198,10 @@ class VolumeStore(VoiceStore):
             self._mount.dirty = True
             yield
 
-    def _remove(self, paths: Sequence[Path]) -> None:
-        self._removed.keep(paths)
+    def _remove(self, keys: Sequence[str]) -> None:
+        self._removed.keep(map(self.data.blobs.path, keys))
         self._mount.dirty = True
-        super()._remove(paths)
+        super()._remove(keys)
 
     def tidy(self) -> None:
         """Also put right, or finish, what removals have left."""
@@ -221,14 +221,15 @@ class VolumeStore(VoiceStore):
 
         Files of the voices before stay until `examine` finds that they belong to none.
         """
-        files = [(path, path.relative_to(unpacked.root)) for path in unpacked.content_files()]
+        root = unpacked.root
+        keys = [path.relative_to(root).as_posix() for path in unpacked.content_files()]
 
         def put(missing_alone: bool) -> None:
             with self._mount.gate:
                 self._mount.dirty = True
-                for path, name in files:
-                    if not (missing_alone and (self.data.root / name).is_file()):
-                        write_once(self.data.root / name, path.read_bytes())
+                for key in keys:
+                    if not (missing_alone and self.blobs.exists(key)):
+                        self.blobs.put(key, unpacked.blobs.read(key))
 
         put(missing_alone=False)
         self._mount.commit()
