@@ -24,7 +24,7 @@ from test_slow_clients import answer
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
-from registry.contract import PromptRef, PromptSource
+from registry.contract import PromptRef, PromptSource, SpeakParams
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
@@ -151,7 +151,9 @@ def test_who_comes_is_counted_from_the_first_step(
 
     async def go() -> None:
         service.refuse_full()
-        speaking = [asyncio.create_task(service.speak(ref, "Hello", {})) for _ in range(3)]
+        speaking = [
+            asyncio.create_task(service.speak(ref, "Hello", SpeakParams())) for _ in range(3)
+        ]
         await asyncio.to_thread(gate.entered.wait, 60)
         assert service.status().queued == 2, "the first one's job runs"
         assert service.status().queue_limit == 3

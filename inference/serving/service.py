@@ -13,26 +13,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from inference.models.catalog import LocatedModel, load_model_config, not_imported
 from inference.models.read_ahead import reading_ahead
 from inference.prompts.features import FeatureShape, PromptFeatures
+from inference.serving import worker
 from inference.serving.config import ServiceConfig
 from inference.serving.stream import EngineChunks, OutputCollector, SpeechInput, Stopwatch
 from inference.serving.voice_files import VoiceFiles
-from inference.serving.worker import (
-    ArrivalCounter,
-    DeviceThread,
-    closing,
-    retrieve,
-    to_its_end,
-    too_many,
-    too_slow,
+from inference.serving.worker import ArrivalCounter, DeviceThread, too_slow
+from registry.contract import (
+    Description,
+    ExtractedPrompt,
+    PromptRef,
+    PromptSource,
+    SpeakParams,
+    Speech,
+    Status,
 )
-from registry.contract import Description, ExtractedPrompt, PromptRef, PromptSource, Speech, Status
 from registry.errors import Overloaded, PromptMissing, RegistryError, SpeechFailed
 from registry.storage.data_dir import DataDir, sha256_of
 
@@ -81,16 +82,15 @@ class InferenceService:
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
         """Read the conditioned clip of `source` and write its prompt file. ExtractionFailed."""
         job = self._extracting.submit(lambda: self._extract(source))
-        async with to_its_end(job):
+        async with worker.to_its_end(job):
             return await self._wait_for(job)
 
-    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech:
-        """Speak `text` with the prompt `ref`; `params`: language, mode, and SamplingParams' fields.
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+        """Speak `text` with the prompt `ref`; returns once the first chunk exists.
 
-        Returns once the first chunk exists. An unknown parameter is a TypeError, a value out of
-        range a ValueError. Leaving, at any time, frees what was taken.
+        ValueError for a value out of range. Leaving, at any time, frees what was taken.
         """
-        asked, stopwatch = SpeechInput.of(text, **params), Stopwatch()
+        asked, stopwatch = SpeechInput.of(text, params), Stopwatch()
         with self._arrivals.counted() as arrived:
             loaded = await self._await_engine()
             stopwatch.lap("load")
@@ -159,7 +159,7 @@ class InferenceService:
         loaded = self._loaded
         waiting = ahead + self._arrivals.waiting + (loaded.waiting if loaded else 0)
         if waiting >= self._config.queue_limit:
-            raise too_many(waiting, (loaded or self._thread).retry_after_s)
+            raise worker.too_many(waiting, (loaded or self._thread).retry_after_s)
 
     def counters(self) -> "Counters | None":
         """What the engine has done; None until it is loaded."""
@@ -214,7 +214,7 @@ class InferenceService:
     async def _wait_for(self, job: "Future[T]") -> T:
         """Wait for the job's result; Overloaded if it has not begun in time. Leaving cancels it."""
         waiting = asyncio.wrap_future(job)
-        waiting.add_done_callback(retrieve)
+        waiting.add_done_callback(worker.retrieve)
         try:
             await asyncio.wait({waiting}, timeout=self._config.queue_timeout_s)
             if not job.done() and job.cancel():
@@ -247,7 +247,7 @@ class InferenceService:
             return False
         try:
             if self._thread.closed:
-                loaded.close(closing())
+                loaded.close(worker.closing())
             return loaded.step()
         except BaseException as error:  # the thread goes on, and loads another engine when asked
             self._broken(error)

@@ -6,16 +6,19 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.engine.params import Mode, SamplingParams
+from registry.contract import SpeakParams
 from registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from inference.engine.request import Output
+
+MODES: tuple[Mode, ...] = ("auto", "icl", "xvec")
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,14 @@ class SpeechInput:
     client: str = ""
 
     @classmethod
-    def of(
-        cls,
-        text: str,
-        language: str | None = None,
-        mode: Mode = "auto",
-        seed: int | None = None,
-        client: str = "",
-        **sampling: Any,
-    ) -> "SpeechInput":
-        """Check what is asked: TypeError for an unknown name, ValueError for a wrong value.
-
-        Without a seed one is chosen.
-        """
-        if mode not in ("auto", "icl", "xvec"):
-            raise ValueError(f"mode is auto, icl or xvec, not {mode!r}.")
-        chosen = secrets.randbelow(2**31) if seed is None else seed
-        return cls(text, language, mode, SamplingParams(seed=chosen, **sampling), client)
+    def of(cls, text: str, params: SpeakParams) -> "SpeechInput":
+        """Check what is asked: ValueError for a wrong value. Without a seed one is chosen."""
+        mode = next((mode for mode in MODES if mode == (params.mode or "auto")), None)
+        if mode is None:
+            raise ValueError(f"mode is auto, icl or xvec, not {params.mode!r}.")
+        seed = secrets.randbelow(2**31) if params.seed is None else params.seed
+        sampling = SamplingParams(seed, params.temperature, params.top_k, params.top_p)
+        return cls(text, params.language, mode, sampling, params.client or "")
 
 
 class Stopwatch:

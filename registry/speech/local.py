@@ -5,11 +5,11 @@ errors are the registry's own.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 from anyio import to_thread
 
@@ -53,7 +53,7 @@ class Service(Protocol):
     def refuse_full(self, ahead: int) -> None: ...
     def warm(self) -> None: ...
     async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt: ...
-    async def speak(self, ref: PromptRef, text: str, params: Mapping[str, Any]) -> Speech: ...
+    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech: ...
     def close(self, timeout_s: float) -> bool: ...
 
 
@@ -96,7 +96,7 @@ class LocalInference:
         service = self._service
         if service is None:
             service = await to_thread.run_sync(self._ready)
-        return await service.speak(ref, text, params.given())
+        return await service.speak(ref, text, params)
 
     def close(self) -> None:
         if self._service is not None:
