@@ -307,8 +307,9 @@ def test_a_rebuild_of_an_enrolment_that_is_gone_is_told_to_come_again(
 
     async def edited_meanwhile(source: object) -> object:
         monkeypatch.setattr(fake, "extract_prompt", extract)
+        other = QuickEnroller(store, fake)  # of another server: here the encoders are taken
         for transcript in words(KEPT):
-            await enroller.edit("alice", Change(words=TranscriptEdit(transcript)), None)
+            await other.edit("alice", Change(words=TranscriptEdit(transcript)), None)
         return await extract(voice.source)
 
     monkeypatch.setattr(fake, "extract_prompt", edited_meanwhile)

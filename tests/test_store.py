@@ -196,7 +196,10 @@ class Together(FakeInference):
         return await super().extract_prompt(source)
 
 
-def test_of_eight_enrolments_of_one_name_one_succeeds(data: DataDir, store: VoiceStore) -> None:
+def test_of_eight_enrolments_of_one_name_one_succeeds(
+    data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.voices.enrolment.ENCODING", 8)
     clip = noise(random.Random(4))
     app = quick_app(store, Together(data, 8), Settings(home=data.root))
     with serving(app) as http, ThreadPoolExecutor(8) as threads:

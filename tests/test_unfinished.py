@@ -367,7 +367,11 @@ class Held(FakeInference):
 
 
 @pytest.mark.parametrize("leaves", [0, 1])
-def test_a_clip_that_another_enrolment_needs_goes_with_the_last(data: DataDir, leaves: int) -> None:
+def test_a_clip_that_another_enrolment_needs_goes_with_the_last(
+    data: DataDir, leaves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.voices.enrolment.ENCODING", 2)
+
     async def enrol_twice(store: VoiceStore, last_leaves: bool) -> None:
         held = Held(data)
         enroller = QuickEnroller(store, held)
