@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench soak wheel docs constraints clean
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo quick test slow soak lint bench wheel docs constraints clean
 
 demo: $(VENV)/.user
 	$(BIN)/voices demo
 
+quick: $(VENV)/.dev
+	$(PYTEST) -m "not (served or slow or soak)"
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	$(PYTEST) -m "not (slow or soak)"
+
+slow: $(VENV)/.dev
+	$(PYTEST) -m "slow and not soak"
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak

@@ -29,11 +29,20 @@ ROOT = Path(__file__).parent.parent
 PYTHON = sys.executable
 TRANSCRIPT = "The birch canoe slid on the smooth planks."
 
+SERVED = {"checkpoint", "client", "http", "server", "service_factory", "store", "url"}
+
 ServiceFactory = Callable[..., InferenceService]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", metavar="FOLDER", help="clips for test_public_reports.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What has a server, a store or a model by its fixtures, `make quick` leaves out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVED.intersection(item.fixturenames):
+            item.add_marker("served")
 
 
 @pytest.fixture(scope="session")

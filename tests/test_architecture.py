@@ -33,11 +33,13 @@ def imported(package: str, but: str = "") -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_registry_imports_neither_a_model_nor_our_other_packages() -> None:
     assert not imported("registry") & (HEAVY | {"inference", "cli"})
     assert "modal" not in imported("registry", but="registry.modal.app")
 
 
+@pytest.mark.slow
 def test_inference_imports_neither_web_nor_database_nor_command_line() -> None:
     assert not imported("inference") & {"fastapi", "starlette", "sqlmodel", "click", "cli"}
 
@@ -109,6 +111,7 @@ def test_the_command_line_imports_of_ours_only_the_table_of_formats_at_start() -
     assert of_registry == {"registry.audio", "registry.audio.formats"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["--help", "list", "show --help", "doctor", "version"])
 def test_verbs_that_need_no_model_import_no_torch(verb: str, tmp_path: Path) -> None:
     script = "import sys; from cli.main import cli; cli(sys.argv[1:], standalone_mode=False)"

@@ -58,6 +58,7 @@ def test_every_rate_becomes_24_khz(rate):
     assert_same_tone(clip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", range(1, 33))
 def test_a_voice_on_one_of_many_channels_is_taken_alone(channels):
     samples = np.zeros((channels, 2 * 24_000), np.float32)
@@ -150,6 +151,7 @@ def test_the_peak_is_that_of_the_loudest_moment():
     )
 
 
+@pytest.mark.slow
 def test_clips_read_at_once_do_not_mix():
     pitches = [200 + 50 * i for i in range(8)]
     data = [clips.file(tone(hz=hz), 24_000) for hz in pitches]

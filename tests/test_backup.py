@@ -210,6 +210,7 @@ def add_for_ever(home: Path, ready: Any) -> None:
         ready.set()
 
 
+@pytest.mark.slow
 def test_a_backup_under_load_is_a_state_that_was(store: VoiceStore, tmp_path: Path) -> None:
     """The voices that were there at one moment, each with its files; no later one before them."""
     ready = FORKS.Event()
@@ -653,6 +654,7 @@ def test_a_store_that_did_not_open_hinders_no_restore(tar: Path, tmp_path: Path)
     assert restored(tar, tmp_path / "home").before is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("occupied", [True, False])
 def test_nobody_opens_a_directory_while_a_backup_is_restored_to_it(
     tar: Path, tmp_path: Path, occupied: bool
@@ -752,6 +754,7 @@ def die_at_every_step(tar: Path, old: Path, folder: Path) -> None:
         assert status == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("occupied", [True, False])
 def test_a_kill_leaves_the_old_or_the_new_and_loses_neither(
     tar: Path, tmp_path: Path, occupied: bool
@@ -852,6 +855,7 @@ def voices(
     return run
 
 
+@pytest.mark.slow
 def test_voices_move_to_another_machine_and_speak_the_same(voices: Callable[..., Result]) -> None:
     voices("one", "add", "alice", "ref.wav", "hello there")
     voices("one", "speak", "alice", "Hello", "--seed", "3", "-o", "before.wav")

@@ -51,6 +51,7 @@ def voice(store: VoiceStore, monkeypatch: pytest.MonkeyPatch) -> Any:
     return populate(store, 100, MODEL)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_benchmark_prints_its_table_and_keeps_a_record(
     name: str, checkpoint: Path, tmp_path: Path

@@ -47,6 +47,7 @@ def speak(model: Any, text: str, prompt: Any, **options: Any) -> NDArray[np.floa
     return wav
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [PYTHON, "-W", "error", "-m", "inference.testing.checkpoint", str(tmp_path / "other")],
@@ -70,6 +71,7 @@ def test_seed_and_eos_change_the_weights_only(checkpoint: Path, tmp_path: Path) 
         assert {name for name in base if base[name] != found[name]} == changed
 
 
+@pytest.mark.slow
 def test_deep_has_the_released_layers_and_the_tiny_widths(tmp_path: Path) -> None:
     make(tmp_path / "deep", Recipe("deep"))
     talker = load(tmp_path / "deep").model.talker
@@ -77,6 +79,7 @@ def test_deep_has_the_released_layers_and_the_tiny_widths(tmp_path: Path) -> Non
     assert talker.config.hidden_size == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "frames"), [("Hi.", 4), ("Hello.", 7), ("a" * 53, 54)])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_speech_ends_with_the_text(
@@ -87,6 +90,7 @@ def test_speech_ends_with_the_text(
     assert len(wav) == frames * 1920
 
 
+@pytest.mark.slow
 def test_speech_with_a_transcript_ends_with_the_text_that_is_left(
     tiny: Any, clip: NDArray[np.float32]
 ) -> None:

@@ -50,6 +50,7 @@ def remote(client: httpx.Client, home: Path, monkeypatch: pytest.MonkeyPatch) ->
     return client
 
 
+@pytest.mark.slow
 def test_the_whole_path_on_this_machine(voices: Voices, home: Path) -> None:
     added = voices("add", "alice", "ref.wav", "hello there", "--label", "use=test")
     assert added.stderr.endswith("Enrolled alice.\n")
@@ -260,6 +261,7 @@ def test_verbs_on_a_voice(voices: Voices, remote: httpx.Client) -> None:
     assert json.loads(voices("list", "--json").stdout) == []
 
 
+@pytest.mark.slow
 def test_a_transcript_is_put_right(voices: Voices, remote: httpx.Client) -> None:
     many = "hello there, " * 5
     noted = voices("add", "alice", "ref.wav", many).stderr
@@ -282,6 +284,7 @@ def test_a_transcript_is_put_right(voices: Voices, remote: httpx.Client) -> None
     assert "as fast as" in voices("edit", "alice", "--transcript", "hello " * 99, code=1).stderr
 
 
+@pytest.mark.slow
 def test_a_default_is_unset(voices: Voices, remote: httpx.Client) -> None:
     voices("add", "alice", "ref.wav", "hello there", "--language", "en-US")
     voices("edit", "alice", "--temperature", "0.5", "--top-k", "9", "--mode", "icl")
@@ -367,6 +370,7 @@ def test_a_model_that_is_not_here_names_both_ways_out(
         assert "voices model use demo" in missing.stderr
 
 
+@pytest.mark.slow
 def test_the_model_is_changed_on_purpose_only(
     voices: Voices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +397,7 @@ def test_a_bad_setting_names_itself(
     assert variable in voices("list", code=2).stderr
 
 
+@pytest.mark.slow
 def test_doctor_finds_and_mends(voices: Voices, home: Path) -> None:
     voices("add", "alice", "ref.wav", "hello there")
     told = voices("doctor", "--read-data").stdout
@@ -406,6 +411,7 @@ def test_doctor_finds_and_mends(voices: Voices, home: Path) -> None:
     assert "prompt from rebuilt" in voices("speak", "alice", "Hello", "--seed", "7").stderr
 
 
+@pytest.mark.slow
 def test_the_demo_speaks_in_both_voices_and_measures_them(voices: Voices) -> None:
     done = voices("demo")
     assert "espeak-ng" in done.stderr

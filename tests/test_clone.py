@@ -116,6 +116,7 @@ def test_an_enrolled_voice_of_the_same_clip_keeps_its_files(
     assert client.get("/voices/alice/clip").content == CLIP
 
 
+@pytest.mark.slow
 @every_dress
 def test_ten_at_once_of_one_clip_take_nothing_from_each_other(
     client: httpx.Client, store: VoiceStore
@@ -292,6 +293,7 @@ def killed(request: pytest.FixtureRequest, tmp_path: Path) -> DataDir:
     return data
 
 
+@pytest.mark.slow
 def test_the_next_start_removes_what_a_killed_server_left(killed: DataDir) -> None:
     VoiceStore(killed).close()
     assert len(list(killed.transients())) == 1, "it may be spoken with by another server"
@@ -300,6 +302,7 @@ def test_the_next_start_removes_what_a_killed_server_left(killed: DataDir) -> No
     assert list(killed.transients()) == []
 
 
+@pytest.mark.slow
 def test_the_doctor_names_what_a_killed_server_left(killed: DataDir) -> None:
     assert examine(killed, read_data=True, repair=False) == []
     age(killed)
@@ -328,6 +331,7 @@ def test_on_a_volume_both_containers_leave_nothing(tmp_path: Path) -> None:
 # In memory, and in sound
 
 
+@pytest.mark.slow
 def test_a_voice_that_is_not_kept_puts_no_other_out_of_memory(
     service_factory: Any, data: DataDir, enrol: Any
 ) -> None:
@@ -355,6 +359,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alice", "bob"])
 @pytest.mark.parametrize("mode", ["icl", "xvec"])
 def test_the_demo_model_speaks_as_high_as_the_clip(
@@ -373,6 +378,7 @@ def sound(wav: bytes) -> tuple[Any, int]:
     return samples, rate
 
 
+@pytest.mark.slow
 def test_a_clone_is_the_voice_that_an_enrolment_would_be(demo: httpx.Client) -> None:
     clip, words = ALICE, WORDS_OF_ALICE
     form = {"name": "alice", "transcript": words}

@@ -109,6 +109,7 @@ def test_a_voice_still_speaks_by_its_name(speak: Speak, client: httpx.Client) ->
     assert (told["reference"], told["warnings"]) == (None, [])
 
 
+@pytest.mark.slow
 def test_the_demo_model_speaks_like_a_clip_without_a_server(tmp_path: Path) -> None:
     """The real command, by itself over a new data directory."""
     (tmp_path / "ref.wav").write_bytes(ALICE)

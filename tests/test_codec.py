@@ -129,6 +129,7 @@ def snr_db(sound: Tensor, expected: Tensor) -> float:
 RANDOM = np.random.default_rng(0).integers(1, 31, 40).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[1], [1, 2, 4, 8, 12], [25], [7, 3], [9, 10], [80, 81], RANDOM])
 def test_any_chunking_is_the_whole(case: Case, sizes: list[int]) -> None:
     case.assert_sound(stream(case.decoder(), case.codes, sizes, 2, 0), case.whole)

@@ -95,6 +95,7 @@ def test_a_registry_that_is_busy_is_asked_again(gpu: Cold) -> None:
     assert (len(gpu.asked_s), gpu.started) == (2, ["Hello"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["add", "rebuild"])
 def test_every_verb_that_needs_the_gpu_waits_for_it(gpu: Cold, verb: str) -> None:
     Path("ref.wav").write_bytes(CLIP)

@@ -46,6 +46,7 @@ def shown(voices: Voices, name: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_a_clip_comes_from_stdin_a_pipe_or_a_device(voices: Voices) -> None:
     said = voices("add", "bob", "-", "hello there", input=CLIP)
     assert said.stdout == f"{shown(voices, 'bob')['id']}\n"
@@ -187,6 +188,7 @@ def test_labels_are_told_in_words(voices: Voices) -> None:
         assert f"as in `--label use=audiobook`; {label!r} has not" in refused
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_shortens_the_id_and_no_name(
     voices: Voices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +216,7 @@ def completed(line: str, **environ: str) -> list[str]:
     return [offered.removeprefix("plain,") for offered in done.stdout.split("\n") if offered]
 
 
+@pytest.mark.slow
 def test_a_shell_completes_the_names_of_voices(voices: Voices, tmp_path: Path) -> None:
     voices("add", "Alice (studio)", "ref.wav", "hello there")
     voices("add", "bob", "ref.wav", "hello there")
@@ -238,6 +241,7 @@ def test_completion_that_can_not_ask_is_silent(environ: dict[str, str]) -> None:
     assert completed("voices show a", **environ) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "said"),
     [

@@ -274,6 +274,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, env=where, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "machine", "refused"),
     [

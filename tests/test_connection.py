@@ -92,6 +92,7 @@ def test_certificates_that_are_not_there_are_said(
         certificates()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="there is no unshare")
 @pytest.mark.parametrize("verb", ["list", "logout", "where"])
 def test_a_user_without_a_home_needs_one_variable(verb: str, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def hold_the_contract(client: httpx.Client, folder: Path, seed: int, examples: i
     assert "Tested: 12" in asked.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_server_keeps_what_its_description_says(
     client: httpx.Client, tmp_path: Path, seed: int

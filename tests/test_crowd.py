@@ -99,6 +99,7 @@ def hold(folder: Path, requests: int) -> None:
     assert not [line for line in server.log if "Traceback" in line]
 
 
+@pytest.mark.slow
 def test_a_crowd_is_answered_and_leaves_nothing(tmp_path: Path) -> None:
     hold(tmp_path, 150)
 

@@ -99,6 +99,7 @@ def test_a_damaged_database_is_not_opened(http: httpx.Client, data: DataDir, wha
     assert data.database.read_bytes() == before, "what is left may still be read by an expert"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [what for what in DAMAGE if what != "the last byte is gone"])
 def test_a_server_stops_writing_at_the_first_sign(
     http: httpx.Client, data: DataDir, what: str

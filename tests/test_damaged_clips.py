@@ -39,6 +39,7 @@ def hold(folder: Path, seed: int, clips: int) -> None:
     assert found["slowest_s"] < LONGEST_S
 
 
+@pytest.mark.slow
 def test_a_few_damaged_clips_are_decoded_or_refused_and_leave_nothing(tmp_path: Path) -> None:
     hold(tmp_path, seed=1, clips=24)
 

@@ -95,6 +95,7 @@ except ClipRefused as refused:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
 def test_a_bomb_is_refused_within_its_time_and_in_little_memory(kind):
     data = LONG[kind]()
@@ -123,6 +124,7 @@ print(json.dumps(ends))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "codec"),
     [
@@ -223,6 +225,7 @@ def test_the_child_sees_nothing_of_the_servers_environment(monkeypatch):
     assert b"canary" not in answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fate",
     [
@@ -344,6 +347,7 @@ def test_a_sound_of_another_length_than_the_limit_is_not_believed():
         understood(answered(json.dumps(asdict(REPORT))), replace(LIMITS, max_s=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "why"),
     [
@@ -409,6 +413,7 @@ def test_a_child_that_stops_reading_is_killed_in_time(reads):
     assert converse(python(code), bytes(1 << 20), HASTY, 1000).stdout == b"\n"
 
 
+@pytest.mark.slow
 def test_the_time_that_a_child_takes_to_start_is_not_the_clips():
     slow = f"import time; time.sleep(1.5); {READY} print('{{}}')"
     limits = replace(LIMITS, wall_s=1.0)
@@ -423,6 +428,7 @@ def test_an_endless_answer_is_cut_at_its_limit():
 ORPHAN = "exec 3> {fifo}; (while true; do :; done) {stdout} & echo 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stdout", ["", "> /dev/null"])
 def test_what_a_child_leaves_running_is_killed_with_it(stdout, tmp_path):
     fifo = str(tmp_path / "fifo")

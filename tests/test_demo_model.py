@@ -109,6 +109,7 @@ def said(engine: Engine, voices: dict[str, PreparedVoice], sentences: Sentences)
     return [Said(*who, found) for who, found in zip(asked, heard, strict=True)]
 
 
+@pytest.mark.slow
 def test_it_stops_by_itself_about_when_espeak_does(said: list[Said]) -> None:
     assert all(one.heard.finished and one.heard.error is None for one in said)
     lengths = [len(one.heard.all_pcm()) / RATE for one in said]
@@ -137,6 +138,7 @@ def test_it_is_loud_and_voiced_like_speech(said: list[Said]) -> None:
         assert 0.03 < float(np.sqrt(np.mean(sound**2))) < 0.2
 
 
+@pytest.mark.slow
 def test_alone_it_is_the_same_as_in_a_batch(engine: Engine, said: list[Said]) -> None:
     for one in said[:2]:
         [alone] = hear(engine, [one.request])
@@ -180,6 +182,7 @@ def stock() -> Iterator[Stock]:
     yield Stock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_qwen_tts_says_the_same(
     stock: Stock, engine: Engine, voices: dict[str, PreparedVoice], mode: str

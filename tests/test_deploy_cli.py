@@ -203,6 +203,7 @@ def test_without_the_client_it_says_what_to_install(voices: Voices, tmp_path: Pa
     voices("--dry-run", PYTHONPATH=path)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_deployed_that_is_said(voices: Voices, server: ModalServer) -> None:
     told = voices("status", **server.environ).stdout.splitlines()
     assert [line.split(maxsplit=1)[1] for line in told] == ["not deployed"] * 2 + ["no model"]
@@ -214,6 +215,7 @@ def test_where_nothing_is_deployed_that_is_said(voices: Voices, server: ModalSer
     assert not server.sent("VolumeGetOrCreate")[0].object_creation_type
 
 
+@pytest.mark.slow
 def test_one_command_deploys_all_of_it(first: tuple[ModalServer, Done]) -> None:
     server, done = first
     assert (done.returncode, done.stdout) == (0, f"{URL}\n"), done.stderr
@@ -245,6 +247,7 @@ OTHERS = (
 )
 
 
+@pytest.mark.slow
 def test_what_is_sent_is_what_a_dry_run_says(
     first: tuple[ModalServer, Done], voices: Voices, typed: Typed, server: ModalServer
 ) -> None:
@@ -310,6 +313,7 @@ def times_in(text: str) -> str:
     return f"{int(found[2])} {int(found[1])} * * *" if found else ""
 
 
+@pytest.mark.slow
 def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer) -> None:
     deployed.volumes["voices-state"].files["mine"] = b"kept"
     downloads = len(deployed.sent("FunctionMap"))
@@ -323,6 +327,7 @@ def test_a_second_time_keeps_what_is_there(voices: Voices, deployed: ModalServer
     assert len(deployed.sent("FunctionMap")) == downloads
 
 
+@pytest.mark.slow
 def test_the_model_is_offered_and_may_wait(voices: Voices, server: ModalServer) -> None:
     done = voices(answer="n\n", **server.environ)
     assert "holds no model yet; Qwen/" in done.stderr and "wanted, 4.5 GB" in done.stderr
@@ -331,6 +336,7 @@ def test_the_model_is_offered_and_may_wait(voices: Voices, server: ModalServer) 
     assert f"holds {MODEL['model_id']}@{REVISION}." in voices("model", **server.environ).stderr
 
 
+@pytest.mark.slow
 def test_a_token_for_the_hub_reaches_the_download_and_nothing_else(
     voices: Voices, typed: Typed, server: ModalServer
 ) -> None:
@@ -344,6 +350,7 @@ def test_a_token_for_the_hub_reaches_the_download_and_nothing_else(
     assert server.secrets.keys() == {"huggingface-token"}
 
 
+@pytest.mark.slow
 def test_a_secret_that_is_not_there_is_said_by_name(voices: Voices, server: ModalServer) -> None:
     server.forget_secret("huggingface-token")
     named = {"VOICES_DEPLOY_HF_SECRET": "huggingface-token"}
@@ -352,6 +359,7 @@ def test_a_secret_that_is_not_there_is_said_by_name(voices: Voices, server: Moda
     assert "voices-inference" not in server.apps
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_come_is_said(voices: Voices, server: ModalServer) -> None:
     server.answers["download_model"] = lambda: put_model(server, revision="0" * 40)
     said = voices("--yes", code=1, **server.environ).stderr
@@ -360,6 +368,7 @@ def test_a_model_that_does_not_come_is_said(voices: Voices, server: ModalServer)
     assert "voices-registry" not in server.apps
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_says_what_is_there(voices: Voices, server: ModalServer) -> None:
     create = server.AppCreate
 
@@ -416,6 +425,7 @@ def small(voices: Voices, server: ModalServer) -> ModalServer:
     return server
 
 
+@pytest.mark.slow
 def test_settings_that_are_not_given_stay(voices: Voices, small: ModalServer) -> None:
     again = voices("--yes", **small.environ).stderr
     assert "Its settings stay as they are." in again
@@ -435,6 +445,7 @@ def test_settings_that_are_not_given_stay(voices: Voices, small: ModalServer) ->
     assert speaker(small).max_concurrent_inputs == 16 + 64
 
 
+@pytest.mark.slow
 def test_what_changes_is_asked_about_first(voices: Voices, small: ModalServer) -> None:
     assert "give --yes" in voices("--gpu", "T4", code=2, **small.environ).stderr
     assert (
@@ -448,6 +459,7 @@ def test_what_changes_is_asked_about_first(voices: Voices, small: ModalServer) -
     assert "registry.modal.app::use_model" in changed and gpu(small) == "L4"
 
 
+@pytest.mark.slow
 def test_a_setting_can_be_taken_back(voices: Voices, server: ModalServer) -> None:
     given = ("--region", "eu", "--no-proxy-auth", "--hf-secret", "mine")
     voices(*given, "--yes", **server.environ)
@@ -459,6 +471,7 @@ def test_a_setting_can_be_taken_back(voices: Voices, server: ModalServer) -> Non
     assert server.functions["api"].webhook_config.requires_proxy_auth
 
 
+@pytest.mark.slow
 def test_another_model_than_the_deployed_one_is_not_downloaded_beside_it(
     voices: Voices, small: ModalServer
 ) -> None:
@@ -469,6 +482,7 @@ def test_another_model_than_the_deployed_one_is_not_downloaded_beside_it(
     assert json.loads(small.volumes["voices-weights"].files["model.json"])["model_id"] == SMALL
 
 
+@pytest.mark.slow
 def test_a_deployment_whose_settings_were_not_kept_is_not_guessed(
     voices: Voices, small: ModalServer
 ) -> None:
@@ -484,6 +498,7 @@ def test_a_deployment_whose_settings_were_not_kept_is_not_guessed(
 DEEP = b"[" * 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"settings": 1, "apps": {}}', DEEP])
 def test_damaged_settings_are_said(voices: Voices, small: ModalServer, content: bytes) -> None:
     small.volumes["voices-weights"].files["deployment.json"] = content
@@ -491,6 +506,7 @@ def test_damaged_settings_are_said(voices: Voices, small: ModalServer, content: 
     assert len(deployments(small)) == 2
 
 
+@pytest.mark.slow
 def test_settings_of_a_newer_program_are_not_dropped(voices: Voices, small: ModalServer) -> None:
     files = small.volumes["voices-weights"].files
     kept = json.loads(files["deployment.json"])
@@ -500,6 +516,7 @@ def test_settings_of_a_newer_program_are_not_dropped(voices: Voices, small: Moda
     assert "VOICES_DEPLOY_TOMORROW is not a setting" in refused and "newer version" in refused
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_deployed(voices: Voices, server: ModalServer) -> None:
     assert "--only is for a deployment that is there" in (
         voices("--only", "registry", "--yes", code=2, **server.environ).stderr
@@ -531,6 +548,7 @@ def test_what_decides_whether_an_app_changed_is_what_is_uploaded_for_it(
         assert dict(sources(inference=inference)) == uploaded
 
 
+@pytest.mark.slow
 def test_several_gpus_are_sent_in_their_order(voices: Voices, server: ModalServer) -> None:
     voices("--gpu", "l4, t4,L4", "--yes", **server.environ)
     assert server.choices["Voices.*"] == ["L4", "T4"]
@@ -554,6 +572,7 @@ def test_status_counts_without_starting_anything(voices: Voices, deployed: Modal
     assert not deployed.sent("FunctionMap")
 
 
+@pytest.mark.slow
 def test_logs_are_those_of_the_app_that_was_asked_for(
     voices: Voices, deployed: ModalServer
 ) -> None:
@@ -564,6 +583,7 @@ def test_logs_are_those_of_the_app_that_was_asked_for(
     assert asked.stdout == "from the inference\n"
 
 
+@pytest.mark.slow
 def test_warm_calls_the_gpu_and_waits(voices: Voices, deployed: ModalServer) -> None:
     calls: list[str] = []
     deployed.answers["Voices.status"] = lambda: calls.append("status") or {"error": None}
@@ -575,6 +595,7 @@ def test_warm_calls_the_gpu_and_waits(voices: Voices, deployed: ModalServer) -> 
     assert "It does not fit. `voices deploy logs inference` says more." in failed
 
 
+@pytest.mark.slow
 def test_stop_asks_and_keeps_the_volumes(voices: Voices, deployed: ModalServer) -> None:
     asked = voices("stop", answer="n\n", **deployed.environ).stderr
     assert "Stop voices-registry and voices-inference?" in asked and "Nothing was stopped." in asked

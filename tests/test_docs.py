@@ -298,6 +298,7 @@ def test_the_limits_on_the_engine_page_are_those_of_the_code() -> None:
         assert limits[name] is None or f"{limits[name]:,}" in text, name
 
 
+@pytest.mark.slow
 def test_the_example_on_the_engine_page_speaks(
     checkpoint: Path, clip: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

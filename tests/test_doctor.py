@@ -105,6 +105,7 @@ def test_a_damaged_clip_is_a_loss_that_no_repair_hides(data: DataDir, damage: st
     assert quick == (loss if damage in FOUND_WITHOUT_READING else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_prompt_is_forgotten_and_rebuilt_by_speaking(
     http: httpx.Client, data: DataDir, prompt: Path, damage: str
@@ -158,6 +159,7 @@ def test_the_folder_of_an_enrolment_killed_early_is_removed(data: DataDir) -> No
     assert_mended_once(data, f"prompts/{folder.name} belongs to no voice")
 
 
+@pytest.mark.slow
 def test_a_second_prompt_of_a_voice_that_no_row_knows_is_removed_alone(
     data: DataDir, prompt: Path
 ) -> None:
@@ -168,6 +170,7 @@ def test_a_second_prompt_of_a_voice_that_no_row_knows_is_removed_alone(
     assert list(prompt.parent.iterdir()) == [prompt]
 
 
+@pytest.mark.slow
 def test_a_deleted_voice_keeps_its_files(http: httpx.Client, data: DataDir, prompt: Path) -> None:
     assert http.delete("/voices/alice").status_code == 204
     age(data)
@@ -344,6 +347,7 @@ def test_files_of_other_names_are_left_alone(data: DataDir) -> None:
     assert all(finding.what.isascii() and finding.what.isprintable() for finding in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ODD, "sparse"])
 def test_what_stands_in_the_place_of_a_file_is_not_read(
     http: httpx.Client, data: DataDir, prompt: Path, kind: str
@@ -433,6 +437,7 @@ def test_the_folder_of_a_voice_is_no_way_out(
     assert {path: path.stat().st_mtime_ns for path in outside.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump_s", [-10 * GRACE_S, 10 * GRACE_S, 10 * 365 * 86_400])
 @pytest.mark.usefixtures("http")
 def test_an_orphan_is_removed_whichever_way_the_clock_jumped(data: DataDir, jump_s: float) -> None:
@@ -443,6 +448,7 @@ def test_an_orphan_is_removed_whichever_way_the_clock_jumped(data: DataDir, jump
     assert_mended_once(data, f"clips/{orphan.name} belongs to no voice")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("http")
 @pytest.mark.parametrize("repair", [False, True])
 def test_nobody_waits_for_the_doctor_to_look_at_rows(

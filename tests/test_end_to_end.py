@@ -70,6 +70,7 @@ def made_by_version_1(data: DataDir) -> None:
             database.execute(statement, (then, voice_id))
 
 
+@pytest.mark.slow
 def test_voices_of_the_former_conditioning_are_stale_and_made_anew(
     enrolled: httpx.Client, data: DataDir, located: LocatedModel
 ) -> None:
@@ -93,6 +94,7 @@ def say(client: httpx.Client, voice: str, **fields: object) -> httpx.Response:
     return reply
 
 
+@pytest.mark.slow
 def test_after_a_restart_voices_speak_the_same_bytes_and_no_clip_is_opened(
     enrolled: httpx.Client, data: DataDir, located: LocatedModel
 ) -> None:
@@ -114,6 +116,7 @@ def test_after_a_restart_voices_speak_the_same_bytes_and_no_clip_is_opened(
 MODES = ("icl", "xvec")
 
 
+@pytest.mark.slow
 def test_sixteen_callers_of_two_voices_each_get_their_own(enrolled: httpx.Client) -> None:
     wanted = [(name, seed) for seed in range(8) for name in ("alice", "bob")]
     alone = {key: say(enrolled, key[0], seed=key[1]).content for key in wanted}
@@ -133,6 +136,7 @@ def test_sixteen_callers_of_two_voices_each_get_their_own(enrolled: httpx.Client
     assert len(set(alone.values())) == len(wanted)
 
 
+@pytest.mark.slow
 def test_a_flipped_prompt_is_rebuilt_bit_for_bit(enrolled: httpx.Client, data: DataDir) -> None:
     voice = enrolled.get("/voices/alice").json()
     path = next(data.prompts(voice["id"]).iterdir())
@@ -148,6 +152,7 @@ def test_a_flipped_prompt_is_rebuilt_bit_for_bit(enrolled: httpx.Client, data: D
     assert say(enrolled, "alice").content == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "code", "said"),
     [
@@ -165,6 +170,7 @@ def test_what_the_model_refuses_is_a_422_with_its_reason(
     assert said in refused.json()["detail"]
 
 
+@pytest.mark.slow
 def test_control_tokens_in_a_text_are_spoken_as_text(enrolled: httpx.Client) -> None:
     """A byte-level tokenizer gives one frame a character, so a swallowed token would be missed."""
     lengths = {
@@ -174,6 +180,7 @@ def test_control_tokens_in_a_text_are_spoken_as_text(enrolled: httpx.Client) -> 
     assert len(set(lengths.values())) == 1
 
 
+@pytest.mark.slow
 def test_greedy_ignores_the_seed_and_sampling_follows_it(enrolled: httpx.Client) -> None:
     greedy = [say(enrolled, "alice", seed=s, temperature=0).content for s in (1, 2)]
     sampled = [say(enrolled, "alice", seed=s).content for s in (1, 2, 1)]

@@ -50,6 +50,7 @@ def test_sound_comes_in_growing_chunks(engine: Engine) -> None:
     assert [len(codes) for codes in heard.codes] == [1, 2, 4, 8, 8, 8]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_sound_whatever_else_runs(engine: Engine) -> None:
     voices = [make_voice(engine, 1), make_voice(engine, 2, frames=20)]
     requests = [ask(voices[i % 2], f"Number {i}"[: 3 + i], seed=i) for i in range(12)]
@@ -83,6 +84,7 @@ def test_top_k_of_one_is_greedy_and_a_tiny_top_p_too(engine: Engine) -> None:
     assert np.array_equal(greedy.all_codes(), tiny.all_codes())
 
 
+@pytest.mark.slow
 def test_a_transcript_longer_than_its_codes_does_not_use_up_the_budget(engine: Engine) -> None:
     transcript = "much more transcript than sound " * 3
     voice = engine.prepare(np.zeros(64, np.float32), np.zeros((10, 16), np.int16), transcript)
@@ -90,12 +92,14 @@ def test_a_transcript_longer_than_its_codes_does_not_use_up_the_budget(engine: E
     assert len(heard.all_codes()) == len(transcript) + 3 - 10 + 1 > frame_budget(3)
 
 
+@pytest.mark.slow
 def test_speech_without_an_end_is_an_error_that_says_so(endless: Engine) -> None:
     heard = hear_one(endless, ask(make_voice(endless), "x"))
     assert isinstance(heard.error, errors.SpeechUnfinished) and "56 frames" in str(heard.error)
     assert not heard.finished and is_empty(endless)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_not_finite_fails_alone(engine: Engine) -> None:
     voice, broken = make_voice(engine, 1), make_voice(engine, 2)
     broken.speaker.fill_(torch.nan)
@@ -267,6 +271,7 @@ def test_a_burst_is_prefilled_over_several_steps_and_loses_nobody(checkpoint: Pa
     assert refused == asked[4:] and engine.counters.finished == 4
 
 
+@pytest.mark.slow
 def test_a_short_request_may_pass_one_that_does_not_fit(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=4, positions=448)
     voice = make_voice(engine)
@@ -277,6 +282,7 @@ def test_a_short_request_may_pass_one_that_does_not_fit(checkpoint: Path) -> Non
     assert ended == [short, first, long] and is_empty(engine)
 
 
+@pytest.mark.slow
 def test_a_request_that_is_passed_often_gets_its_turn(endless_checkpoint: Path) -> None:
     engine = load(endless_checkpoint, slots=4, positions=640)
     voice = make_voice(engine)
@@ -307,6 +313,7 @@ def test_a_cancelled_request_is_silent_and_gives_everything_back(engine: Engine)
     assert is_empty(engine)
 
 
+@pytest.mark.slow
 def test_a_freed_slot_does_not_remember(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=1)
     voices = [make_voice(engine, seed, frames=10 * (seed % 2)) for seed in range(3)]
@@ -315,6 +322,7 @@ def test_a_freed_slot_does_not_remember(checkpoint: Path) -> None:
     assert all(map(np.array_equal, first, again[::-1]))
 
 
+@pytest.mark.slow
 def test_hundreds_of_joins_leaves_and_cancels_leak_nothing(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=6, positions=2048, queue_limit=500)
     generator = np.random.default_rng(0)
@@ -385,6 +393,7 @@ def test_damaged_weights_or_configs_are_one_sentence(
         load(copy)
 
 
+@pytest.mark.slow
 def test_speaking_prints_nothing_and_imports_neither_qwen_tts_nor_transformers(
     checkpoint: Path,
 ) -> None:

@@ -71,6 +71,7 @@ def random_engine(end_gain: float) -> Engine:
     return Engine(config, weights, text, EngineConfig(device="cpu", slots=4))
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_measured(measured: Path) -> None:
     for run in json.loads(measured.read_text()):
         asked = run["arguments"]
@@ -145,6 +146,7 @@ def test_a_missed_must_is_bold() -> None:
     assert slow.cell({}) == ""
 
 
+@pytest.mark.slow
 def test_the_check_of_a_device_holds_here(tmp_path: Path) -> None:
     import engine_gpu_check
 
@@ -210,6 +212,7 @@ def test_a_frame_reads_what_the_design_counts() -> None:
     assert frame.flop / 1e9 == pytest.approx(5.26 + 4.96, abs=0.02)
 
 
+@pytest.mark.slow
 def test_random_speech_ends_never_or_sometimes(endless: Engine) -> None:
     request = Request(random_voice(endless, 0, ""), text_of(3))
     session = Session(endless, 10_000).run([Arrival(0.0, request)])
@@ -241,6 +244,7 @@ def test_a_chunk_is_late_when_playback_needed_it_before() -> None:
     assert paces_s(caller) == pytest.approx([0.035, 0.045, 0.01875])
 
 
+@pytest.mark.slow
 def test_voices_bench_prints_figures_of_the_model_in_use(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

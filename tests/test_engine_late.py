@@ -106,6 +106,7 @@ def many(engine: Engine, count: int) -> list[Request]:
     return [ask(voices[i % 6], text, seed=i) for i, text in enumerate(texts)]
 
 
+@pytest.mark.slow
 def test_a_late_device_and_padding_change_nobodys_sound(
     checkpoint: Path, late: Callable[[int], None]
 ) -> None:
@@ -168,6 +169,7 @@ def test_the_entries_of_who_broke_are_clean_for_the_next(
     assert [one.error for one in heard] == [None] * 2
 
 
+@pytest.mark.slow
 def test_padding_writes_to_nobodys_entries(checkpoint: Path) -> None:
     """A prompt may be padded beyond its entries, where its slot's last owner had some."""
     limits = {"slots": 2, "positions": 2048, "request_positions": 1024}

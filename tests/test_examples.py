@@ -120,6 +120,7 @@ def run(command: str) -> str:
     return subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_the_sessions_of_the_readme_print_what_it_shows(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,7 @@ def by_qwen_tts(stock: Any, clip: NDArray[np.float32], transcript: str | None) -
     return item
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duration_s", [0.08, 0.081, 0.5, 1.0, 1.52, 2.3, 7.32, 59.0])
 def test_features_are_bit_for_bit_those_of_qwen_tts(
     extractor: Extractor, stock: Any, duration_s: float
@@ -44,6 +45,7 @@ def test_features_are_bit_for_bit_those_of_qwen_tts(
     assert found.ref_text == TRANSCRIPT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "filters"),
     [
@@ -83,6 +85,7 @@ print(grown // (1 << 20 if sys.platform == "darwin" else 1 << 10))
 """
 
 
+@pytest.mark.slow
 def test_the_longest_clip_takes_little_memory() -> None:
     """460 MiB if it is encoded as a whole, by the demo, whose codec has a quarter of the width."""
     assert int(run_python(LONGEST).stdout) < 200
@@ -248,6 +251,7 @@ def test_features_on_cuda_are_those_of_the_cpu(checkpoint: Path, extractor: Extr
     np.testing.assert_allclose(there.ref_spk_embedding, here.ref_spk_embedding, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_importing_needs_no_qwen_tts_and_loading_prints_nothing(checkpoint: Path) -> None:
     script = """
 import sys

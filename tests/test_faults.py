@@ -212,6 +212,7 @@ def assert_nothing_is_left_over(data: DataDir) -> None:
     assert list(orphans(data)) == []
 
 
+@pytest.mark.slow
 def test_kill_9_loses_no_acknowledged_voice_and_leaves_no_half_one(tmp_path: Path) -> None:
     siege = besiege(tmp_path, kills=100)
     assert siege.acknowledged > 300, "too few: this proves little"

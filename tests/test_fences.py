@@ -262,6 +262,7 @@ def test_two_origins_are_refused_unless_both_may(behind: httpx.Client) -> None:
         assert problem(refused) == (403, "origin-refused")
 
 
+@pytest.mark.slow
 def test_our_own_page_and_programs_may_do_everything(behind: httpx.Client) -> None:
     port = behind.base_url.port
     for headers in (
@@ -358,6 +359,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_serve_puts_up_the_fence_and_logs_what_it_refuses(tmp_path: Path) -> None:
     with served(tmp_path / "data", "--no-inference") as server:
         assert server.ask("GET", "/voices")[0] == 200
@@ -369,6 +371,7 @@ def test_serve_puts_up_the_fence_and_logs_what_it_refuses(tmp_path: Path) -> Non
     assert '"GET /voices HTTP/1.1" 421' in log and '"POST /speak HTTP/1.1" 403' in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "host", "status"),
     [
@@ -387,6 +390,7 @@ def test_a_target_may_name_no_other_host(
     assert said(server.port, f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")[:3] == status
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_answered_before_its_body_comes(server: Server) -> None:
     head = "POST /voices HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\nExpect: 100-continue\r\n"
     head += "Content-Type: multipart/form-data; boundary=x\r\n"
@@ -394,12 +398,14 @@ def test_what_is_refused_is_answered_before_its_body_comes(server: Server) -> No
         assert said(server.port, f"{head}{size}\r\n\r\n").startswith(b"403 ")
 
 
+@pytest.mark.slow
 def test_a_program_of_http_1_0_needs_no_host(server: Server) -> None:
     assert said(server.port, "GET /voices HTTP/1.0\r\n\r\n").startswith(b"200 ")
     refused = "DELETE /voices/alice HTTP/1.0\r\nOrigin: http://127.0.0.1\r\n\r\n"
     assert said(server.port, refused).startswith(b"403 ")
 
 
+@pytest.mark.slow
 def test_a_server_for_the_network_answers_to_addresses_and_listed_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

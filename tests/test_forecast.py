@@ -108,6 +108,7 @@ def test_who_would_wait_too_long_is_refused_at_once(checkpoint: Path) -> None:
     assert not engine.busy
 
 
+@pytest.mark.slow
 def test_those_in_the_queue_are_refused_when_the_pace_is_known(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=1)
     voice = make_voice(engine)

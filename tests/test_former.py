@@ -157,6 +157,7 @@ def test_a_voice_of_many_enrolments_is_used_like_one_of_one(tmp_path: Path, use:
 # Edits
 
 
+@pytest.mark.slow
 def test_an_edit_leaves_the_last_enrolments_and_nothing_of_older_ones(
     store: VoiceStore, enroller: QuickEnroller
 ) -> None:
@@ -177,6 +178,7 @@ def test_an_edit_leaves_the_last_enrolments_and_nothing_of_older_ones(
     assert faults(store) == []
 
 
+@pytest.mark.slow
 def test_a_prompt_that_a_later_enrolment_names_stays(
     store: VoiceStore, enroller: QuickEnroller
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_prompt_that_a_later_enrolment_names_stays(
     assert faults(store) == []
 
 
+@pytest.mark.slow
 def test_a_prompt_of_a_former_name_that_a_later_enrolment_names_stays(
     store: VoiceStore, enroller: QuickEnroller
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_prompt_of_a_former_name_that_a_later_enrolment_names_stays(
     assert store.data.former_prompt(ref).exists()
 
 
+@pytest.mark.slow
 def test_many_from_before_this_rule_go_at_the_next_edit(
     store: VoiceStore, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +222,7 @@ def test_many_from_before_this_rule_go_at_the_next_edit(
     assert faults(store) == []
 
 
+@pytest.mark.slow
 def test_nothing_goes_while_a_backup_is_made(store: VoiceStore, enroller: QuickEnroller) -> None:
     say(enroller, *words(KEPT - 1))
     with store.holding_files():
@@ -227,6 +232,7 @@ def test_nothing_goes_while_a_backup_is_made(store: VoiceStore, enroller: QuickE
     assert len(prompts(store)) == len(numbers(store)) == KEPT
 
 
+@pytest.mark.slow
 def test_an_edit_that_can_not_remove_files_is_stored(
     store: VoiceStore,
     enroller: QuickEnroller,
@@ -250,6 +256,7 @@ def test_an_edit_that_can_not_remove_files_is_stored(
         assert left.endswith("belongs to no voice")
 
 
+@pytest.mark.slow
 def test_an_edit_that_is_not_stored_removes_nothing(
     store: VoiceStore, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +303,7 @@ def test_a_clip_that_only_older_enrolments_name_goes_once_it_is_old(
     assert store.data.clip(store.get("bob").enrolment.clip_sha256).exists()
 
 
+@pytest.mark.slow
 def test_a_rebuild_of_an_enrolment_that_is_gone_is_told_to_come_again(
     store: VoiceStore,
     enroller: QuickEnroller,
@@ -344,6 +352,7 @@ def restored(store: VoiceStore, folder: Path) -> VoiceStore:
     return VoiceStore(DataDir(folder / "restored"))
 
 
+@pytest.mark.slow
 def test_a_backup_with_more_enrolments_is_restored_without_them(
     crowded: VoiceStore, tmp_path: Path
 ) -> None:
@@ -360,6 +369,7 @@ def test_a_backup_with_more_enrolments_is_restored_without_them(
         assert faults(store) == []
 
 
+@pytest.mark.slow
 def test_tens_of_thousands_of_enrolments_are_not_believed(
     crowded: VoiceStore, tmp_path: Path
 ) -> None:
@@ -373,6 +383,7 @@ def test_tens_of_thousands_of_enrolments_are_not_believed(
         assert store.data.database.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_an_enrolment_after_the_current_one_is_not_believed(
     crowded: VoiceStore, tmp_path: Path
 ) -> None:

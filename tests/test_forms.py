@@ -32,6 +32,7 @@ def send(client: httpx.Client, *parts: Part, more: str = "") -> httpx.Response:
 TYPED = 'name="transcript"\r\nContent-Type: text/plain; charset='
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("about", "content", "words"),
     [

@@ -38,6 +38,7 @@ def hold(name: str, calls: int, seed: int) -> None:
     assert not parser.refusals or len(ends) > 1, "none is refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARSERS)
 def test_what_is_not_read_is_refused_by_the_parsers_own_error(name: str) -> None:
     hold(name, 2000, seed=1)

@@ -109,6 +109,7 @@ def form(**fields: str) -> bytes:
     return b"\r\n".join([*parts, b"--cut--\r\n"])
 
 
+@pytest.mark.slow
 def test_the_registry_starts_and_enrols_from_what_its_image_has(
     server: ModalServer, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_the_registry_starts_and_enrols_from_what_its_image_has(
     assert list((tmp_path / "state" / "snapshots").glob("*.db"))
 
 
+@pytest.mark.slow
 def test_every_module_of_inference_is_imported_from_what_its_image_has(
     server: ModalServer, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def code_of(items: list[Item]) -> str:
 # What it says
 
 
+@pytest.mark.slow
 def test_it_enrols_and_speaks_what_the_service_would(
     voices: Container, enrol: Enrol, data: DataDir, service_factory: Any
 ) -> None:
@@ -125,6 +126,7 @@ def test_it_enrols_and_speaks_what_the_service_would(
     assert say(voices, ref)[0]["speech"]["prompt_cache"] == "memory"
 
 
+@pytest.mark.slow
 def test_calls_are_served_together(voices: Container, enrol: Enrol) -> None:
     refs = [enrolled(voices, enrol(seed)) for seed in range(2)]
     alone = [pcm_of(say(voices, ref)) for ref in refs]
@@ -334,6 +336,7 @@ def test_what_comes_when_nobody_waits_any_more_is_refused(voices: Container, enr
     assert say(voices, ref)[-1]["end"], "which holds for no later call"
 
 
+@pytest.mark.slow
 def test_a_speech_ends_after_as_long_as_one_may_take(endless: Container, enrol: Enrol) -> None:
     ref = enrolled(endless, enrol(1))
     loading = endless.speak(ref, TEXT, {})
@@ -359,6 +362,7 @@ def test_the_end_of_the_container_leaves_no_thread_behind(endless: Container, en
 # The model, and the snapshot
 
 
+@pytest.mark.slow
 def test_without_a_model_it_says_what_brings_one(
     enter: Enter, enrol: Enrol, located: LocatedModel, tmp_path: Path
 ) -> None:
@@ -452,6 +456,7 @@ extractor.extract(np.zeros(24_000, np.float32), "Words.")
 """
 
 
+@pytest.mark.slow
 def test_the_snapshot_asks_for_no_gpu_no_socket_and_no_package_that_the_image_lacks(
     located: LocatedModel, tmp_path: Path
 ) -> None:
@@ -473,6 +478,7 @@ def sent() -> Iterator[ModalServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
     plan, found = deploy.plan, sent.functions["Voices.*"]
     assert found.resources.gpu_config.gpu_type == plan.gpu == "T4"
@@ -489,6 +495,7 @@ def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
     assert kinds.keys() == {"extract_prompt", "describe", "status"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshot", ["off", "gpu"])
 def test_other_plans_can_be_deployed(snapshot: str) -> None:
     other = {"SNAPSHOT": snapshot, "GPU": "L4", "REGION": "eu", "MODEL": "demo", "NAME": "team"}

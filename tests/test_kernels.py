@@ -197,6 +197,7 @@ def nvcc() -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "brain"), TARGETS)
 def test_the_kernels_compile_for_every_gpu_that_is_supported(
     tmp_path: Path, nvcc: str, target: int, brain: int

@@ -51,6 +51,7 @@ def test_a_language_that_only_other_models_speak_is_refused() -> None:
     assert language_named("Elvish", ("english", "elvish")) == "elvish"
 
 
+@pytest.mark.slow
 def test_it_is_kept_by_the_model_s_name(client: httpx.Client) -> None:
     assert add(client, "alice", language="en-US").json()["defaults"]["language"] == "english"
     patch = {"defaults": {"language": "ENG"}}

@@ -339,6 +339,7 @@ def test_a_speech_tokenizer_without_a_decoder_is_refused(copy: Path) -> None:
     assert refusal(copy) == f"{copy / SPEECH} has no tensors named decoder.*."
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux")
 def test_loading_holds_no_second_copy(checkpoint: Path, tmp_path: Path) -> None:
     rows = 1_500_000  # 192 MB in bfloat16
@@ -369,6 +370,7 @@ print(peak_kib() - before)
 """
 
 
+@pytest.mark.slow
 def test_loading_imports_neither_qwen_tts_nor_transformers(checkpoint: Path) -> None:
     script = """
 import sys

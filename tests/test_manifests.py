@@ -172,6 +172,7 @@ def test_a_field_that_is_not_sealed_is_refused(forged: Forged, tar: Path, tmp_pa
     assert "is damaged" in refusal(forged.write(tar), tmp_path / "there" / "home")
 
 
+@pytest.mark.slow
 def test_the_values_of_a_manifest_are_counted_before_they_are_made() -> None:
     text = sealed("[" + "[]," * 20_000_000 + "[]]")  # gigabytes, if it is read
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -124,6 +124,7 @@ def test_processes_that_start_at_once_all_find_the_schema(tmp_path: Path) -> Non
     assert examine(DataDir(tmp_path), read_data=True, repair=False) == []
 
 
+@pytest.mark.slow
 def test_a_first_start_that_is_killed_does_not_hinder_the_second(tmp_path: Path) -> None:
     rng = random.Random(1)
     for number in range(15):

@@ -90,6 +90,7 @@ async def enrolled(site: Site, source: PromptSource) -> PromptRef:
     return PromptRef(source.voice_id, found.fingerprint, found.sha256)
 
 
+@pytest.mark.slow
 def test_one_cancelled_call_stops_nobody_else(site: Site, enrol: Enrol) -> None:
     """And neither do those that did not wait for the container to come up."""
 
@@ -128,6 +129,7 @@ def test_one_cancelled_call_stops_nobody_else(site: Site, enrol: Enrol) -> None:
     assert "Traceback" not in site.log
 
 
+@pytest.mark.slow
 def test_a_container_that_is_taken_away_breaks_what_it_spoke(site: Site, enrol: Enrol) -> None:
     async def listen() -> None:
         site.start()
@@ -151,6 +153,7 @@ def trial(*options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=5 * PATIENCE_S)
 
 
+@pytest.mark.slow
 def test_a_sentence_is_tried_without_a_registry(
     site: Site, located: LocatedModel, tmp_path: Path
 ) -> None:

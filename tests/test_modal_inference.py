@@ -167,6 +167,7 @@ def enrol_and_speak(inference: Inference, data: DataDir) -> list[bytes]:
         return [whole.content, streamed.content, plain.content, wrong.content]
 
 
+@pytest.mark.slow
 def test_over_http_it_is_as_good_as_local_inference(
     inference: ModalInference, located: LocatedModel, data: DataDir, tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_over_http_it_is_as_good_as_local_inference(
     assert enrol_and_speak(there, near) == here
 
 
+@pytest.mark.slow
 def test_a_damaged_prompt_is_healed_through_it(
     inference: ModalInference, remote: LocalRemote, data: DataDir
 ) -> None:
@@ -204,6 +206,7 @@ def enrol_over(http: httpx.Client, name: str, wait: str) -> httpx.Response:
     return http.post("/voices", data=form, files=clip, headers={"Prefer": f"wait={wait}"})
 
 
+@pytest.mark.slow
 def test_who_does_not_wait_for_a_cold_gpu_stops_nobody_who_comes_later(
     voices: Container, data: DataDir, tmp_path: Path
 ) -> None:
@@ -278,6 +281,7 @@ def test_who_leaves_frees_the_slot_there_and_no_other(
     remote.container.until_silent()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", range(6))
 def test_whoever_leaves_at_any_step_of_the_way_leaves_no_speech_behind(
     endless: tuple[LocalRemote, ModalInference], enrol: Enrol, steps: int
@@ -636,6 +640,7 @@ def by_name(server: ModalServer) -> ModalClass:
     return ModalClass(voices, modal.FunctionCall.from_id)
 
 
+@pytest.mark.slow
 def test_through_modals_client_it_speaks_enrols_and_cancels(
     server: ModalServer, by_name: ModalClass
 ) -> None:

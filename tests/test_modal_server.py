@@ -143,6 +143,7 @@ def apps(project: Path, client: modal.Client, monkeypatch: pytest.MonkeyPatch) -
         importlib.import_module(name).app.deploy()
 
 
+@pytest.mark.slow
 def test_apps_are_published_with_their_functions_and_classes(deployed: ModalServer) -> None:
     speaker, web = deployed.sent("AppPublish")
     assert (speaker.name, speaker.app_state) == ("sample-speaker", pb.APP_STATE_DEPLOYED)

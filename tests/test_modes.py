@@ -193,6 +193,7 @@ def test_an_umask_that_takes_from_the_owner_takes_nothing_of_ours(
     assert_private(tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("open_umask")
 def test_the_verbs_make_private_files_and_leave_speech_to_the_umask(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
@@ -303,6 +304,7 @@ def test_what_is_not_ours_and_what_a_link_leads_to_keep_their_modes(
     assert said(old) == {}
 
 
+@pytest.mark.slow
 def test_what_another_account_owns_is_told_and_hinders_nothing(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
@@ -336,6 +338,7 @@ def test_new_files_in_an_old_directory_are_private_at_once(old: DataDir) -> None
     assert {stat.filemode(path.stat().st_mode) for path in new} == {"drwx------", "-rw-------"}
 
 
+@pytest.mark.slow
 def test_the_verb_names_each_and_closes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOICES_HOME", str(tmp_path / "data"))
     with closing(VoiceStore(DataDir(tmp_path / "data"))) as store:

@@ -54,6 +54,7 @@ def test_names_that_read_the_same_have_one_key(one: str, other: str) -> None:
     assert name_key(one) == name_key(other)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_the_key_of_a_key_is_itself(name: str) -> None:
     assert name_key(name_key(name)) == name_key(name)
@@ -146,6 +147,7 @@ def test_what_is_drawn_as_nothing_is_refused_by_its_number(character: str) -> No
         assert refused.value.code == "name-invalid"
 
 
+@pytest.mark.slow
 def test_what_is_seen_is_taken() -> None:
     """All but what has a meaning of its own; a mark stands on a letter."""
     drawn = [c for c in everything() if unicodedata.category(c)[0] in "LMNPS"]

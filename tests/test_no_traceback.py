@@ -217,6 +217,7 @@ def registry_url(client: httpx.Client) -> str:
     return str(client.base_url)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ASKING)
 @pytest.mark.usefixtures("here")
 def test_odd_arguments_of_verbs_that_ask_a_registry(verb: str, registry_url: str) -> None:
@@ -319,6 +320,7 @@ def odd_folders(here: Path) -> None:
     (here / "login-is-a-folder" / "login.json").mkdir(parents=True, exist_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.usefixtures("odd_folders")
 def test_odd_environments(verb: str, taken_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +338,7 @@ def test_odd_environments(verb: str, taken_port: str, monkeypatch: pytest.Monkey
 STREAMS = [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "> /dev/full", "2> /dev/full", "| head -c 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize(
     "verb", ["version --json", "where", "list", "add bob -", "clip alice -o -"]
@@ -361,6 +364,7 @@ def test_odd_streams(verb: str, streams: str, here: Path, registry_url: str) -> 
         )
 
 
+@pytest.mark.slow
 def test_stdout_that_can_not_hold_a_name_gets_it_escaped(here: Path, registry_url: str) -> None:
     httpx.patch(f"{registry_url}/voices/alice", json={"name": "Zoë"}).raise_for_status()
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}

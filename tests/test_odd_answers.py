@@ -67,6 +67,7 @@ def ended_well(result: Result) -> bool:
     return known and result.exit_code in (0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ANSWERS, *FOREVER])
 def test_whatever_answers_the_command_says_one_sentence(run: Run, kind: str) -> None:
     for verb in VERBS:

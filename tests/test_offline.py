@@ -64,6 +64,7 @@ def asking(url: str) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["demo", "folder"])
 def test_a_server_loads_enrols_and_speaks_without_a_call(
     hub: Counter, checkpoint: Path, tmp_path: Path, named: str
@@ -98,6 +99,7 @@ except (OSError, ValueError) as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "import transformers", "import huggingface_hub"])
 def test_once_the_model_is_here_no_library_can_call(hub: Counter, before: str) -> None:
     asked = run(ASKS.format(before=before, act="import_qwen_tts()"))

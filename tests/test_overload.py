@@ -83,6 +83,7 @@ def test_a_clip_that_came_to_a_queue_full_by_now_is_not_decoded(
     assert len(asked) == 2 and list(store.data.uploads.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/sys/net").is_dir(), reason="127.0.0.2 is an address on Linux")
 @pytest.mark.parametrize("path", ["/speak", "/clone"])
 def test_the_last_places_for_speech_are_for_other_addresses(
@@ -175,6 +176,7 @@ def test_a_ready_server_tells_how_many_may_wait(client: httpx.Client) -> None:
     assert client.get("/readyz").json()["inference"]["queue_limit"] == 1000
 
 
+@pytest.mark.slow
 def test_a_crowd_that_lists_leaves_room_for_others(
     client: httpx.Client, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_who_leaves_a_crowd_that_lists_is_not_waited_for(
     assert began.acquire(timeout=60) and not began.acquire(blocking=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", [False, True])
 def test_rebuilds_wait_in_a_line_that_has_an_end(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, edit: bool
@@ -296,6 +299,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("registry.storage.database.PLACE_S", 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_changes_that_wait_for_another_process_hold_nobody_else_up(
     client: httpx.Client, data: DataDir
@@ -318,6 +322,7 @@ def test_changes_that_wait_for_another_process_hold_nobody_else_up(
     assert change(1).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_crowd_of_changes_is_stored_where_nobody_holds_the_database(client: httpx.Client) -> None:
     add(client, "alice")
 

@@ -450,6 +450,7 @@ def test_clips_that_drip_keep_nobody_out(
         until_gone(client, store.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "path"), [("POST", "/speak"), ("PATCH", "/voices/alice")])
 def test_json_that_drips_keeps_nobody_out(
     store: VoiceStore, fake: FakeInference, hurry: Hurry, method: str, path: str

@@ -126,6 +126,7 @@ def speak(engine: Engine, cases: Sequence[Case], every: int = 0) -> list[Heard]:
     return hear(engine, [request_of(engine, case) for case in cases], every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "every"), [(8, 0), (3, 0), (8, 2), (1, 0)])
 def test_codes_of_a_mixed_batch_are_those_of_qwen_tts(
     folders: dict[str, Path], references: dict[str, Reference], slots: int, every: int
@@ -138,6 +139,7 @@ def test_codes_of_a_mixed_batch_are_those_of_qwen_tts(
     assert engine.counters.largest_batch == min(slots, len(CASES)) or every
 
 
+@pytest.mark.slow
 def test_codes_up_to_the_budget_are_those_of_qwen_tts(
     folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:
@@ -150,6 +152,7 @@ def test_codes_up_to_the_budget_are_those_of_qwen_tts(
         assert np.array_equal(found, references["never"].codes(case, len(found))), case
 
 
+@pytest.mark.slow
 def test_the_joined_sound_is_the_whole_decode(
     folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:

@@ -53,6 +53,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTABLE + BEYOND + MEANING + NO_UTF8, ids=ascii)
 def test_voices_live_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     folder = make(tmp_path / f"who{name}")

@@ -77,6 +77,7 @@ def test_the_file_is_plain_safetensors_with_a_small_header() -> None:
     assert length % 8 == 0 and len(data) < 1600
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes() -> None:
     done = subprocess.run(
         [PYTHON, "-c", "import test_prompt as t; t.sys.stdout.write(t.saved_sha256())"],

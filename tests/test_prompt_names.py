@@ -67,6 +67,7 @@ def rebuild_for_a_while(home: Path, bits: bytes, together: Any) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_two_processes_that_rebuild_at_once_leave_no_row_without_its_bytes(tmp_path: Path) -> None:
     with closing(VoiceStore(DataDir(tmp_path / "home"))) as store:
         enrol(store, FakeInference(store.data))

@@ -134,6 +134,7 @@ def curl(*arguments: str | bytes) -> tuple[int, Any]:
 # O1: one channel against the other
 
 
+@pytest.mark.slow
 def test_o1_an_inverted_channel_does_not_take_the_voice_away(
     url: str, clip: Callable[[str], bytes]
 ) -> None:
@@ -148,6 +149,7 @@ def test_o1_an_inverted_channel_does_not_take_the_voice_away(
 # O2: judged by the first bytes, the first track, the exact length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [
@@ -205,6 +207,7 @@ def test_o4_lines_end_as_a_form_ends_them(url: str, here: Path) -> None:
     assert body["description"].split("\n") == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_o4_words_come_from_a_file(url: str, here: Path) -> None:
     transcript = ["-F", "transcript=@words.txt"]
     status, body = curl("-F", "name=words", "-F", "audio=@ref.wav", *transcript, f"{url}/voices")
@@ -242,6 +245,7 @@ def test_o5_a_text_may_begin_with_a_dash(url: str, here: Path) -> None:
         assert re.search(r"(?<![-\w])--(?![-\w])", spoken.stderr.decode())
 
 
+@pytest.mark.slow
 def test_o5_a_name_of_many_bytes_is_no_file_name(url: str, here: Path) -> None:
     assert add(url, EMOJI, ALICE, transcript=WORDS).status_code == 201
     for verb, *more in (["speak", "Hello."], ["clip"]):
@@ -253,6 +257,7 @@ def test_o5_a_name_of_many_bytes_is_no_file_name(url: str, here: Path) -> None:
 # O6: where it runs
 
 
+@pytest.mark.slow
 def test_o6_it_serves_without_a_home_and_without_a_passwd_entry(tmp_path: Path) -> None:
     bare = ["unshare", "-U", "--map-user=12345"]
     if shutil.which("unshare") is None or subprocess.run([*bare, "true"]).returncode:
@@ -269,6 +274,7 @@ def test_o6_a_socks_proxy_is_no_traceback(url: str, here: Path) -> None:
     assert done.returncode == 0 or done.stderr.startswith((b"Error: ", b"Usage: "))
 
 
+@pytest.mark.slow
 def test_o6_a_long_folder_for_temporary_files_is_no_matter(here: Path) -> None:
     folder = here / ("t" * 100)
     folder.mkdir()
@@ -335,6 +341,7 @@ def test_o8_a_range_of_a_clip_is_sent(url: str, here: Path) -> None:
 # P1, P2: recordings whose length was never written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["p1-sizes-never-written.wav", "p2-recorder-live.webm"])
 def test_p_a_recording_needs_no_length_in_its_header(
     url: str, clip: Callable[[str], bytes], name: str

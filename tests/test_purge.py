@@ -321,6 +321,7 @@ def test_nothing_is_purged_while_a_backup_is_being_made(store: VoiceStore, enrol
     assert store.purge_surplus(0) == 1
 
 
+@pytest.mark.slow
 def test_a_backup_holds_the_files_of_its_rows(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +421,7 @@ def test_a_command_without_a_server_removes_what_it_deletes_and_no_more(tmp_path
         assert len(store.surplus(0)[0]) == len(NAMES) - 1
 
 
+@pytest.mark.slow
 def test_a_server_answers_while_it_removes_deleted_voices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

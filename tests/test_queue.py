@@ -126,6 +126,7 @@ def test_waiting_too_long_is_refused_while_another_job_still_runs(
     assert [path.name for path in (data.root / "prompts").iterdir()] == ["voice_1"]
 
 
+@pytest.mark.slow
 def test_a_failed_load_is_told_to_each_caller_and_tried_again(
     service_factory: ServiceFactory, located: LocatedModel
 ) -> None:

@@ -118,6 +118,7 @@ def verbs(home: Path) -> dict[str, tuple[int, str]]:
     return told
 
 
+@pytest.mark.slow
 def test_the_command_line_says_a_sentence(home: Path) -> None:
     readable_only(home)
     told = unprivileged(verbs, home)
@@ -142,6 +143,7 @@ def test_a_directory_that_can_not_be_made_is_named() -> None:
         assert kind is StorageReadOnly and str(folder) in said
 
 
+@pytest.mark.slow
 def test_an_older_schema_that_can_not_be_migrated_is_said(home: Path) -> None:
     with closing(sqlite3.connect(home / "registry.db")) as database, database:
         database.execute("DELETE FROM alembic_version")

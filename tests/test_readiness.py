@@ -58,6 +58,7 @@ def without_header(path: Path) -> None:
     path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, without_header], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_damaged_weights_are_said_in_the_answer_and_in_the_log(
@@ -98,6 +99,7 @@ def test_a_thread_that_has_died_is_noticed() -> None:
     assert not thread.has_died
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_there_is_refused_at_the_start(tmp_path: Path) -> None:
     environ = os.environ | {"VOICES_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     line = [PYTHON, "-m", "cli.main", "serve", "--model", "demo", "--port", "0", "--device"]

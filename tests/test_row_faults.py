@@ -218,6 +218,7 @@ def http(data: DataDir) -> Iterator[httpx.Client]:
         yield http
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SHOWN)
 def test_a_voice_that_is_damaged_hides_no_other(
     data: DataDir, tmp_path: Path, http: httpx.Client, what: str
@@ -254,6 +255,7 @@ def test_the_command_line_tells_of_voices_that_it_cannot_list(
     assert alone.stderr.startswith("Note: 1 voice is damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HIDDEN)
 def test_what_is_not_shown_is_not_believed_either(data: DataDir, tmp_path: Path, what: str) -> None:
     field, table, change = HIDDEN[what]
@@ -263,6 +265,7 @@ def test_what_is_not_shown_is_not_believed_either(data: DataDir, tmp_path: Path,
     assert_not_restored(data, tmp_path, field, voice_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", FORMER)
 def test_a_name_of_a_former_version_is_written_anew(
     data: DataDir, tmp_path: Path, what: str

@@ -157,6 +157,7 @@ CHANCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "has_rules"), CHANCES)
 def test_codes_are_drawn_by_hugging_faces_chances(case: Case, has_rules: bool) -> None:
     """By many seeds, by many steps of one seed, and never by chances that are a little warmer."""

@@ -87,6 +87,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", UPGRADES)
 def test_a_request_that_asks_for_an_upgrade_keeps_its_body(server: Server, protocol: str) -> None:
     """httptools, where it is installed, would hand on none of it."""
@@ -95,6 +96,7 @@ def test_a_request_that_asks_for_an_upgrade_keeps_its_body(server: Server, proto
     assert (status, b"voice-not-found" in answer) == (404, True)
 
 
+@pytest.mark.slow
 def test_every_line_of_the_log_has_its_time(tmp_path: Path) -> None:
     with served(tmp_path / "data", "--no-inference") as server:
         assert server.ask("GET", "/healthz")[0] == 200
@@ -143,6 +145,7 @@ def test_an_ipv6_address_is_a_url(tmp_path: Path) -> None:
         assert re.fullmatch(r"http://\[::1\]:\d+", server.url)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("path", ["/voices", "/speak", "/nowhere"])
 def test_a_body_without_end_takes_no_memory(server: Server, path: str) -> None:
@@ -165,6 +168,7 @@ def test_a_body_without_end_takes_no_memory(server: Server, path: str) -> None:
 FORWARDED = {"X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("proxies", "address", "status"),
     [
@@ -185,6 +189,7 @@ def test_only_a_proxy_that_is_named_says_who_asks_and_by_which_scheme(
     assert f" {address}:" in line
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
     form = "multipart/form-data; boundary=x"
     with served(tmp_path / "data", "--no-inference") as server:
@@ -196,6 +201,7 @@ def test_a_client_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert not [line for line in server.log if "Traceback" in line or "ERROR" in line]
 
 
+@pytest.mark.slow
 def test_what_is_no_http_is_answered_in_plain_text(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
         connection.sendall(b"HELLO\r\n\r\n")

@@ -13,6 +13,7 @@ HOSTILE = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x7f\b\r"
 HEADERS = ("X-Forwarded-For", "X-Forwarded-Proto", "User-Agent", "Referer", "Prefer", "If-Match")
 
 
+@pytest.mark.slow
 def test_no_header_of_a_client_commands_the_terminal(tmp_path: Path) -> None:
     with served(tmp_path, "--no-inference", proxies="127.0.0.1") as server:
         for name in HEADERS:
@@ -25,6 +26,7 @@ def test_no_header_of_a_client_commands_the_terminal(tmp_path: Path) -> None:
     assert not [line for line in log.splitlines() if not line.startswith("20")]
 
 
+@pytest.mark.slow
 def test_a_line_is_no_longer_than_what_it_tells(tmp_path: Path) -> None:
     with served(tmp_path, "--no-inference") as server:
         assert server.ask("GET", "/" + "%01" * 5000)[0] == 404

@@ -43,6 +43,7 @@ print(sorted(unwanted & set(sys.modules)))
 # The service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["icl", "xvec"])
 def test_a_prompt_from_disk_speaks_as_qwen_tts_with_a_fresh_one(
     service_factory: ServiceFactory, enrol: Enrol, stock: Any, mode: str
@@ -300,6 +301,7 @@ def counted(service: InferenceService) -> tuple[int, int]:
     return counters.steps, counters.frames
 
 
+@pytest.mark.slow
 def test_sixteen_callers_of_two_voices_never_mix(
     service_factory: ServiceFactory, enrol: Enrol
 ) -> None:
@@ -346,6 +348,7 @@ def test_callers_on_several_event_loops_share_one_service(
 LONG = "Enough words to go on for a while, so that nobody is done before the others have begun."
 
 
+@pytest.mark.slow
 def test_sound_comes_before_the_speech_is_made(
     service_factory: ServiceFactory, enrol: Enrol
 ) -> None:
@@ -410,6 +413,7 @@ def test_whoever_leaves_before_the_first_chunk_takes_nothing(
     run(go())
 
 
+@pytest.mark.slow
 def test_waiting_too_long_for_a_slot_is_refused(
     service_factory: ServiceFactory, enrol: Enrol
 ) -> None:
@@ -427,6 +431,7 @@ def test_waiting_too_long_for_a_slot_is_refused(
     run(go())
 
 
+@pytest.mark.slow
 def test_an_engine_that_breaks_is_told_and_loaded_again(
     service_factory: ServiceFactory,
     enrol: Enrol,

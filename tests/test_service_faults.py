@@ -158,6 +158,7 @@ class Slow(VoiceFiles):
         return super().prompt(ref)
 
 
+@pytest.mark.slow
 def test_who_reads_a_prompt_while_the_engine_breaks_is_told(
     data: DataDir, located: LocatedModel, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_who_reads_a_prompt_while_the_engine_breaks_is_told(
     assert service.close(60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["submit", "prepare"])
 def test_an_engine_that_breaks_in_a_job_is_loaded_again(
     service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch, name: str
@@ -201,6 +203,7 @@ def test_an_engine_that_breaks_in_a_job_is_loaded_again(
     run(go())
 
 
+@pytest.mark.slow
 def test_a_full_device_refuses_a_new_voice_and_nobody_else(
     service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_full_device_refuses_a_new_voice_and_nobody_else(
     run(go())
 
 
+@pytest.mark.slow
 def test_a_reload_that_fails_says_why(
     service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +252,7 @@ def test_a_reload_that_fails_says_why(
     run(go())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "submit"])
 def test_an_engine_that_broke_is_gone_before_the_next_is_made(
     service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch, name: str
@@ -322,6 +327,7 @@ def test_who_waited_long_for_the_model_may_still_wait_for_a_slot(
 # The end
 
 
+@pytest.mark.slow
 def test_closing_refuses_who_waits_for_a_slot_and_lets_the_speaker_end(
     service_factory: ServiceFactory, enrol: Enrol
 ) -> None:

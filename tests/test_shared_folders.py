@@ -39,6 +39,7 @@ def loads(folder: Path, **environ: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PUT)
 def test_a_name_that_everybody_knows_keeps_no_model_from_loading(kind: str, tmp_path: Path) -> None:
     PUT[kind](tmp_path / KNOWN)
@@ -49,6 +50,7 @@ def test_a_name_that_everybody_knows_keeps_no_model_from_loading(kind: str, tmp_
     assert sorted(os.listdir(tmp_path)) == ["home", KNOWN], "what is ours is gone, and no more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PUT)
 def test_a_home_where_all_may_write_is_not_written_to(kind: str, tmp_path: Path) -> None:
     """As that of daemons, whose home is /tmp; numba would run what is in its cache there."""
@@ -64,6 +66,7 @@ def test_a_home_where_all_may_write_is_not_written_to(kind: str, tmp_path: Path)
     assert os.listdir(tmp_path) == ["home"] and os.listdir(home) == [".cache"]
 
 
+@pytest.mark.slow
 def test_folders_that_the_environment_names_stay(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.mkdir(0o700)
@@ -75,6 +78,7 @@ def test_folders_that_the_environment_names_stay(tmp_path: Path) -> None:
     assert empty.startswith(f"{tmp_path}/voices-cache-")
 
 
+@pytest.mark.slow
 def test_a_voice_is_enrolled_and_speaks_beside_such_names(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -135,6 +135,7 @@ def answer(connection: socket.socket) -> bytes:
 # ------------------------------------------------------------------ many at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"G", HALF, b"POST /speak HTTP/1.1\r\n"])
 def test_half_open_connections_make_nobody_deaf(
     patient: Server, clients: Callable[..., socket.socket], said: bytes
@@ -144,12 +145,14 @@ def test_half_open_connections_make_nobody_deaf(
     assert not is_open(held[0]) and is_open(held[-1])  # who waited longest made room
 
 
+@pytest.mark.slow
 def test_idle_connections_make_room(patient: Server, clients: Callable[..., socket.socket]) -> None:
     for _ in range(300):
         assert answer(clients(patient, ALIVE)).startswith(b"HTTP/1.1 200")
     assert alive(patient)
 
 
+@pytest.mark.slow
 def test_a_request_is_never_closed_to_make_room(
     patient: Server, clients: Callable[..., socket.socket]
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_request_is_never_closed_to_make_room(
     assert answer(sending).startswith(b"HTTP/1.1 422")
 
 
+@pytest.mark.slow
 def test_those_that_come_and_go_leave_nothing(patient: Server) -> None:
     for how in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR) * 100:
         with socket.create_connection(("127.0.0.1", patient.port), 60) as connection:
@@ -169,6 +173,7 @@ def test_those_that_come_and_go_leave_nothing(patient: Server) -> None:
     assert alive(patient)
 
 
+@pytest.mark.slow
 def test_more_requests_than_are_answered_at_once_are_told_when_to_come_back(
     patient: Server, clients: Callable[..., socket.socket]
 ) -> None:
@@ -198,6 +203,7 @@ def test_more_requests_than_are_answered_at_once_are_told_when_to_come_back(
 # ------------------------------------------------------------------ one that is slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [b"", b"G", b"GET / HTTP/1.1", HALF, ALIVE[:-2], b"SSH-2.0-x\r\n"])
 def test_a_head_that_does_not_end_is_left(
     hasty: Server, clients: Callable[..., socket.socket], said: bytes
@@ -211,6 +217,7 @@ def test_a_head_that_comes_byte_by_byte_is_left(
     assert trickle(clients(hasty, HALF), b"a") == b""
 
 
+@pytest.mark.slow
 def test_the_second_head_of_a_connection_has_its_time_too(
     hasty: Server, clients: Callable[..., socket.socket]
 ) -> None:
@@ -256,6 +263,7 @@ def test_a_body_that_nobody_wants_is_not_taken_for_ever(
     assert trickle(clients(hasty, head), b"1\r\n \r\n").startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", [TLS_HELLO, b"\0" * 100, b"HELLO\r\n\r\n"])
 def test_what_is_no_http_is_closed_at_once(
     patient: Server, clients: Callable[..., socket.socket], said: bytes
@@ -366,6 +374,7 @@ async def length_of(request: bytes) -> int:
     return size
 
 
+@pytest.mark.slow
 def test_who_reads_no_answer_is_left(tmp_path: Path, clients: Callable[..., socket.socket]) -> None:
     """It asks for more than the buffers of both sides hold, and so keeps one request going."""
     limits = {"max_requests": 1, "body_timeout_s": 1, "log_level": "warning"}
@@ -382,6 +391,7 @@ def test_who_reads_no_answer_is_left(tmp_path: Path, clients: Callable[..., sock
     assert not [line for line in server.log if "Traceback" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_slow_readers_of_a_clip_hold_no_memory(
     tmp_path: Path, clients: Callable[..., socket.socket]
@@ -402,6 +412,7 @@ def test_slow_readers_of_a_clip_hold_no_memory(
                 assert b" 20" in clients(server, asked + ending).recv(12)  # and nothing more
         assert alive(server)
         assert server.peak_mib() < before_mib + 100
+        server.process.kill()  # it would wait for its readers
 
 
 # ------------------------------------------------------------------ the process
@@ -426,6 +437,7 @@ Server(config(app, Limits(connections=1000), lifespan="off")).run(sockets=[liste
 """
 
 
+@pytest.mark.slow
 def test_running_out_of_descriptors_is_said_once(clients: Callable[..., socket.socket]) -> None:
     """More connections are let in than there are descriptors, which `voices serve` never does."""
     words = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh", PYTHON, "-c", OUT_OF_DESCRIPTORS]
@@ -443,6 +455,7 @@ def test_running_out_of_descriptors_is_said_once(clients: Callable[..., socket.s
     assert "out of system resource" not in process.communicate(timeout=60)[1]
 
 
+@pytest.mark.slow
 def test_what_is_overridden_of_uvicorn_is_there() -> None:
     """None of it is promised: a release that renames a part of it must not pass unseen."""
     own = {name for name, value in vars(Connection).items() if callable(value)}

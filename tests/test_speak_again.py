@@ -43,6 +43,7 @@ def takes(fake: FakeInference) -> list[tuple[str | None, int | None]]:
     return [(params.mode, params.seed) for params in fake.params]
 
 
+@pytest.mark.slow
 @WAYS
 def test_a_speech_that_is_heard_is_made_once(
     alice: httpx.Client, fake: FakeInference, stream: bool
@@ -212,6 +213,7 @@ def hasty(store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
         yield http
 
 
+@pytest.mark.slow
 @WAYS
 def test_the_time_for_an_answer_counts_over_all_takes(
     hasty: httpx.Client, fake: FakeInference, stream: bool, monkeypatch: pytest.MonkeyPatch

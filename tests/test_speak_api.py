@@ -30,6 +30,7 @@ def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:
     assert timings == ["queue", "prompt", "ttfa", "total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
 def test_a_broken_prompt_is_rebuilt_once_and_said(
     client: httpx.Client, store: VoiceStore, fake: FakeInference, damage: str
@@ -115,6 +116,7 @@ def test_a_caller_who_leaves_the_queue_never_starts(
     assert fake.started == ["here"]
 
 
+@pytest.mark.slow
 def test_the_model_may_change_only_on_purpose(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -144,6 +146,7 @@ def test_invisible_characters_change_no_byte(client: httpx.Client, fake: FakeInf
     assert len({reply.content for reply in spoken}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["***", "\U0001f602", "\ufeff", "- - -", "\u200b", "?", "a\x1b[1m"]
 )

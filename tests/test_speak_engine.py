@@ -122,6 +122,7 @@ def samples(pcm: bytes) -> NDArray[np.int32]:
     return np.frombuffer(pcm, "<i2").astype(np.int32)
 
 
+@pytest.mark.slow
 def test_sixteen_streams_of_three_voices_share_batches(many: Place) -> None:
     """And each of them is what its caller hears alone, but for the last bit."""
     wishes = [("abc"[seed % 3], seed) for seed in range(CALLERS)]
@@ -138,6 +139,7 @@ def test_sixteen_streams_of_three_voices_share_batches(many: Place) -> None:
     assert len(set(together)) == CALLERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voice", ["a", "c"])
 def test_a_stream_is_the_whole_answer_in_parts(many: Place, voice: str) -> None:
     with many.http.stream("POST", "/speak", json=body((voice, 7))) as reply:
@@ -146,6 +148,7 @@ def test_a_stream_is_the_whole_answer_in_parts(many: Place, voice: str) -> None:
     assert len(parts) > 1
 
 
+@pytest.mark.slow
 def test_the_first_bytes_come_long_before_the_last_frame_is_made(narrow: Place) -> None:
     with narrow.http.stream("POST", "/speak", json=body(("a", 1), LONG)) as reply:
         before = narrow.counted()
@@ -163,6 +166,7 @@ def test_whoever_leaves_gives_the_only_slot_to_the_next(narrow: Place) -> None:
     assert found["submitted"] == 2 and found["failed"] == found["finished"] == 0
 
 
+@pytest.mark.slow
 def test_a_speech_that_does_not_end_cuts_its_stream(
     narrow: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +183,7 @@ def test_a_speech_that_does_not_end_cuts_its_stream(
     assert "POST /speak broke off: The speech did not end" in logged[0].getMessage()
 
 
+@pytest.mark.slow
 def test_a_command_whose_stream_breaks_says_so_once(
     narrow: Place, endless_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +201,7 @@ def test_a_whole_speech_that_does_not_end_is_a_problem(narrow: Place) -> None:
     assert "did not end" in reply.json()["detail"]
 
 
+@pytest.mark.slow
 def test_breaks_and_leavers_leave_nothing_behind(narrow: Place) -> None:
     voices, first = narrow.http.get("/voices").json(), start_and_leave(narrow)
     for _ in range(3):

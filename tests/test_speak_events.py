@@ -52,6 +52,7 @@ def test_the_parts_of_all_events_are_what_a_stream_sends(alice: httpx.Client, fo
     assert last == {"type": "speech.audio.done", "seconds": 0.85}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accept", "asked"),
     [

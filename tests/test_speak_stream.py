@@ -177,6 +177,7 @@ def test_leaving_before_the_first_chunk_ends_the_request(
     assert fake.chunks == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("chunks", [1, 2, 3])
 def test_leaving_while_the_engine_is_silent_closes_the_chunks(

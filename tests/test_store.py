@@ -83,6 +83,7 @@ def count_up(home: Path, times: int) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_two_processes_lose_no_update(store: VoiceStore, fake: FakeInference) -> None:
     enrol(store, fake, noise(random.Random(1)), "alice")
     home = store.data.root
@@ -108,6 +109,7 @@ def count_up_over_http(url: str, times: int) -> int:
     return refused
 
 
+@pytest.mark.slow
 def test_two_servers_of_one_directory_lose_no_update(tmp_path: Path) -> None:
     with server(tmp_path) as (_, one), server(tmp_path) as (_, other), client_of(one) as http:
         add(http, "alice", noise(random.Random(2)), labels='{"count": "0"}')
@@ -150,6 +152,7 @@ def race(store: VoiceStore, fake: FakeInference, rounds: int) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_cleaning_up_never_takes_a_clip_that_is_being_enrolled(
     store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -245,6 +248,7 @@ def test_a_table_of_another_module_joins_the_transaction_of_a_voice(
 # Files
 
 
+@pytest.mark.slow
 def test_a_page_of_many_words_is_shorter_and_none_is_left_out(
     store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -265,6 +269,7 @@ def test_a_page_of_many_words_is_shorter_and_none_is_left_out(
     assert len(sizes) == 3 and max(sizes) < 1_200_000
 
 
+@pytest.mark.slow
 def test_a_page_reads_no_more_voices_than_it_shows(
     store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +327,7 @@ def leaves_a_half(write: Callable[[Path, bytes], None], path: Path, kills: int) 
     return False
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(data: DataDir) -> None:
     assert not leaves_a_half(write_atomically, data.clip("0"), kills=25)
 

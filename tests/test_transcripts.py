@@ -96,6 +96,7 @@ def test_an_absurd_pace_is_refused(transcript: str, speech_s: float) -> None:
         refuse_absurd(transcript, speech_s)
 
 
+@pytest.mark.slow
 def test_enrolment_refuses_what_is_absurd_and_keeps_what_is_suspicious(
     client: httpx.Client, fake: FakeInference
 ) -> None:
@@ -109,6 +110,7 @@ def test_enrolment_refuses_what_is_absurd_and_keeps_what_is_suspicious(
     assert client.post("/voices/alice/rebuild").json()["warnings"][-1] == warning
 
 
+@pytest.mark.slow
 def test_words_that_leave_no_room_for_a_text_are_refused(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -145,6 +147,7 @@ def edit(client: httpx.Client, patch: dict[str, Any], tag: str | None = None) ->
     return client.patch("/voices/alice", json=patch, headers=headers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dress", ["server", "socket", "volume"])
 def test_another_transcript_is_another_version_of_the_same_voice(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
@@ -166,6 +169,7 @@ def test_another_transcript_is_another_version_of_the_same_voice(
     assert fake.extracted == 2
 
 
+@pytest.mark.slow
 def test_the_words_are_kept_as_at_enrolment(client: httpx.Client) -> None:
     add(client, "alice")
     assert (
@@ -202,6 +206,7 @@ def test_the_same_words_are_no_work(client: httpx.Client, fake: FakeInference) -
     assert fake.extracted == 1
 
 
+@pytest.mark.slow
 def test_words_can_be_taken_away_and_given_again(client: httpx.Client, store: VoiceStore) -> None:
     first = add(client, "alice").json()
     without = edit(client, {"transcript": None}).json()
@@ -213,6 +218,7 @@ def test_words_can_be_taken_away_and_given_again(client: httpx.Client, store: Vo
     assert examine(store.data, read_data=True, repair=False) == []
 
 
+@pytest.mark.slow
 def test_versions_with_the_same_words_each_name_a_file_that_is_sound(
     client: httpx.Client, store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_model_that_makes_nothing_without_the_transcript_tells_nothing(
     assert tried(add(client, "alice").json()) == []
 
 
+@pytest.mark.slow
 def test_another_transcript_is_tried_again(client: httpx.Client, spare: FakeInference) -> None:
     spare.sounds = [sound(1.0), sound(3.0), sound(3.0), sound(3.0)]
     assert tried(add(client, "alice").json())
@@ -88,6 +89,7 @@ def test_another_transcript_is_tried_again(client: httpx.Client, spare: FakeInfe
     assert tried(client.patch("/voices/alice", json=patch).json()) == []
 
 
+@pytest.mark.slow
 def test_a_rebuild_tells_again_and_keeps_what_it_could_not_try(
     client: httpx.Client, spare: FakeInference
 ) -> None:
@@ -127,6 +129,7 @@ def test_it_can_be_turned_off(store: VoiceStore, spare: FakeInference) -> None:
     assert spare.started == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [SpeechFailed("It broke."), Overloaded("Too many wait.", 1)])
 def test_a_trial_that_fails_fails_no_enrolment(
     client: httpx.Client,
@@ -185,6 +188,7 @@ def demo(data: DataDir) -> Iterator[LocalInference]:
         inference.close()
 
 
+@pytest.mark.slow
 def test_half_a_transcript_is_noticed_and_the_right_one_is_not(data: DataDir) -> None:
     folder = ROOT / "cli" / "data"
     words = (folder / "alice.txt").read_text(encoding="utf-8").strip()

@@ -137,6 +137,7 @@ def hook(
     return of
 
 
+@pytest.mark.slow
 @every_work
 @every_step
 def test_whoever_leaves_at_any_step_leaves_nothing(
@@ -188,6 +189,7 @@ FAILING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dress", ["server"])
 def test_a_client_that_leaves_leaves_nothing(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
@@ -212,6 +214,7 @@ def test_a_client_that_leaves_leaves_nothing(
     assert names(state(store)) - {"uploads"} == names(before) - {"uploads"}
 
 
+@pytest.mark.slow
 @every_work
 @pytest.mark.parametrize(("step", "when", "error"), FAILING)
 def test_what_fails_at_any_step_leaves_nothing(
@@ -486,6 +489,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
 @pytest.mark.parametrize("again", [None, *ENDS])

@@ -253,6 +253,7 @@ def keeping_pace(sending: list[socket.socket]) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 def test_one_clip_too_many_is_refused_before_it_is_sent(
     real: Server, crowd: Uploading, path: str
@@ -442,6 +443,7 @@ def test_who_leaves_while_waiting_loses_no_turn_of_others() -> None:
 # ------------------------------------------------------------------ memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_many_large_uploads_at_once_take_little_memory(tmp_path: Path) -> None:
     with served(tmp_path / "data", "--no-inference") as server:

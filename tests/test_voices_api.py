@@ -58,6 +58,7 @@ decode.asdict = lambda report: report_of(report) | {forged}
 decode.main(sys.argv[1:])"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "forged",
     [
@@ -85,6 +86,7 @@ def test_names_are_taken_whatever_their_case_and_width(client: httpx.Client) -> 
     assert "Strasse" in add(client, "STRAßE").json()["detail"]
 
 
+@pytest.mark.slow
 def test_a_missing_voice_offers_near_names(client: httpx.Client) -> None:
     for name in ("alice", "alina", "robert", "alice-studio"):
         add(client, name)
@@ -97,6 +99,7 @@ def test_a_missing_voice_offers_near_names(client: httpx.Client) -> None:
     assert problem(client.post("/speak", json={"voice": "alcie", "text": "x"}))[0] == 404
 
 
+@pytest.mark.slow
 def test_pages_cover_every_voice_once_in_order(client: httpx.Client) -> None:
     names = [f"v{i:02}" for i in range(12)]
     for name in reversed(names):
@@ -111,6 +114,7 @@ def test_pages_cover_every_voice_once_in_order(client: httpx.Client) -> None:
     assert seen == names
 
 
+@pytest.mark.slow
 def test_search_is_a_part_of_the_name_and_labels_all_hold(client: httpx.Client) -> None:
     wide = "\uff26\uff55\uff4c\uff4c Straße"  # in letters of full width
     add(client, "Anna", labels='{"use": "book"}')
@@ -151,6 +155,7 @@ def test_edits_replace_what_they_name_and_count(client: httpx.Client) -> None:
     assert client.get(f"/voices/{voice['id']}").json() == edited.json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent",
     [
@@ -182,6 +187,7 @@ def test_a_stale_or_foreign_etag_changes_nothing(client: httpx.Client, sent: str
     assert client.get("/voices/alice").json() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent", ['"1-ID"', "*", '"0-ID", "1-ID"', '"1-ID","2-ID"', ', W/"1-ID" , "1-ID",']
 )
@@ -256,6 +262,7 @@ def test_defaults_are_numbers_and_no_words(client: httpx.Client, defaults: objec
     assert whole.json()["defaults"]["top_k"] == 3
 
 
+@pytest.mark.slow
 def test_renaming_frees_the_old_name_and_keeps_the_id(client: httpx.Client) -> None:
     voice = add(client, "alice").json()
     add(client, "bob")
@@ -327,6 +334,7 @@ def test_openapi_describes_every_route_with_an_error_shape(client: httpx.Client)
             assert list(problems) == ["application/problem+json"], (path, method)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen", "\u3164\u2800\ufe0f\u034f\u115f\u202e\U000e0041\U000e0100")
 def test_what_nobody_sees_is_refused_in_names_and_label_keys(
     client: httpx.Client, unseen: str

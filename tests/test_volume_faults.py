@@ -65,6 +65,7 @@ def done_in(worlds: list[World]) -> str:
     return f"{kills} kills, {acknowledged} acknowledged, {refused} refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 12])
 def test_fifty_kills_lose_nothing(folder: Path, seed: int) -> None:
     """In two worlds: a Volume that fills with what the killed leave makes each kill dearer."""
@@ -79,6 +80,7 @@ class Forgetful(VolumeStore):
         self.purge_surplus(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [21, 22])
 def test_deleted_voices_that_are_forgotten_take_nothing_along(folder: Path, seed: int) -> None:
     print(survive(World(folder, seed, Forgetful), 12))
@@ -98,6 +100,7 @@ def curious(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_database, "FRESH_S", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [31, 32])
 def test_what_clients_were_told_stays_so_for_weeks(folder: Path, curious: None, seed: int) -> None:
     print(survive(Weeks(folder, seed, overlap=1.0, life=(50, 600)), 10))
@@ -111,6 +114,7 @@ def test_what_clients_were_told_stays_so_for_years(folder: Path, curious: None, 
     print(survive(world, 100), f"in {world.days} days")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", AT_RANDOM)
 def test_a_store_that_is_wrong_is_caught(folder: Path, mutant: type[VolumeStore]) -> None:
     caught(World, mutant, folder, worlds=6, stalls=0.03)

@@ -133,6 +133,7 @@ def commits_and_files(folder: Path, work: Callable[[Site], None]) -> tuple[int, 
     return points["commit.before"], points["commit.file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [purge, drop])
 @pytest.mark.parametrize("end", ["goes on", "is killed", "stops"])
 def test_a_clip_that_is_enrolled_while_its_removal_stalls_is_kept(
@@ -153,6 +154,7 @@ def test_a_clip_that_is_enrolled_while_its_removal_stalls_is_kept(
         assert bobs_clip(cloud) == CLIP, f"at commit {number}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [purge, drop])
 @pytest.mark.parametrize("end", ["goes on", "stops"])
 def test_a_clip_that_is_enrolled_after_its_removal_failed_is_kept(
@@ -173,6 +175,7 @@ def test_a_clip_that_is_enrolled_after_its_removal_failed_is_kept(
         assert bobs_clip(cloud) == CLIP, f"from commit {number} on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [purge, drop])
 def test_a_container_that_dies_in_a_late_commit_takes_no_clip(
     tmp_path: Path, work: Callable[[Site], None]

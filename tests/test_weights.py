@@ -65,6 +65,7 @@ def test_a_given_revision_replaces_the_pinned_one() -> None:
     assert weights.parse(f"{weights.DEFAULT}@{COMMIT}").revision == COMMIT
 
 
+@pytest.mark.slow
 def test_an_existing_folder_is_a_folder_and_keeps_no_trailing_slash(checkpoint: Path) -> None:
     assert weights.parse(f"{checkpoint}/") == ModelSpec("folder", str(checkpoint))
 
@@ -392,6 +393,7 @@ def test_download_deletes_weights_with_a_wrong_hash_and_fetches_them_again(
     assert json.loads(fetch(hub, data, HUB_MODEL, pins))[:2] == [HUB_MODEL, COMMIT]
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, data: DataDir) -> None:
     hub.files["model.safetensors"] = zeros(24 << 20)  # the client writes pieces of 10 MiB
     hub.cut["model.safetensors"] = 15 << 20
@@ -436,6 +438,7 @@ except errors.RegistryError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_download_for_a_deployment_goes_on_where_it_stopped_and_is_marked_last(
     hub: Hub, tmp_path: Path
 ) -> None:

@@ -82,6 +82,7 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_header_is_read_in_a_time_like_its_length(reader: str, header: str) -> None:
@@ -119,6 +120,7 @@ def test_a_text_is_taken_in_a_time_like_its_length(taker: str, text: str) -> Non
         TAKERS[taker](TEXTS[text])
 
 
+@pytest.mark.slow
 def test_a_key_of_json_that_is_there_twice_is_found_at_once() -> None:
     keys = {f"k{i}": 0 for i in range(N)}
     body = json.dumps(keys)[:-1] + f', "k{N - 1}": 0}}'
@@ -126,6 +128,7 @@ def test_a_key_of_json_that_is_there_twice_is_found_at_once() -> None:
         parse_json(body.encode())
 
 
+@pytest.mark.slow
 def test_names_that_become_one_are_numbered_at_once() -> None:
     odd = [(f"voice_{number:032x}", "a  b", "a b", True) for number in range(100_000)]
     found = [one.new for one in _renamed(odd, {"a b 7"})]
@@ -133,6 +136,7 @@ def test_names_that_become_one_are_numbered_at_once() -> None:
     assert len({*found}) == len(odd)
 
 
+@pytest.mark.slow
 def test_long_names_that_begin_alike_are_numbered_at_once() -> None:
     endings = ["".join(letters) for letters in product(ascii_lowercase, repeat=3)]
     names = [f"a {'b' * 59}{ending}" for ending in endings]  # of 64 characters

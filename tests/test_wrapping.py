@@ -144,6 +144,7 @@ LOSSY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "codec", "rate"), LOSSY)
 def test_the_padding_of_a_codec_is_not_counted_at_the_limits(container, codec, rate):
     longest = read(clips.muxed(tone(60.0, rate), rate, container, codec))
