@@ -139,15 +139,14 @@ class Speech:
     chunks: Chunks  # mono float32, in order
 
 
-class Inference(Protocol):
+class SpeechModel(Protocol):
+    """What is asked of a model, wherever it is."""
+
     def describe(self) -> Description:
         """The model, found without loading it. May read files: not for the event loop."""
 
     def status(self) -> Status | None:
         """Never loads, wakes or waits for anything; None if no model has been asked for."""
-
-    def is_spare(self) -> bool:
-        """Whether a short speech would keep nobody waiting, and be made at once."""
 
     def refuse_full(self, ahead: int) -> None:
         """Overloaded if that is what a speech that comes now would be told, after `ahead` others.
@@ -163,5 +162,12 @@ class Inference(Protocol):
 
     async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
         """Raises PromptBroken, and every other error, before the first chunk."""
+
+
+class Inference(SpeechModel, Protocol):
+    """A model as the registry has it, near or far."""
+
+    def is_spare(self) -> bool:
+        """Whether a short speech would keep nobody waiting, and be made at once."""
 
     def close(self) -> None: ...

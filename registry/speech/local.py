@@ -20,6 +20,7 @@ from registry.contract import (
     PromptSource,
     SpeakParams,
     Speech,
+    SpeechModel,
     Status,
 )
 from registry.errors import InferenceOff
@@ -45,15 +46,10 @@ class Patience:
 patience: ContextVar[Patience] = ContextVar("patience")
 
 
-class Service(Protocol):
+class Service(SpeechModel, Protocol):
     """`inference.serving.service.InferenceService`, as the registry needs it."""
 
-    def describe(self) -> Description: ...
-    def status(self) -> Status: ...
-    def refuse_full(self, ahead: int) -> None: ...
     def warm(self) -> None: ...
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt: ...
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech: ...
     def close(self, timeout_s: float) -> bool: ...
 
 
