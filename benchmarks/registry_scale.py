@@ -51,10 +51,10 @@ class Question:
     def at_store(self, store: VoiceStore) -> None:
         if self.reference is None:
             page = store.page(PAGE, self.after, self.search, [self.label] if self.label else [])
-            [voice.shape() for voice in page.voices]
+            [voice.public() for voice in page.voices]
         else:
             with suppress(VoiceNotFound):
-                store.get(self.reference).shape()
+                store.get(self.reference).public()
 
     def over_http(self, http: httpx.Client) -> None:
         if self.reference is None:

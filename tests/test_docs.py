@@ -34,7 +34,7 @@ from registry.errors import ClipUnsupported, ClipUnusable
 from registry.settings import Settings
 from registry.storage import tables as models
 from registry.storage.data_dir import DataDir, sha256_of
-from registry.storage.tables import VoiceShape
+from registry.storage.schemas import VoicePublic
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -219,7 +219,7 @@ def test_the_revision_of_a_folder_is_computed_as_the_storage_page_says(
 
 def test_the_examples_on_the_api_page_are_what_the_server_answers(client: httpx.Client) -> None:
     voice, ready, problem = (json.loads(block) for block in code_blocks(API, "json"))
-    assert VoiceShape.model_validate(voice).model_dump() == voice
+    assert VoicePublic.model_validate(voice).model_dump() == voice
     add(client, "alice")
     assert client.get("/voices/alcie").json() == problem
     found = client.get("/readyz").json()

@@ -130,7 +130,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 USES: dict[str, Callable[[VoiceStore], object]] = {
     "show": lambda store: store.get("alice").prompt_ref(),
-    "list": lambda store: store.page(50, None, "", ()).shape(),
+    "list": lambda store: store.page(50, None, "", ()).public(),
     "edit": lambda store: store.edit("alice", VoiceEdit(description="edited"), None),
 }
 
@@ -364,7 +364,7 @@ def test_a_backup_with_more_enrolments_is_restored_without_them(
         assert asked(store, "PRAGMA freelist_count") == [0]
         assert len([*store.data.root.rglob("*.safetensors")]) == 2 * KEPT
         alice = store.get("alice")
-        assert alice.shape() == crowded.get("alice").shape()
+        assert alice.public() == crowded.get("alice").public()
         assert store.prompt_content(alice) and clip_of(store, alice) == noise(Random("alice"))
         assert faults(store) == []
 

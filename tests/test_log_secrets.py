@@ -17,8 +17,9 @@ from registry.api.native.speak import SpeechRequest
 from registry.api.native.voices import EnrolmentForm, VoicePatch
 from registry.app import create_app
 from registry.settings import Settings
+from registry.storage.schemas import VoicePublic
 from registry.storage.store import VoiceStore
-from registry.storage.tables import SpeakDefaults, VoiceShape
+from registry.storage.tables import SpeakDefaults
 
 SECRET = "xylophone"  # is no part of any code or message
 WORDS = f"hello {SECRET}"
@@ -92,7 +93,7 @@ def test_a_damaged_transcript_is_not_told(
 
 
 @pytest.mark.parametrize(
-    "model", [VoiceShape, SpeakDefaults, SpeechRequest, CloneForm, EnrolmentForm, VoicePatch]
+    "model", [VoicePublic, SpeakDefaults, SpeechRequest, CloneForm, EnrolmentForm, VoicePatch]
 )
 def test_a_value_that_does_not_fit_is_not_in_the_error(model: type[BaseModel]) -> None:
     fields = {name: [[SECRET]] for name in model.model_fields}

@@ -108,7 +108,7 @@ def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
     assert faults(store) == []
     assert store.purge_surplus(0) == 2
     assert (files(store), rows(store)) == (live, bare)
-    assert store.get("zoe").shape().labels == {"use": "zoe"}
+    assert store.get("zoe").public().labels == {"use": "zoe"}
 
 
 def test_more_than_one_transaction_takes_are_forgotten_too(

@@ -261,7 +261,7 @@ def test_a_page_of_many_words_is_shorter_and_none_is_left_out(
         store.edit(name, VoiceEdit(description=emoji * 2000, labels=labels), None)
     seen, sizes, after = list[str](), list[int](), None
     while after or not seen:
-        page = store.page(200, after, "", ()).shape()
+        page = store.page(200, after, "", ()).public()
         sizes.append(len(page.model_dump_json().encode()))
         seen += [voice.name for voice in page.data]
         after = page.next
@@ -291,7 +291,7 @@ def test_a_page_reads_no_more_voices_than_it_shows(
     monkeypatch.setattr(stored_voice, "PAGE_CHARACTERS", most)
     seen, after = list[str](), None
     while after or not seen:
-        page = store.page(200, after, "", ()).shape()
+        page = store.page(200, after, "", ()).public()
         assert 2 <= len(page.data) <= 3
         seen += [voice.name for voice in page.data]
         after = page.next

@@ -373,7 +373,7 @@ def test_features_that_can_t_be_made_change_nothing(
     before = store.get("alice")
     with pytest.raises(SpeechFailed):
         change(NEW, None)
-    assert store.get("alice").shape() == before.shape()
+    assert store.get("alice").public() == before.public()
 
 
 def test_whoever_leaves_meanwhile_changes_nothing(
@@ -397,7 +397,7 @@ def test_whoever_leaves_meanwhile_changes_nothing(
             await left
         return before
 
-    assert asyncio.run(leaves()).shape() == store.get("alice").shape()
+    assert asyncio.run(leaves()).public() == store.get("alice").public()
 
 
 # What is so already

@@ -134,7 +134,7 @@ def _is_later(version: VoiceVersion, row: Voice) -> bool:
 
 def _of_an_enrolment(voice: StoredVoice) -> Iterator[RowFault]:
     try:
-        voice.shape()
+        voice.public()
     except VoiceDamaged as error:
         why = str(error.extra["why"])
         yield RowFault(voice.row.id, voice.row.name, str(error.extra["field"]), why)

@@ -11,8 +11,8 @@ from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import ModelMismatch
 from registry.names import name_key, variants
 from registry.storage import sqlite
+from registry.storage.schemas import ClipPublic
 from registry.storage.tables import (
-    ClipShape,
     Features,
     Label,
     ModelInUse,
@@ -25,7 +25,7 @@ from registry.storage.tables import (
 
 FIRST_VERSION = 1  # the enrolment that makes a voice
 MOST_EDITS = 2**53  # what JSON can count to
-CLIP_FIELDS = [name for name in ClipShape.model_fields if name not in ("sha256", "bytes")]
+CLIP_FIELDS = [name for name in ClipPublic.model_fields if name not in ("sha256", "bytes")]
 
 
 @dataclass(frozen=True)

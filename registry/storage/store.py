@@ -225,7 +225,7 @@ class VoiceStore:
                 apply(session, voice, edit)
                 session.flush()
                 edited = find(session, voice.row.id)
-                edited.shape()  # what stays damaged is said, and nothing is changed
+                edited.public()  # what stays damaged is said, and nothing is changed
                 if edit.version and held.enter_context(may_remove(self._held())):
                     former = forget_former(session, edited.row)
             if former is not None:

@@ -12,16 +12,8 @@ from pydantic import ValidationError
 from registry.contract import ModelRef, PromptRef, PromptSource, fingerprint
 from registry.errors import ClipDamaged, PromptNotReady, VoiceDamaged
 from registry.names import is_voice_id
-from registry.storage.tables import (
-    AUDIO_TYPES,
-    Features,
-    PromptShape,
-    SpeakDefaults,
-    Voice,
-    VoicePage,
-    VoiceShape,
-    VoiceVersion,
-)
+from registry.storage.schemas import PromptPublic, VoicePage, VoicePublic
+from registry.storage.tables import AUDIO_TYPES, Features, SpeakDefaults, Voice, VoiceVersion
 
 log = logging.getLogger("registry")
 
@@ -95,7 +87,7 @@ class StoredVoice:
             )
         return ref
 
-    def shape(self) -> VoiceShape:
+    def public(self) -> VoicePublic:
         """Raises VoiceDamaged for what no request could have stored."""
         clip, sha256 = self.enrolment.clip, {"sha256": self.enrolment.clip_sha256}
         row = self.row.model_dump(exclude={"name_key", "deleted_at", "defaults"}, warnings=False)
@@ -108,7 +100,7 @@ class StoredVoice:
             "warnings": self.enrolment.warnings,
         }
         with self._believed():
-            return VoiceShape(**shown, prompt=self._prompt_shape())
+            return VoicePublic(**shown, prompt=self._prompt_public())
 
     def damaged_prompt(self) -> PromptNotReady:
         return PromptNotReady(
@@ -131,10 +123,10 @@ class StoredVoice:
                 why=first["msg"],
             ) from error
 
-    def _prompt_shape(self) -> PromptShape:
+    def _prompt_public(self) -> PromptPublic:
         if self.features is None:
-            return PromptShape(state="stale")
-        return PromptShape(
+            return PromptPublic(state="stale")
+        return PromptPublic(
             state="ready", fingerprint=self.features.fingerprint, frames=self.features.frames
         )
 
@@ -145,9 +137,9 @@ class Page:
     next: str | None
     damaged: list[str]  # ids of those that have no enrolment
 
-    def shape(self) -> VoicePage:
+    def public(self) -> VoicePage:
         """One voice that is damaged hides no other. Voices with many words make a shorter page."""
-        shown, damaged, characters = list[VoiceShape](), [*self.damaged], 0
+        shown, damaged, characters = list[VoicePublic](), [*self.damaged], 0
         following = self.next
         for before, voice in zip((None, *self.voices), self.voices, strict=False):
             characters += voice.characters()
@@ -155,7 +147,7 @@ class Page:
                 following = cursor(before.row.name_key)
                 break
             try:
-                shown.append(voice.shape())
+                shown.append(voice.public())
             except VoiceDamaged as error:
                 log.warning("%s", error.detail)
                 damaged.append(shown_id(voice.row.id))

@@ -1,4 +1,4 @@
-"""The tables, and the public shapes of what is in them. docs/storage.md describes both."""
+"""The tables, and the types of their fields. docs/storage.md describes both."""
 
 import unicodedata
 from datetime import UTC, datetime
@@ -245,59 +245,3 @@ class SpeakDefaults(BaseModel):
     temperature: float | None = Documented(None, ge=0, le=2)
     top_k: TopK | None = None
     top_p: float | None = Documented(None, ge=0.001, le=1)
-
-
-class ClipShape(BaseModel):
-    model_config = STORED
-
-    sha256: Sha256
-    media_type: MediaType
-    bytes: Count
-    duration_s: Seconds
-    sample_rate: Count
-    channels: Count
-    peak_dbfs: Decibels
-    rms_dbfs: Decibels
-    speech_s: Seconds | None = Documented(
-        None, description="Without silent edges; null in a voice of an older version."
-    )
-    gain_db: Decibels | None = Documented(None, description="What brought it to the usual level.")
-
-
-class PromptShape(BaseModel):
-    model_config = STORED
-
-    state: Literal["ready", "stale"] = Documented(
-        description="`stale`: not made for the model in use yet; made from the clip at first use."
-    )
-    fingerprint: Sha256 | None = None
-    frames: Count | None = Documented(None, description="Reference frames of 80 ms; 0 in xvec.")
-
-
-class VoiceShape(BaseModel):
-    """A voice as the API shows it."""
-
-    model_config = STORED
-
-    id: VoiceId
-    name: StoredName
-    description: Description
-    labels: Labels
-    defaults: SpeakDefaults
-    version: Counter
-    row_version: Counter = Documented(description="The edit counter; also the ETag.")
-    modes: list[str]
-    transcript: Transcript | None
-    clip: ClipShape
-    prompt: PromptShape
-    warnings: list[Warned] = Documented(max_length=MAX_WARNINGS)
-    created_at: Instant
-    updated_at: Instant
-
-
-class VoicePage(BaseModel):
-    data: list[VoiceShape]
-    damaged: list[str] = Documented(
-        description="Ids of voices of this page that can't be shown: `voices doctor` says why."
-    )
-    next: str | None = Documented(description="Pass it as `after` for the page that follows.")

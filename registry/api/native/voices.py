@@ -31,6 +31,7 @@ from registry.api.requests import (
 from registry.api.services import LINE, ServicesDep
 from registry.api.uploads import client_of
 from registry.errors import EditConflict, FieldInvalid, RequestMalformed
+from registry.storage.schemas import VoicePage, VoicePublic
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import (
@@ -41,8 +42,6 @@ from registry.storage.tables import (
     PlainText,
     SpeakDefaults,
     VoiceName,
-    VoicePage,
-    VoiceShape,
 )
 from registry.storage.uploads import Upload
 from registry.threads import to_its_end
@@ -166,7 +165,7 @@ async def create_voice(
     request: Request,
     response: Response,
     services: ServicesDep,
-) -> VoiceShape:
+) -> VoicePublic:
     """Decodes and checks the clip, computes the prompt features once, keeps both."""
     async with taken_in(request, EnrolmentForm, services.uploads) as form:
         asked = Enrolment(
@@ -210,7 +209,7 @@ async def list_voices(
 
     def made() -> str:
         page = services.store.page(limit, after, search, [one for one in label if one])
-        return page.shape().model_dump_json()
+        return page.public().model_dump_json()
 
     async def in_turn() -> str:
         client = client_of(request.scope)
@@ -222,7 +221,7 @@ async def list_voices(
 
 
 @router.get("/{voice}", summary="Read a voice", responses=of.problems(of.NAMED) | VOICE)
-def read_voice(voice: str, response: Response, services: ServicesDep) -> VoiceShape:
+def read_voice(voice: str, response: Response, services: ServicesDep) -> VoicePublic:
     """`voice` is a name or an id. A 404 offers the names that look alike."""
     return _shown(response, services.store.get(voice))
 
@@ -255,7 +254,7 @@ async def edit_voice(
     response: Response,
     services: ServicesDep,
     precondition: IfMatches,
-) -> VoiceShape:
+) -> VoicePublic:
     """All of it or nothing. A patch that says what is so already changes nothing."""
     change = patch.change().checked()
     target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
@@ -319,15 +318,15 @@ def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response
 )
 async def rebuild_voice(
     voice: str, request: Request, response: Response, services: ServicesDep
-) -> VoiceShape:
+) -> VoicePublic:
     found = await to_thread.run_sync(services.store.get, voice)
     work = services.enroller.rebuild(found, client_of(request.scope))
     return _shown(response, await while_connected(request, work))
 
 
-def _shown(response: Response, voice: StoredVoice) -> VoiceShape:
+def _shown(response: Response, voice: StoredVoice) -> VoicePublic:
     response.headers["ETag"] = voice_tag(voice.row.id, voice.row.row_version)
-    return voice.shape()
+    return voice.public()
 
 
 def _labels(text: str) -> dict[str, str]:
