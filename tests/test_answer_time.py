@@ -15,11 +15,11 @@ from registry.app import create_app
 from registry.errors import TextTooLong
 from registry.modal import app as deploy
 from registry.settings import Settings
-from registry.speech import modal as modal_inference
+from registry.speech import modal
 from registry.speech.local import Patience, patience
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
-from registry.storage.volume import database as snapshot_database
+from registry.storage.volume import database
 from registry.text import spoken_s
 
 EDGE_S = 150.0  # Modal's
@@ -105,8 +105,8 @@ def test_all_that_a_deployed_registry_may_take_is_less_than_the_edge_waits() -> 
     assert deploy.plan.speak_limit_s <= deploy.ANSWER_S - speech_response.BEGIN_S, (
         "any text can be whole"
     )
-    stored_s = snapshot_database.PATIENCE_S  # after the GPU, at an enrolment
-    assert modal_inference.WAIT_S + stored_s < EDGE_S
+    stored_s = database.PATIENCE_S  # after the GPU, at an enrolment
+    assert modal.WAIT_S + stored_s < EDGE_S
 
 
 @pytest.mark.filterwarnings("ignore:The api function:UserWarning")

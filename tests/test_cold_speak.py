@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from dresses import client_of
 from fakes import FakeInference, Pace
 
-from cli import client as http_client
+from cli import client
 from cli.main import cli
 from registry.contract import PromptRef, PromptSource, SpeakParams, Speech
 from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken
@@ -79,7 +79,7 @@ def test_a_gpu_that_starts_is_waited_for(gpu: Cold, options: tuple[str, ...]) ->
 def test_what_waits_too_long_is_refused_in_the_servers_words(
     gpu: Cold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "COLD_S", 10.0)
+    monkeypatch.setattr(client, "COLD_S", 10.0)
     gpu.refusals = starting(2, retry_after_s=11)
     said = speak()
     assert (said.exit_code, said.stderr) == (1, "Error: The GPU is not there yet.\n")
@@ -130,7 +130,7 @@ def test_who_does_not_want_to_wait_can_leave(gpu: Cold, monkeypatch: pytest.Monk
         assert seconds == 200.0, "as long as Retry-After says"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(http_client.time, "sleep", interrupted)
+    monkeypatch.setattr(client.time, "sleep", interrupted)
     gpu.refusals = starting(1, retry_after_s=200)
     said = speak()
     assert (said.exit_code, said.stderr.splitlines()[-1]) == (

@@ -15,8 +15,7 @@ from clips import made
 from uploading import converse, read_clip
 
 from cli.commands.serve import tell_if_unfenced
-from registry.audio import clips as audio
-from registry.audio import confinement
+from registry.audio import clips, confinement
 from registry.audio.clips import Answer, ClipLimits, layers_lacking, program
 
 LIMITS = ClipLimits()
@@ -147,7 +146,7 @@ def intrude(attempts: dict[str, str], *without: str) -> dict[str, str]:
     start = INTRUDER.replace("{without!r}", repr(set(without))).replace(
         "{attempts}", f"{{{tried}}}"
     )
-    command = [start if part == audio.START else part for part in program(LIMITS)]
+    command = [start if part == clips.START else part for part in program(LIMITS)]
     answer = converse(command, b"clip", LIMITS, 100_000)
     ready, _, ends = answer.stdout.partition(b"\n")
     assert set(ready.decode().split()) <= set(without) and ends, answer
@@ -269,7 +268,7 @@ def test_the_filter_is_for_all_threads() -> None:
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    where = os.environ | {"PYTHONPATH": audio.PACKAGES}
+    where = os.environ | {"PYTHONPATH": clips.PACKAGES}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, env=where, timeout=60)
 
@@ -294,10 +293,10 @@ def test_where_a_layer_is_missing_the_child_says_so_and_decodes(
         f"sys.platform = {system!r}\nimport platform\nplatform.machine = lambda: {machine!r}"
     )
     begin = "from registry.audio"
-    monkeypatch.setattr(audio, "START", audio.START.replace(begin, f"{elsewhere}\n{begin}"))
+    monkeypatch.setattr(clips, "START", clips.START.replace(begin, f"{elsewhere}\n{begin}"))
     words = {confinement.LAYERS[name] for name in refused}
     assert words <= set(layers_lacking(LIMITS))
-    assert all(word in audio.fence_of_decoder(LIMITS) for word in words)
+    assert all(word in clips.fence_of_decoder(LIMITS) for word in words)
     tell_if_unfenced()
     [told] = capsys.readouterr().err.splitlines()
     assert all(word in told for word in words) and told.endswith("its other limits hold.")
@@ -306,10 +305,10 @@ def test_where_a_layer_is_missing_the_child_says_so_and_decodes(
 
 def test_a_first_line_of_other_words_is_no_start() -> None:
     for line in (b"network memory\n", b"\n", b"calls\n"):
-        assert audio.started(Answer(line + b"rest", b""))[1] == b"rest"
+        assert clips.started(Answer(line + b"rest", b""))[1] == b"rest"
     for line in (b"", b"network", b"Fatal Python error\n", b"network nothing\n", b"\xff\n"):
-        with pytest.raises(audio.DecoderUnavailable):
-            audio.started(Answer(line, b""))
+        with pytest.raises(clips.DecoderUnavailable):
+            clips.started(Answer(line, b""))
 
 
 STAYS = """import sys
@@ -342,7 +341,7 @@ def is_alive(pid: int) -> bool:
 def test_the_child_does_not_outlive_its_parent(tmp_path: Path) -> None:
     supported("parent")
     told = tmp_path / "pid"
-    where = os.environ | {"PYTHONPATH": audio.PACKAGES}
+    where = os.environ | {"PYTHONPATH": clips.PACKAGES}
     command = [sys.executable, "-c", PARENT, STAYS.format(pid=str(told))]
     with subprocess.Popen(command, env=where) as parent:
         child = wait_for_pid(told)
@@ -385,9 +384,9 @@ def test_a_server_and_the_doctor_tell_of_a_child_that_does_not_start(
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     tell_if_unfenced()
     assert "Note: The program that opens clips does not start: " in capsys.readouterr().err
-    assert "does not start" in audio.fence_of_decoder(LIMITS)
+    assert "does not start" in clips.fence_of_decoder(LIMITS)
 
 
 def test_a_child_that_takes_long_to_start_is_unavailable() -> None:
-    with pytest.raises(audio.DecoderUnavailable):
+    with pytest.raises(clips.DecoderUnavailable):
         layers_lacking(replace(LIMITS, start_s=0.0))

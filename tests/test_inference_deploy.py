@@ -27,7 +27,7 @@ from speaking import run, run_python
 
 from cli.modal import account
 from cli.modal.deployed import sources
-from inference.modal import app as deploy
+from inference.modal import app
 from inference.modal.calls import Item, RemoteCalls, to_pcm
 from inference.models.catalog import DEMO_FILES, LocatedModel, locate
 from inference.models.marker import MARKER, bring, marked
@@ -145,8 +145,8 @@ def test_pcm_crosses_exactly_as_the_registry_encodes_it() -> None:
 def test_describe_and_status_are_plain(voices: Container, located: LocatedModel) -> None:
     found = voices.ask("describe")["model"]
     assert found["model"] == asdict(located.ref) and found["device"] == "cpu"
-    status = {"state": "warm", "queued": 0, "running": 0, "slots": deploy.plan.slots, "error": None}
-    assert voices.ask("status") == status | {"queue_limit": deploy.WAITING}
+    status = {"state": "warm", "queued": 0, "running": 0, "slots": app.plan.slots, "error": None}
+    assert voices.ask("status") == status | {"queue_limit": app.WAITING}
 
 
 # What it refuses
@@ -380,11 +380,11 @@ def test_another_model_than_the_deployments_is_refused(
 ) -> None:
     put_model(tmp_path / "weights", located, source="someone/else")
     with pytest.raises(errors.ModelUnavailable, match="holds the model someone/else, not Qwen"):
-        marked(tmp_path / "weights", deploy.plan.model)
+        marked(tmp_path / "weights", app.plan.model)
     for damaged in ("{", "[" * 50_000):
         (tmp_path / "weights" / MARKER).write_text(damaged)
         with pytest.raises(errors.ModelUnavailable, match="damaged"):
-            marked(tmp_path / "weights", deploy.plan.model)
+            marked(tmp_path / "weights", app.plan.model)
 
 
 def test_the_demo_is_copied_then_committed_then_marked(tmp_path: Path) -> None:
@@ -407,13 +407,13 @@ def test_a_model_that_changed_since_the_snapshot_is_read_anew(
 
     weights = tmp_path / "weights"
     put_model(weights, located)
-    kept = snapshot.read(weights, deploy.plan.model, "float32")
+    kept = snapshot.read(weights, app.plan.model, "float32")
     assert kept is not None
 
     def checkpoint_kept() -> Any:
         files = VolumeFiles(data, FakeVolume(), ())
         config = ServiceConfig(device="cpu")
-        return snapshot.service(kept, weights, deploy.plan.model, files, config)._checkpoint
+        return snapshot.service(kept, weights, app.plan.model, files, config)._checkpoint
 
     assert checkpoint_kept() is kept.checkpoint
     (weights / "model").unlink()
@@ -462,7 +462,7 @@ def test_the_snapshot_asks_for_no_gpu_no_socket_and_no_package_that_the_image_la
 ) -> None:
     """Of all that is installed here it finds what the image names, and what that requires."""
     put_model(tmp_path / "weights", located)
-    missing = not_in_image([*deploy.PACKAGES, "torch", "pytest"], "qwen-tts")
+    missing = not_in_image([*app.PACKAGES, "torch", "pytest"], "qwen-tts")
     assert {"gradio", "onnxruntime", "torchaudio", "fastapi"} <= missing
     script = hiding(missing) + SNAPSHOT
     done = run_python(script, str(tmp_path / "weights"))
@@ -480,12 +480,12 @@ def sent() -> Iterator[ModalServer]:
 
 @pytest.mark.slow
 def test_the_class_is_sent_as_it_was_planned(sent: ModalServer) -> None:
-    plan, found = deploy.plan, sent.functions["Voices.*"]
+    plan, found = app.plan, sent.functions["Voices.*"]
     assert found.resources.gpu_config.gpu_type == plan.gpu == "T4"
     assert (found.resources.milli_cpu, found.resources.memory_mb) == (2000, 8192)
     assert (found.timeout_secs, found.startup_timeout_secs) == (300, 600)
     assert found.HasField("retry_policy") and found.retry_policy.retries == 0
-    assert found.max_concurrent_inputs == plan.slots + deploy.WAITING + deploy.AT_ONCE
+    assert found.max_concurrent_inputs == plan.slots + app.WAITING + app.AT_ONCE
     assert found.checkpointing_enabled and not found.enable_gpu_snapshot
     assert not found.secret_ids and not found.class_parameter_info.schema
     scaling = found.autoscaler_settings
@@ -551,7 +551,7 @@ STRAY = (
 
 @pytest.mark.parametrize("name", STRAY)
 def test_what_else_lies_beside_the_demo_model_is_not_uploaded(name: str) -> None:
-    assert not deploy.OURS(Path("demo", name))
+    assert not app.OURS(Path("demo", name))
 
 
 def test_the_demo_model_is_uploaded_whole_and_alone(
@@ -561,7 +561,7 @@ def test_the_demo_model_is_uploaded_whole_and_alone(
     listed = subprocess.run(["git", "ls-files", "inference/demo"], cwd=ROOT, capture_output=True)
     if listed.stdout:
         assert {f"inference/demo/{n}" for n in DEMO_FILES} == {*listed.stdout.decode().split()}
-    assert all(deploy.OURS(Path("demo", name)) for name in DEMO_FILES)
+    assert all(app.OURS(Path("demo", name)) for name in DEMO_FILES)
     for name in (*DEMO_FILES, *STRAY):
         path = tmp_path / "inference" / "demo" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from modal_volume import Cloud, Dict
 from volume_faults import Site
 
 from registry.contract import ModelRef
-from registry.modal import app as deploy
+from registry.modal import app
 from registry.storage.volume.store import VolumeStore
 
 pytestmark = [
@@ -31,14 +31,14 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     mount.object_id = "vo-1"
     for name in ("BACKUP", "WEIGHTS"):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr(deploy, name, str(tmp_path / name))
-    monkeypatch.setattr(deploy, "STATE", str(mount.path))
-    monkeypatch.setattr(deploy, "LOCAL", container.disk)
-    monkeypatch.setattr(deploy, "FAILURES", (RuntimeError, OSError))
-    monkeypatch.setattr(deploy, "state", mount)
-    monkeypatch.setattr(deploy, "claims", Dict(container, "claims"))
+        monkeypatch.setattr(app, name, str(tmp_path / name))
+    monkeypatch.setattr(app, "STATE", str(mount.path))
+    monkeypatch.setattr(app, "LOCAL", container.disk)
+    monkeypatch.setattr(app, "FAILURES", (RuntimeError, OSError))
+    monkeypatch.setattr(app, "state", mount)
+    monkeypatch.setattr(app, "claims", Dict(container, "claims"))
     for name in ("backups", "weights"):
-        monkeypatch.setattr(deploy, name, FakeVolume())
+        monkeypatch.setattr(app, name, FakeVolume())
     return cloud
 
 
@@ -49,16 +49,16 @@ def test_a_backup_is_made_kept_and_put_back(
     site.enrol("alice", noise(Random(1)), "mark")
     for day in range(10, 19):
         (tmp_path / "BACKUP" / f"voices-2020-01-{day}.tar").touch()
-    said = deploy.back_up.local()
+    said = app.back_up.local()
     name, _, what = said.partition(": ")
-    assert what.startswith("1 voice, ") and deploy.backups.commits == 1
-    assert len(list((tmp_path / "BACKUP").iterdir())) == deploy.BACKUPS
+    assert what.startswith("1 voice, ") and app.backups.commits == 1
+    assert len(list((tmp_path / "BACKUP").iterdir())) == app.BACKUPS
     site.store.delete("alice", None)
     site.enrol("bob", noise(Random(2)), "mark")
-    assert deploy.restore.local(name) == f"The voices are those of {name}: 1."
+    assert app.restore.local(name) == f"The voices are those of {name}: 1."
     assert isinstance(site.store, VolumeStore) and site.store._db.look_around()
     assert [voice.row.name for voice in site.store.page(9, None, "", ()).voices] == ["alice"]
-    assert deploy.doctor.local(read_data=True) == []
+    assert app.doctor.local(read_data=True) == []
     assert "All is sound." in capsys.readouterr().out
 
 
@@ -68,6 +68,6 @@ def test_the_model_is_changed_on_purpose(cloud: Cloud, tmp_path: Path) -> None:
     marker = {"source": "a/b@r1", "model_id": "a/b", "revision": "r1"}
     marker |= {"languages": [], "sample_rate": 24_000}
     (tmp_path / "WEIGHTS" / "model.json").write_text(json.dumps(marker))
-    assert deploy.use_model.local() == "The voices here now use a/b@r1."
-    used = deploy.open_store().model_in_use()
+    assert app.use_model.local() == "The voices here now use a/b@r1."
+    used = app.open_store().model_in_use()
     assert used is not None and (used.source, used.revision) == ("a/b@r1", "r1")

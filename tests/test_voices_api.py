@@ -10,7 +10,7 @@ from dresses import DRESSES
 from fakes import FakeInference
 
 from registry.api.etags import voice_tag
-from registry.audio import clips as audio
+from registry.audio import clips
 from registry.storage.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("dress", DRESSES)
@@ -73,9 +73,9 @@ decode.main(sys.argv[1:])"""
 def test_what_a_child_that_was_taken_over_says_is_not_stored(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, forged: str
 ) -> None:
-    monkeypatch.setattr(audio, "START", TAKEN_OVER.format(forged="{}"))
+    monkeypatch.setattr(clips, "START", TAKEN_OVER.format(forged="{}"))
     assert add(client, "alice").status_code == 201
-    monkeypatch.setattr(audio, "START", TAKEN_OVER.format(forged=forged))
+    monkeypatch.setattr(clips, "START", TAKEN_OVER.format(forged=forged))
     assert problem(add(client, "bob")) == (422, "audio-undecodable")
     assert [voice["name"] for voice in client.get("/voices").json()["data"]] == ["alice"]
 

@@ -18,9 +18,9 @@ from volume_mutants import AT_RANDOM, OneName
 from volume_weeks import RightForAWeek, Weeks
 
 from registry.errors import RegistryError, StorageUnavailable
-from registry.storage import data_dir as files
+from registry.storage import data_dir
 from registry.storage.edits import VoiceEdit
-from registry.storage.volume import database as snapshot_database
+from registry.storage.volume import database
 from registry.storage.volume.store import VolumeStore
 
 pytestmark = pytest.mark.skipif(
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim dies sooner than a slow container is done with it."""
     for name, value in {"EXPIRY_S": 0.1, "PATIENCE_S": 0.6, "LOOK_S": 0.005}.items():
-        monkeypatch.setattr(snapshot_database, name, value)
+        monkeypatch.setattr(database, name, value)
 
 
 def survive(world: World, kills: int) -> str:
@@ -47,7 +47,7 @@ def survive(world: World, kills: int) -> str:
     while world.kills < kills:
         world.round()
     with world.quietly(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "GRACE_S", -1.0)
+        patch.setattr(data_dir, "GRACE_S", -1.0)
         site = world.check()
         assert isinstance(site.store, VolumeStore)
         findings = site.store.examine(read_data=True, repair=True)
@@ -97,7 +97,7 @@ def test_a_thousand_kills_lose_nothing(folder: Path, seed: int) -> None:
 @pytest.fixture
 def curious(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every read looks around."""
-    monkeypatch.setattr(snapshot_database, "FRESH_S", 0.0)
+    monkeypatch.setattr(database, "FRESH_S", 0.0)
 
 
 @pytest.mark.slow

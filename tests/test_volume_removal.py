@@ -24,7 +24,7 @@ from registry.errors import ClipDamaged, StorageUnavailable, VoiceNotFound
 from registry.storage import data_dir as files
 from registry.storage.blobs import write_once
 from registry.storage.data_dir import DataDir
-from registry.storage.volume import database as snapshot_database
+from registry.storage.volume import database
 from registry.storage.volume.store import VolumeStore
 from registry.upkeep.backup import write_backup
 from registry.upkeep.restore import unpack_backup
@@ -40,7 +40,7 @@ SHA256 = hashlib.sha256(CLIP).hexdigest()
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim dies at once."""
     for name, value in {"EXPIRY_S": 0.05, "LOOK_S": 0.005}.items():
-        monkeypatch.setattr(snapshot_database, name, value)
+        monkeypatch.setattr(database, name, value)
 
 
 def world(folder: Path) -> tuple[Cloud, Site, Site]:

@@ -13,10 +13,10 @@ from uploading import clip_of
 from volume_faults import FAILURES, Site
 
 from registry.errors import DatabaseLost, StorageUnavailable, VoiceNotFound
-from registry.storage import data_dir as files
+from registry.storage import data_dir
 from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
-from registry.storage.volume import database as snapshot_database
+from registry.storage.volume import database
 from registry.storage.volume.snapshots import ABANDONED, KEPT, NAME
 from registry.storage.volume.store import SharedDict, VolumeStore
 from registry.upkeep.backup import write_backup
@@ -79,7 +79,7 @@ def test_reads_look_around_after_a_while(cloud: Cloud, monkeypatch: pytest.Monke
     one, other = Site.start(cloud), Site.start(cloud)
     add(one, "alice")
     assert names(other.store) == []  # type: ignore[arg-type]
-    monkeypatch.setattr(snapshot_database, "FRESH_S", 0.0)
+    monkeypatch.setattr(database, "FRESH_S", 0.0)
     assert names(other.store) == ["alice"]  # type: ignore[arg-type]
 
 
@@ -160,7 +160,7 @@ def test_an_error_that_came_too_late_to_matter_is_none(cloud: Cloud) -> None:
 def test_a_claim_that_nothing_comes_of_is_abandoned(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_database, "EXPIRY_S", 0.05)
+    monkeypatch.setattr(database, "EXPIRY_S", 0.05)
     site = Site.start(cloud)
     number = site.store._db.number + 1  # type: ignore[attr-defined]
     claims = claims_of(cloud.container("dead"))
@@ -197,7 +197,7 @@ def test_an_abandoned_write_has_not_happened_a_week_later_either(cloud: Cloud) -
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in {"EXPIRY_S": 0.05, "LOOK_S": 0.005, "FRESH_S": 0.0}.items():
-        monkeypatch.setattr(snapshot_database, name, seconds)
+        monkeypatch.setattr(database, name, seconds)
 
 
 def late_delete(cloud: Cloud, site: Site, voice: str, meanwhile: Callable[[], object]) -> None:
@@ -310,7 +310,7 @@ def test_the_doctor_removes_what_belongs_to_no_voice(
     stray = cloud.container("stray").mount("state")
     (stray.path / "clips" / ("0" * 64)).write_bytes(b"nobody's")
     stray.commit()
-    monkeypatch.setattr(files, "GRACE_S", -1.0)
+    monkeypatch.setattr(data_dir, "GRACE_S", -1.0)
     store = fresh(cloud)
     assert [f.severity for f in store.examine(read_data=True, repair=True)] == ["repaired"]
     assert f"clips/{'0' * 64}" not in cloud.committed("state")

@@ -22,7 +22,7 @@ from modal._partial_function import _find_callables_for_obj, _PartialFunctionFla
 from modal._runtime.execution_context import _set_current_context_ids
 from modal_server import ModalServer
 
-from inference.modal import app as deploy
+from inference.modal import app
 from inference.models.catalog import LocatedModel, parse
 from inference.models.marker import MARKER, Marker
 from registry.speech.modal import Load
@@ -90,7 +90,7 @@ class Container:
     """
 
     def __init__(self) -> None:
-        voices: Any = deploy.Voices()
+        voices: Any = app.Voices()
         self.instance = voices._cached_user_cls_instance()
         self.methods = _find_callables_for_obj(
             self.instance, _PartialFunctionFlags.CALLABLE_INTERFACE
@@ -253,7 +253,7 @@ def put_model(root: Path, model: LocatedModel, **changed: Any) -> None:
     """Make `root` a Volume that holds the model, under the name that is deployed."""
     root.mkdir(exist_ok=True)
     (root / "model").symlink_to(model.path)
-    source = str(parse(deploy.plan.model))
+    source = str(parse(app.plan.model))
     marker = replace(Marker.of(replace(model, path=root / "model", source=source), root), **changed)
     (root / MARKER).write_text(json.dumps(asdict(marker)))
 
@@ -262,9 +262,9 @@ def put_model(root: Path, model: LocatedModel, **changed: Any) -> None:
 def container(state: Path, weights: Path, volume: Any) -> Iterator[Container]:
     """A container with these Volumes, from its start to its end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy, "STATE", str(state))
-        patch.setattr(deploy, "WEIGHTS", str(weights))
-        patch.setattr(deploy, "state", volume)
+        patch.setattr(app, "STATE", str(state))
+        patch.setattr(app, "WEIGHTS", str(weights))
+        patch.setattr(app, "state", volume)
         made = Container()
         try:
             yield made

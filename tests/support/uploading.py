@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from registry.api.pace import Exchange
 from registry.api.uploads import Uploads
-from registry.audio import clips as audio
+from registry.audio import clips
 from registry.audio.clips import Answer, ClipLimits, ReferenceClip
 from registry.storage.data_dir import DataDir, sha256_of
 from registry.storage.store import VoiceStore
@@ -54,12 +54,12 @@ async def enrol_bytes(
 
 def read_clip(clip: bytes, limits: ClipLimits) -> ReferenceClip:
     with file_of(clip) as file:
-        return audio.read_clip(file, sha256_of(clip), limits)
+        return clips.read_clip(file, sha256_of(clip), limits)
 
 
 def converse(command: list[str], clip: bytes, limits: ClipLimits, most: int) -> Answer:
     with file_of(clip) as file:
-        return audio.converse(command, file, limits, most)
+        return clips.converse(command, file, limits, most)
 
 
 def clip_of(store: VoiceStore, voice: StoredVoice) -> bytes:
