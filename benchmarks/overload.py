@@ -28,7 +28,7 @@ from faults import QuickEnroller, noise
 from server import served
 from uploading import enrol_bytes
 
-from registry.contract import PromptRef, SpeakParams, Speech
+from registry.contract import PromptRef, Speech, SpeechRequest
 from registry.errors import Overloaded
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
@@ -70,7 +70,7 @@ class Crowded(FakeInference):
         if self._by == "head":
             self._refuse(ahead)
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         self._refuse(0)
         self._waiting += 1
         try:
@@ -81,7 +81,7 @@ class Crowded(FakeInference):
             await asyncio.sleep(SPEECH_S)
         finally:
             self._slots.release()
-        return await super().speak(ref, text, params)
+        return await super().speak(ref, asked)
 
     def _refuse(self, ahead: int) -> None:
         if self._waiting + ahead >= LIMIT:

@@ -6,8 +6,9 @@ the one module that both sides import.
 
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ PREPROCESSING = "2"
 TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 Samples = NDArray[np.float32]
 State = Literal["cold", "warming", "warm", "failed"]
+Mode = Literal["auto", "icl", "xvec"]
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,48 @@ def is_transient(voice_id: str) -> bool:
 
 @dataclass(frozen=True)
 class SpeakParams:
-    """The knobs of one request; None means the model's own default.
-
-    Who waits for a slot has it after one of each other `client`.
-    """
+    """The knobs of one request; None means the model's own default."""
 
     language: str | None = None
-    mode: str | None = None
+    mode: Mode | None = None
     seed: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    client: str | None = field(default=None, compare=False)
 
     def given(self) -> dict[str, Any]:
         return {knob: value for knob, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """How long one request would wait for a GPU that has to start, however often it asks it."""
+
+    most_s: float = float("inf")
+    since_s: float = field(default_factory=time.monotonic)
+
+    def at_most(self, seconds: float) -> "Deadline":
+        return Deadline(min(self.most_s, seconds), self.since_s)
+
+    def left_s(self) -> float:
+        return self.since_s + self.most_s - time.monotonic()
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What one speech is asked to be, from the route to the engine.
+
+    Who waits for a slot has it after one of each other `client`.
+    """
+
+    text: str
+    params: SpeakParams = field(default_factory=SpeakParams)
+    client: str = ""
+    deadline: Deadline = field(default_factory=Deadline)
+
+    def asking(self, params: SpeakParams) -> "SpeechRequest":
+        """The same with other knobs."""
+        return replace(self, params=params)
 
 
 @dataclass(frozen=True)
@@ -154,13 +183,15 @@ class SpeechModel(Protocol):
         For the event loop: it waits for nothing, and what it lets pass may be refused later.
         """
 
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> ExtractedPrompt:
         """Read the conditioned clip, write the prompt file.
 
         Who leaves early waits for a file that is being made, unless another machine makes it.
         """
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         """Raises PromptBroken, and every other error, before the first chunk."""
 
 

@@ -12,11 +12,11 @@ from serving import serving
 
 from registry.api import speech_response
 from registry.app import create_app
+from registry.contract import Deadline, SpeechRequest
 from registry.errors import TextTooLong
 from registry.modal import app as deploy
 from registry.settings import Settings
 from registry.speech import modal
-from registry.speech.local import Patience, patience
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.volume import database
@@ -66,35 +66,34 @@ def test_a_stream_that_has_begun_takes_its_time(alice: httpx.Client, fake: FakeI
         assert len(heard + b"".join(parts)) == 2 * len(BODY["text"]) * 1200
 
 
-@pytest.fixture
-def asked() -> Iterator[Patience]:
-    token = patience.set(Patience())
-    yield patience.get()
-    patience.reset(token)
+def leaving_time(text: str, streams: bool, deadline: Deadline) -> Deadline:
+    return speech_response.leave_time(
+        SpeechRequest(text, deadline=deadline), 135.0, streams
+    ).deadline
 
 
-def test_a_gpu_is_waited_for_as_long_as_leaves_time_to_speak(asked: Patience) -> None:
-    speech_response.leave_time(MINUTE, 135.0, streams=False)
-    assert patience.get() == Patience(135.0 - spoken_s(MINUTE), asked.since_s)
-    assert 70 < patience.get().most_s < 80
-    patience.set(asked.at_most(5.0))
-    speech_response.leave_time(MINUTE, 135.0, streams=False)
-    assert patience.get().most_s == 5.0, "who would wait for less does"
+def test_a_gpu_is_waited_for_as_long_as_leaves_time_to_speak() -> None:
+    asked = Deadline()
+    left = leaving_time(MINUTE, False, asked)
+    assert left == Deadline(135.0 - spoken_s(MINUTE), asked.since_s)
+    assert 70 < left.most_s < 80
+    left = leaving_time(MINUTE, False, asked.at_most(5.0))
+    assert left.most_s == 5.0, "who would wait for less does"
 
 
-def test_a_stream_leaves_all_the_time_to_begin(asked: Patience) -> None:
-    speech_response.leave_time(2 * MINUTE + MINUTE, 135.0, streams=True)
-    assert patience.get() == Patience(135.0, asked.since_s)
+def test_a_stream_leaves_all_the_time_to_begin() -> None:
+    asked = Deadline()
+    assert leaving_time(2 * MINUTE + MINUTE, True, asked) == Deadline(135.0, asked.since_s)
 
 
-def test_what_can_not_be_answered_in_time_must_be_streamed(asked: Patience) -> None:
+def test_what_can_not_be_answered_in_time_must_be_streamed() -> None:
     with pytest.raises(TextTooLong, match=r"may take 120 s here\. .*, or stream it\."):
-        speech_response.leave_time(3 * MINUTE, 135.0, streams=False)
+        leaving_time(3 * MINUTE, False, Deadline())
 
 
-def test_patience_counts_from_the_request_on() -> None:
+def test_a_deadline_counts_from_the_request_on() -> None:
     """A voice that is rebuilt asks the GPU twice, and waits once."""
-    begun = Patience(since_s=monotonic() - 60.0)
+    begun = Deadline(since_s=monotonic() - 60.0)
     assert begun.at_most(100.0).left_s() <= 40.0
     assert begun.at_most(100.0).at_most(200.0) == begun.at_most(100.0)
 

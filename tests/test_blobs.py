@@ -16,7 +16,7 @@ from fakes import FakeInference
 from faults import QuickEnroller, noise
 from uploading import clip_of, enrol_bytes
 
-from registry.contract import PromptRef, PromptSource
+from registry.contract import Deadline, PromptRef, PromptSource
 from registry.storage.blobs import MOST_BYTES, TMP_PREFIX, BlobStore, FolderBlobs
 from registry.storage.data_dir import clip_key, conditioned_key, prompt_key, sha256_of
 from registry.storage.store import VoiceStore
@@ -141,7 +141,9 @@ class MemoryInference(FakeInference):
         super().__init__(store.data)
         self.blobs = store.blobs
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         """Reads and writes where the store has its blobs."""
         conditioned = self.data.conditioned(source)
         conditioned.write_bytes(self.blobs.read(conditioned_key(source)))

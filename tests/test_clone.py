@@ -40,7 +40,7 @@ from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
-from registry.contract import PromptSource
+from registry.contract import Deadline, PromptSource
 from registry.settings import Settings
 from registry.speech.local import LocalInference
 from registry.storage.data_dir import DataDir
@@ -230,7 +230,7 @@ class Unstoppable(FakeInference):
         super().__init__(data)
         self.begun, self.go = threading.Event(), threading.Event()
 
-    async def extract_prompt(self, source: PromptSource) -> Any:
+    async def extract_prompt(self, source: PromptSource, deadline: Deadline | None = None) -> Any:
         return await asyncio.to_thread(self._make, source)
 
     def _make(self, source: PromptSource) -> Any:

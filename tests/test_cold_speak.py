@@ -15,9 +15,8 @@ from fakes import FakeInference, Pace
 
 from cli import client
 from cli.main import cli
-from registry.contract import PromptRef, PromptSource, SpeakParams, Speech
+from registry.contract import Deadline, PromptRef, PromptSource, Speech, SpeechRequest
 from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken
-from registry.speech.local import patience
 from registry.storage.store import VoiceStore
 
 
@@ -28,16 +27,19 @@ class Cold(FakeInference):
     refusals: list[RegistryError] = field(default_factory=list)
     asked_s: list[float] = field(default_factory=list)
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-        self._refuse()
-        return await super().speak(ref, text, params)
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
+        self._refuse(asked.deadline)
+        return await super().speak(ref, asked)
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
-        self._refuse()
-        return await super().extract_prompt(source)
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
+        assert deadline is not None
+        self._refuse(deadline)
+        return await super().extract_prompt(source, deadline)
 
-    def _refuse(self) -> None:
-        self.asked_s.append(patience.get().most_s)
+    def _refuse(self, deadline: Deadline) -> None:
+        self.asked_s.append(deadline.most_s)
         if self.refusals:
             raise self.refusals.pop(0)
 

@@ -18,7 +18,7 @@ from fakes import FakeInference, Pace
 from cli import output
 from cli.filenames import file_for, format_for
 from cli.main import cli
-from registry.contract import PromptSource
+from registry.contract import Deadline, PromptSource
 
 ROOT = Path(__file__).parent.parent
 Voices = Callable[..., Result]
@@ -263,7 +263,9 @@ def test_ctrl_c_ends_a_verb_and_tells_the_outcome(
 ) -> None:
     pace = fake.pace = Pace()
 
-    async def extract_prompt(source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         await pace.turn()
         return await FakeInference.extract_prompt(fake, source)
 

@@ -17,7 +17,7 @@ from registry.api.requests import CheckedRoute, while_connected
 from registry.api.services import ServicesDep
 from registry.api.speech_response import Use, sending, speech_response
 from registry.app import create_app
-from registry.contract import SpeakParams
+from registry.contract import SpeechRequest
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
@@ -49,11 +49,11 @@ def voice(name: str, services: ServicesDep) -> str:
 
 @router.post("/audio/speech")
 async def speech(request: Request, services: ServicesDep, voice: str, input: str) -> Response:
-    async def speak(text: str, use: Use) -> Response:
-        return await services.speaker.speak(voice, text, SpeakParams(), use)
+    async def speak(asked: SpeechRequest, use: Use) -> Response:
+        return await services.speaker.speak(voice, asked, use)
 
     how = sending(request, stream=False, events=False)
-    return await speech_response(request, input, "wav", how, None, speak)
+    return await speech_response(request, SpeechRequest(input), "wav", how, None, speak)
 
 
 @router.get("/busy")

@@ -36,7 +36,7 @@ from inference.serving.service import InferenceService
 from inference.serving.voice_files import VolumeFiles
 from registry import errors
 from registry.audio.encoders import to_int16
-from registry.contract import PromptRef, PromptSource, SpeakParams
+from registry.contract import PromptRef, PromptSource, SpeakParams, SpeechRequest
 from registry.modal.plan import SHARED_FILES
 from registry.speech.items import BY_CODE, checked
 from registry.storage.data_dir import DataDir
@@ -118,7 +118,9 @@ def test_it_enrols_and_speaks_what_the_service_would(
     assert len(sound) > 1 and {item["run"] for item in [begin, *sound, end]} == {begin["run"]}
 
     async def directly() -> bytes:
-        speech = await service_factory(slots=32).speak(PromptRef(**ref), TEXT, SpeakParams(seed=7))
+        speech = await service_factory(slots=32).speak(
+            PromptRef(**ref), SpeechRequest(TEXT, SpeakParams(seed=7))
+        )
         return b"".join([to_int16(chunk).tobytes() async for chunk in speech.chunks])
 
     assert pcm_of(sound) == run(directly())

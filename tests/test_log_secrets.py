@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from serving import serving
 
 from registry.api.native.clone import CloneForm
-from registry.api.native.speak import SpeechRequest
+from registry.api.native.speak import SpeechFields
 from registry.api.native.voices import EnrolmentForm, VoicePatch
 from registry.app import create_app
 from registry.settings import Settings
@@ -93,7 +93,7 @@ def test_a_damaged_transcript_is_not_told(
 
 
 @pytest.mark.parametrize(
-    "model", [VoicePublic, SpeakDefaults, SpeechRequest, CloneForm, EnrolmentForm, VoicePatch]
+    "model", [VoicePublic, SpeakDefaults, SpeechFields, CloneForm, EnrolmentForm, VoicePatch]
 )
 def test_a_value_that_does_not_fit_is_not_in_the_error(model: type[BaseModel]) -> None:
     fields = {name: [[SECRET]] for name in model.model_fields}

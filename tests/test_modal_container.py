@@ -22,9 +22,8 @@ from modal_proto import api_pb2 as pb
 from speaking import run
 
 from inference.models.catalog import LocatedModel, locate
-from registry.contract import PromptRef, PromptSource, SpeakParams
+from registry.contract import Deadline, PromptRef, PromptSource, SpeechRequest
 from registry.errors import GpuCold, StreamBroken
-from registry.speech.local import Patience, patience
 from registry.speech.modal import ModalClass, ModalInference
 from registry.storage.data_dir import DataDir
 
@@ -95,11 +94,11 @@ def test_one_cancelled_call_stops_nobody_else(site: Site, enrol: Enrol) -> None:
     """And neither do those that did not wait for the container to come up."""
 
     async def impatiently() -> None:
-        patience.set(Patience(0.0))
+        now = Deadline(0.0)
         with pytest.raises(GpuCold):
-            await site.inference.extract_prompt(enrol(2))
+            await site.inference.extract_prompt(enrol(2), now)
         with pytest.raises(GpuCold):
-            await site.inference.speak(PromptRef("v", "f", "s"), LONG, SpeakParams())
+            await site.inference.speak(PromptRef("v", "f", "s"), SpeechRequest(LONG, deadline=now))
 
     async def listen() -> None:
         await asyncio.create_task(impatiently())
@@ -107,8 +106,8 @@ def test_one_cancelled_call_stops_nobody_else(site: Site, enrol: Enrol) -> None:
             await asyncio.sleep(0.01)
         site.start()
         ref = await enrolled(site, enrol(1))
-        stays = await site.inference.speak(ref, LONG, SpeakParams())
-        leaves = await site.inference.speak(ref, LONG, SpeakParams())
+        stays = await site.inference.speak(ref, SpeechRequest(LONG))
+        leaves = await site.inference.speak(ref, SpeechRequest(LONG))
         await anext(leaves.chunks)
         await leaves.chunks.aclose()
         await asyncio.gather(*site.inference._left)
@@ -134,7 +133,7 @@ def test_a_container_that_is_taken_away_breaks_what_it_spoke(site: Site, enrol: 
     async def listen() -> None:
         site.start()
         ref = await enrolled(site, enrol(1))
-        speech = await site.inference.speak(ref, LONG, SpeakParams())
+        speech = await site.inference.speak(ref, SpeechRequest(LONG))
         await anext(speech.chunks)
         assert site.container is not None
         site.container.send_signal(signal.SIGINT)

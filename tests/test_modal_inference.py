@@ -24,7 +24,15 @@ from inference.models.catalog import LocatedModel, locate
 from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from registry.app import create_app
-from registry.contract import Inference, PromptRef, PromptSource, SpeakParams, Speech
+from registry.contract import (
+    Deadline,
+    Inference,
+    PromptRef,
+    PromptSource,
+    SpeakParams,
+    Speech,
+    SpeechRequest,
+)
 from registry.errors import (
     GpuCold,
     InferenceUnreachable,
@@ -40,7 +48,7 @@ from registry.errors import (
 )
 from registry.settings import Settings
 from registry.speech import modal as modal_inference
-from registry.speech.local import LocalInference, Patience, patience
+from registry.speech.local import LocalInference
 from registry.speech.modal import Load, ModalClass, ModalInference
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
@@ -121,7 +129,7 @@ async def sound_of(speech: Speech) -> bytes:
 
 
 async def said(inference: Inference, text: str = TEXT) -> bytes:
-    return await sound_of(await inference.speak(REF, text, SpeakParams()))
+    return await sound_of(await inference.speak(REF, SpeechRequest(text)))
 
 
 # Both sides: the registry's, and the real class over a real service
@@ -265,8 +273,8 @@ def test_who_leaves_frees_the_slot_there_and_no_other(
 
     async def leave_early() -> None:
         ref = await enrolled(inference, enrol(1))
-        stays = await inference.speak(ref, LONG, SpeakParams())
-        leaves = await inference.speak(ref, LONG, SpeakParams())
+        stays = await inference.speak(ref, SpeechRequest(LONG))
+        leaves = await inference.speak(ref, SpeechRequest(LONG))
         await anext(leaves.chunks)
         await leaves.chunks.aclose()
         await asyncio.gather(*inference._left)
@@ -290,7 +298,7 @@ def test_whoever_leaves_at_any_step_of_the_way_leaves_no_speech_behind(
 
     async def leave() -> None:
         ref = await enrolled(inference, enrol(1))
-        asking = asyncio.create_task(inference.speak(ref, LONG, SpeakParams()))
+        asking = asyncio.create_task(inference.speak(ref, SpeechRequest(LONG)))
         for _ in range(steps):
             await asyncio.sleep(0)
         asking.cancel()
@@ -311,7 +319,7 @@ def test_whoever_leaves_while_the_gpu_starts_is_cancelled_as_soon_as_that_is_pos
     async def leave() -> None:
         ref = await enrolled(inference, enrol(1))
         remote.cold = True
-        asking = asyncio.create_task(inference.speak(ref, LONG, SpeakParams()))
+        asking = asyncio.create_task(inference.speak(ref, SpeechRequest(LONG)))
         while len(remote.sent) < 2:
             await asyncio.sleep(0)
         asking.cancel()
@@ -335,7 +343,7 @@ def test_of_too_many_that_were_left_the_oldest_is_given_up(
     async def ask() -> None:
         for _ in range(5):
             with pytest.raises(GpuCold):
-                await inference.speak(REF, TEXT, SpeakParams())
+                await inference.speak(REF, SpeechRequest(TEXT))
             with pytest.raises(GpuCold):
                 await inference.extract_prompt(PromptSource("v", "c", None))
             await asyncio.sleep(0)
@@ -374,7 +382,7 @@ def test_a_speech_that_is_cut_off_is_broken_and_never_asked_for_again(
     heard: list[int] = []
 
     async def listen() -> None:
-        speech = await made(remote).speak(REF, TEXT, SpeakParams())
+        speech = await made(remote).speak(REF, SpeechRequest(TEXT))
         async for chunk in speech.chunks:
             heard.append(len(chunk))
 
@@ -390,8 +398,8 @@ def test_a_stream_that_is_cut_off_does_not_look_whole(
     remote = Scripted([CALL, BEGIN, loud])
 
     class Cut(type(fake)):  # type: ignore[misc]
-        async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-            return await made(remote).speak(ref, text, params)
+        async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
+            return await made(remote).speak(ref, asked)
 
     clip = {"audio": file(make_clip(1, 2.0)[None], 24_000)}
     with serving(create_app(store, Cut(data), Settings(home=data.root))) as http:
@@ -408,7 +416,7 @@ def test_a_second_container_is_told_to_be_silent() -> None:
 
     async def listen() -> None:
         inference = made(remote)
-        speech = await inference.speak(REF, TEXT, SpeakParams())
+        speech = await inference.speak(REF, SpeechRequest(TEXT))
         with pytest.raises(StreamBroken):
             await anext(speech.chunks)
         await speech.chunks.aclose()
@@ -486,7 +494,7 @@ def test_a_cold_gpu_is_said(remote: LocalRemote) -> None:
     async def ask() -> None:
         inference = made(remote, wait_s=0.01)
         with pytest.raises(GpuCold, match=r"within 0.01 s. It is starting") as caught:
-            await inference.speak(REF, TEXT, SpeakParams())
+            await inference.speak(REF, SpeechRequest(TEXT))
         assert (caught.value.status, caught.value.code) == (503, "gpu-cold")
         assert caught.value.headers()["Retry-After"] == "20"
         with pytest.raises(GpuCold):
@@ -501,8 +509,8 @@ def test_a_cold_gpu_is_said(remote: LocalRemote) -> None:
 @pytest.mark.parametrize("asked_s", [0.0, 0.02])
 def test_whoever_asks_may_wait_for_less_but_not_for_more(asked_s: float) -> None:
     async def ask(seconds: float) -> None:
-        patience.set(Patience(seconds))
-        await made(Scripted([...]), wait_s=0.05).speak(REF, TEXT, SpeakParams())
+        asked = SpeechRequest(TEXT, deadline=Deadline(seconds))
+        await made(Scripted([...]), wait_s=0.05).speak(REF, asked)
 
     with pytest.raises(GpuCold, match=f"within {asked_s:g} s"):
         run(ask(asked_s))
@@ -515,7 +523,7 @@ def test_only_the_first_sound_is_waited_for() -> None:
 
     async def listen() -> None:
         speech = await made(Scripted([CALL, BEGIN, PCM, ...]), wait_s=0.05).speak(
-            REF, TEXT, SpeakParams()
+            REF, SpeechRequest(TEXT)
         )
         await anext(speech.chunks)
         waiting = asyncio.ensure_future(anext(speech.chunks))
@@ -532,7 +540,7 @@ def test_a_cancelling_that_fails_is_only_logged(caplog: pytest.LogCaptureFixture
 
     async def leave() -> None:
         inference = made(remote)
-        speech = await inference.speak(REF, TEXT, SpeakParams())
+        speech = await inference.speak(REF, SpeechRequest(TEXT))
         await speech.chunks.aclose()
         await asyncio.gather(*inference._left)
 
@@ -653,11 +661,11 @@ def test_through_modals_client_it_speaks_enrols_and_cancels(
 
     async def ask() -> None:
         inference = made(by_name)
-        pcm = await sound_of(await inference.speak(REF, TEXT, SpeakParams(seed=5)))
+        pcm = await sound_of(await inference.speak(REF, SpeechRequest(TEXT, SpeakParams(seed=5))))
         assert len(pcm) == 8
         found = await inference.extract_prompt(PromptSource("v", "c", None))
         assert (found.modes, found.model.revision) == (("icl",), "r")
-        speech = await inference.speak(REF, TEXT, SpeakParams())
+        speech = await inference.speak(REF, SpeechRequest(TEXT))
         await speech.chunks.aclose()
         await asyncio.gather(*inference._left)
 

@@ -24,7 +24,7 @@ from test_slow_clients import answer
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
-from registry.contract import PromptRef, PromptSource, SpeakParams
+from registry.contract import Deadline, PromptRef, PromptSource, SpeechRequest
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
@@ -113,7 +113,7 @@ def test_the_last_places_for_speech_are_for_other_addresses(
             fake.pace.open()
             assert others.result().status_code == 200
         assert [reply.result().status_code for reply in held] == [200] * 22
-    assert {one.client for one in fake.params} == {"127.0.0.1", "127.0.0.2"}  # whose turn it is
+    assert {one.client for one in fake.asked} == {"127.0.0.1", "127.0.0.2"}  # whose turn it is
     fake.pace = None
     assert client.post("/speak", json=SPEAK).status_code == 200  # its places are free again
 
@@ -153,7 +153,7 @@ def test_who_comes_is_counted_from_the_first_step(
     async def go() -> None:
         service.refuse_full()
         speaking = [
-            asyncio.create_task(service.speak(ref, "Hello", SpeakParams())) for _ in range(3)
+            asyncio.create_task(service.speak(ref, SpeechRequest("Hello"))) for _ in range(3)
         ]
         await asyncio.to_thread(gate.entered.wait, 60)
         assert service.status().queued == 2, "the first one's job runs"
@@ -267,7 +267,7 @@ def test_who_rebuilds_without_end_keeps_nobody_from_enrolling(
     """The encoders take one clip at a time: whoever came had to wait for all before."""
     go_on, made, extract = threading.Event(), list[str](), fake.extract_prompt
 
-    async def extract_prompt(source: PromptSource) -> object:
+    async def extract_prompt(source: PromptSource, deadline: Deadline | None = None) -> object:
         while not go_on.is_set():
             await asyncio.sleep(0.01)
         made.append(source.voice_id)

@@ -17,7 +17,7 @@ from uploading import enrol_bytes
 from volume_faults import Gpu, Site
 
 from inference.serving.voice_files import VoiceFiles
-from registry.contract import PromptRef, PromptSource
+from registry.contract import Deadline, PromptRef, PromptSource
 from registry.errors import ExtractionFailed, PromptMissing
 from registry.storage.blobs import write_atomically
 from registry.storage.data_dir import DataDir, sha256_of
@@ -35,7 +35,9 @@ class OtherBits(FakeInference):
 
     bits = b""
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         found = await super().extract_prompt(source)
         ref = PromptRef(source.voice_id, found.fingerprint, found.sha256)
         content = self.data.prompt(ref).read_bytes() + self.bits

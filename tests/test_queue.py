@@ -15,7 +15,7 @@ from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
 from inference.serving.worker import ArrivalCounter, DeviceThread
 from registry import errors
-from registry.contract import ExtractedPrompt, PromptRef, PromptSource, SpeakParams
+from registry.contract import ExtractedPrompt, PromptRef, PromptSource, SpeechRequest
 from registry.storage.data_dir import DataDir
 
 NOBODY = PromptRef("voice_nobody", "0" * 64, "0" * 64)
@@ -141,10 +141,10 @@ def test_a_failed_load_is_told_to_each_caller_and_tried_again(
     assert service.status().state == "cold"
     for _ in range(2):
         with pytest.raises(errors.ModelUnavailable, match="no disk"):
-            run(service.speak(NOBODY, "Hi.", SpeakParams()))
+            run(service.speak(NOBODY, SpeechRequest("Hi.")))
         assert (service.status().state, service.status().error) == ("failed", "no disk")
     with pytest.raises(errors.PromptMissing):
-        run(service.speak(NOBODY, "Hi.", SpeakParams()))
+        run(service.speak(NOBODY, SpeechRequest("Hi.")))
     assert (service.status().state, service.status().error) == ("warm", None)
 
 
@@ -157,7 +157,7 @@ def test_a_request_that_waits_for_the_model_too_long_is_told_so(
         service.warm()
         await asyncio.to_thread(gate.entered.wait, 60)
         with pytest.raises(errors.Overloaded, match=r"still loading.*waited 0\.05 s"):
-            await service.speak(NOBODY, "Hi.", SpeakParams())
+            await service.speak(NOBODY, SpeechRequest("Hi."))
         gate.open.set()
 
     run(go())
@@ -186,7 +186,7 @@ def test_describing_loads_nothing_until_warmed(
     assert gate.entered.wait(60) and service.status().state == "warming"
     gate.open.set()
     with pytest.raises(errors.PromptMissing):
-        run(service.speak(NOBODY, "Hi.", SpeakParams()))
+        run(service.speak(NOBODY, SpeechRequest("Hi.")))
     warm = service.describe()
     assert (service.status().state, warm.dtype, warm.device) == ("warm", "float32", "cpu")
 

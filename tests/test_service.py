@@ -24,6 +24,7 @@ from registry.contract import (
     PromptSource,
     SpeakParams,
     Speech,
+    SpeechRequest,
     fingerprint,
 )
 from registry.storage.data_dir import DataDir, sha256_of
@@ -52,7 +53,9 @@ def test_a_prompt_from_disk_speaks_as_qwen_tts_with_a_fresh_one(
 
     async def from_disk() -> Any:
         ref = await enrolled(first, source)
-        speech = await restarted.speak(ref, LEFTOVER, SpeakParams(temperature=0, mode=mode))
+        speech = await restarted.speak(
+            ref, SpeechRequest(LEFTOVER, SpeakParams(temperature=0, mode=mode))
+        )
         assert (speech.prompt_cache, speech.mode) == ("file", mode)
         return await collect(speech)
 
@@ -134,8 +137,10 @@ def test_a_voice_without_transcript_speaks_xvec_and_refuses_icl(
         found = await service.extract_prompt(source)
         assert (found.frames, found.modes, found.room) == (0, ("xvec",), None)
         with pytest.raises(errors.ModeUnavailable, match="no transcript"):
-            await service.speak(ref_of(source, found), TEXT, SpeakParams(mode="icl"))
-        return await service.speak(ref_of(source, found), TEXT, SpeakParams(mode="auto"))
+            await service.speak(ref_of(source, found), SpeechRequest(TEXT, SpeakParams(mode="icl")))
+        return await service.speak(
+            ref_of(source, found), SpeechRequest(TEXT, SpeakParams(mode="auto"))
+        )
 
     assert run(go()).mode == "xvec"
 
@@ -145,9 +150,11 @@ def test_speech_says_what_it_did(service_factory: ServiceFactory, enrol: Enrol) 
 
     async def go() -> tuple[Speech, NDArray[np.float32], Speech]:
         ref = await enrolled(service, enrol())
-        first = await service.speak(ref, "Hi.", SpeakParams(mode="xvec"))
+        first = await service.speak(ref, SpeechRequest("Hi.", SpeakParams(mode="xvec")))
         pcm = await collect(first)
-        again = await service.speak(ref, "Hi.", SpeakParams(mode="xvec", seed=first.seed))
+        again = await service.speak(
+            ref, SpeechRequest("Hi.", SpeakParams(mode="xvec", seed=first.seed))
+        )
         assert np.array_equal(await collect(again), pcm)
         return first, pcm, again
 
@@ -171,16 +178,16 @@ def test_a_missing_prompt_is_told_from_a_damaged_one(
         for damaged in (content[:-1], b"", content[:200] + b"\0" + content[201:]):
             path.write_bytes(damaged)
             with pytest.raises(errors.PromptCorrupt):
-                await service.speak(ref, "Hi.", SpeakParams())
+                await service.speak(ref, SpeechRequest("Hi."))
         path.unlink()
         with pytest.raises(errors.PromptMissing):
-            await service.speak(ref, "Hi.", SpeakParams())
+            await service.speak(ref, SpeechRequest("Hi."))
         path.mkdir()
         with pytest.raises(errors.PromptCorrupt):
-            await service.speak(ref, "Hi.", SpeakParams())
+            await service.speak(ref, SpeechRequest("Hi."))
         path.rmdir()
         assert await enrolled(service, source) == ref
-        assert (await service.speak(ref, "Hi.", SpeakParams())).prompt_cache == "file"
+        assert (await service.speak(ref, SpeechRequest("Hi."))).prompt_cache == "file"
 
     run(go())
 
@@ -193,7 +200,7 @@ def test_a_prompt_of_another_model_is_missing(
     async def go() -> None:
         ref = await enrolled(service_factory(), enrol())
         with pytest.raises(errors.PromptMissing, match="for local/tiny, not local/endless"):
-            await other.speak(ref, "Hi.", SpeakParams())
+            await other.speak(ref, SpeechRequest("Hi."))
 
     run(go())
 
@@ -356,7 +363,7 @@ def test_sound_comes_before_the_speech_is_made(
 
     async def go() -> None:
         ref = await enrolled(service, enrol())
-        speech = await service.speak(ref, LONG, SpeakParams(seed=1, mode="xvec"))
+        speech = await service.speak(ref, SpeechRequest(LONG, SpeakParams(seed=1, mode="xvec")))
         assert len(await anext(speech.chunks)) == 1920
         assert service.status().running == 1
         rest = [len(chunk) // 1920 async for chunk in speech.chunks]
@@ -378,7 +385,7 @@ def test_whoever_closes_the_chunks_frees_the_slot(
 
     async def go() -> None:
         ref = await enrolled(service, enrol())
-        speech = await service.speak(ref, LONG, SpeakParams(mode="xvec"))
+        speech = await service.speak(ref, SpeechRequest(LONG, SpeakParams(mode="xvec")))
         waiting = asyncio.create_task(say(service, ref, "Hi.", mode="xvec"))
         await asyncio.sleep(0)
         await speech.chunks.aclose()
@@ -398,8 +405,10 @@ def test_whoever_leaves_before_the_first_chunk_takes_nothing(
 
     async def go() -> None:
         ref = await enrolled(service, enrol())
-        first = await service.speak(ref, LONG, SpeakParams(mode="xvec"))
-        left = asyncio.create_task(service.speak(ref, LONG, SpeakParams(mode="xvec")))
+        first = await service.speak(ref, SpeechRequest(LONG, SpeakParams(mode="xvec")))
+        left = asyncio.create_task(
+            service.speak(ref, SpeechRequest(LONG, SpeakParams(mode="xvec")))
+        )
         counters = service.counters()
         while counters is None or counters.submitted < 2:
             await asyncio.sleep(0.001)
@@ -421,11 +430,11 @@ def test_waiting_too_long_for_a_slot_is_refused(
 
     async def go() -> None:
         ref = await enrolled(service, enrol())
-        speeches = [await service.speak(ref, "Hi.", SpeakParams(mode="xvec"))]
+        speeches = [await service.speak(ref, SpeechRequest("Hi.", SpeakParams(mode="xvec")))]
         await collect(speeches[0])
-        running = await service.speak(ref, LONG * 3, SpeakParams(mode="xvec"))
+        running = await service.speak(ref, SpeechRequest(LONG * 3, SpeakParams(mode="xvec")))
         with pytest.raises(errors.Overloaded, match=r"waited 0\.\d* s for a slot"):
-            await service.speak(ref, "Hi.", SpeakParams(mode="xvec"))
+            await service.speak(ref, SpeechRequest("Hi.", SpeakParams(mode="xvec")))
         await running.chunks.aclose()
 
     run(go())

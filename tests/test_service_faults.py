@@ -20,7 +20,7 @@ from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VoiceFiles
 from registry import errors
-from registry.contract import PromptRef, SpeakParams
+from registry.contract import PromptRef, SpeakParams, SpeechRequest
 from registry.storage.data_dir import DataDir
 
 CALLERS = 16
@@ -96,7 +96,7 @@ def test_more_than_can_wait_for_a_slot_are_refused(
     async def go() -> None:
         ref = await enrolled(service, enrol())
         running = await service.speak(
-            ref, "Somebody who talks on and on. " * 4, SpeakParams(mode="xvec")
+            ref, SpeechRequest("Somebody who talks on and on. " * 4, SpeakParams(mode="xvec"))
         )
         others = (say(service, ref, "Hi.", mode="xvec") for _ in range(4))
         burst = [asyncio.create_task(other) for other in others]
@@ -192,7 +192,7 @@ def test_an_engine_that_breaks_in_a_job_is_loaded_again(
     async def go() -> None:
         ref = await enrolled(service, enrol())
         await say(service, ref, "Hi.")
-        running = await service.speak(ref, "Somebody who talks on and on. " * 4, SpeakParams())
+        running = await service.speak(ref, SpeechRequest("Somebody who talks on and on. " * 4))
         await break_engine(service, ref, monkeypatch, name)
         assert service.status().state == "failed"
         assert service.status().error == "ArithmeticError: the device is lost"
@@ -214,13 +214,13 @@ def test_a_full_device_refuses_a_new_voice_and_nobody_else(
 
     async def go() -> None:
         known, new = await enrolled(service, enrol()), await enrolled(service, enrol(1))
-        running = await service.speak(known, "Somebody who talks on and on. " * 4, SpeakParams())
+        running = await service.speak(known, SpeechRequest("Somebody who talks on and on. " * 4))
         with monkeypatch.context() as small:
             small.setattr(Engine, "prepare", full)
             with pytest.raises(errors.Overloaded, match="memory"):
                 await say(service, new, "Hi.")
         assert len(await collect(running)) and service.status().state == "warm"
-        again = await service.speak(known, "Hi.", SpeakParams())
+        again = await service.speak(known, SpeechRequest("Hi."))
         assert again.prompt_cache == "file"  # what could be let go of was
         await again.chunks.aclose()
         assert len(await say(service, new, "Hi."))
@@ -270,7 +270,7 @@ def test_an_engine_that_broke_is_gone_before_the_next_is_made(
     async def go() -> None:
         ref = await enrolled(service, enrol())
         await say(service, ref, "Hi.")
-        running = await service.speak(ref, "Somebody who talks on and on. " * 4, SpeakParams())
+        running = await service.speak(ref, SpeechRequest("Somebody who talks on and on. " * 4))
         await break_engine(service, ref, monkeypatch, name)
         assert len(await say(service, ref, "Hi."))
         await running.chunks.aclose()
@@ -336,7 +336,7 @@ def test_closing_refuses_who_waits_for_a_slot_and_lets_the_speaker_end(
 
     async def go() -> None:
         ref = await enrolled(service, enrol())
-        running = await service.speak(ref, long, SpeakParams(mode="xvec"))
+        running = await service.speak(ref, SpeechRequest(long, SpeakParams(mode="xvec")))
         burst = [asyncio.create_task(say(service, ref, long, mode="xvec")) for _ in range(3)]
         await until(lambda: service.status().queued == 3)
         assert await asyncio.to_thread(service.close, 60)
@@ -365,7 +365,7 @@ def test_closing_still_hears_who_leaves_and_captures_no_more(
     async def go() -> None:
         ref = await enrolled(service, enrol())
         running = await service.speak(
-            ref, "Somebody who talks on and on. " * 4, SpeakParams(mode="xvec")
+            ref, SpeechRequest("Somebody who talks on and on. " * 4, SpeakParams(mode="xvec"))
         )
         with held(monkeypatch, "step") as step:
             await asyncio.to_thread(step.entered.wait, 60)

@@ -21,7 +21,7 @@ from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 from registry.api import speech_response
 from registry.api.speech_response import AudioStream
 from registry.audio.encoders import FLAC_HEADER_BYTES
-from registry.contract import PromptRef, SpeakParams, Speech
+from registry.contract import PromptRef, Speech, SpeechRequest
 from registry.errors import SpeechFailed, SpeechUnfinished
 from registry.speech.local import LocalInference
 
@@ -275,7 +275,7 @@ class LocalService:
     def __init__(self, pace: Pace) -> None:
         self.chunks = Chunks(tone("voice", 4), pace)
 
-    async def speak(self, ref: PromptRef, text: str, params: object) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         return Speech(24_000, 0, "file", "icl", {}, self.chunks)
 
 
@@ -283,7 +283,7 @@ def test_what_inference_raises_half_way_comes_through_as_it_is() -> None:
     async def listen() -> None:
         pace = Pace(free=0)
         speech = await LocalInference(lambda: LocalService(pace)).speak(
-            PromptRef("voice", "f", "s"), "x", SpeakParams()
+            PromptRef("voice", "f", "s"), SpeechRequest("x")
         )
         await anext(speech.chunks)
         waiting = asyncio.ensure_future(anext(speech.chunks))
@@ -299,7 +299,7 @@ def test_closing_a_speech_before_its_first_chunk_reaches_inference() -> None:
 
     async def leave() -> None:
         speech = await LocalInference(lambda: service).speak(
-            PromptRef("voice", "f", "s"), "x", SpeakParams()
+            PromptRef("voice", "f", "s"), SpeechRequest("x")
         )
         await speech.chunks.aclose()
 

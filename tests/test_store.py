@@ -35,7 +35,7 @@ from sqlmodel import Session
 from uploading import enrol_bytes
 
 from registry.audio.clips import ReferenceClip
-from registry.contract import ExtractedPrompt, PromptSource
+from registry.contract import Deadline, ExtractedPrompt, PromptSource
 from registry.errors import EditConflict
 from registry.settings import Settings
 from registry.storage import queries, stored_voice
@@ -169,7 +169,9 @@ def test_a_thousand_enrolments_keep_their_clips(store: VoiceStore, fake: FakeInf
 class CleanedMeanwhile(FakeInference):
     """A doctor comes while the features are made, after the clip was stored and before its row."""
 
-    async def extract_prompt(self, source: PromptSource) -> object:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> object:
         made = await super().extract_prompt(source)
         clean_up(self.data)
         assert not self.data.clip(source.clip_sha256).exists()
@@ -194,7 +196,9 @@ class Together(FakeInference):
         super().__init__(data)
         self.all_here = asyncio.Barrier(callers)
 
-    async def extract_prompt(self, source: PromptSource) -> object:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> object:
         await self.all_here.wait()
         return await super().extract_prompt(source)
 

@@ -21,7 +21,7 @@ from serving import serving
 from uploading import clip_of, enrol_bytes
 
 from cli.private_server import serving_privately
-from registry.contract import PromptSource
+from registry.contract import Deadline, PromptSource
 from registry.errors import (
     DatabaseDamaged,
     NameTaken,
@@ -357,7 +357,9 @@ class Held(FakeInference):
         super().__init__(data)
         self.came: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
-    async def extract_prompt(self, source: PromptSource) -> object:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> object:
         await self._wait()
         made = await super().extract_prompt(source)
         await self._wait()
@@ -413,11 +415,15 @@ def test_a_clip_that_another_server_gives_up_is_stored_again(
     """Of two that enrol the same bytes one is refused, and knows nothing of the other."""
 
     class Refused(FakeInference):
-        async def extract_prompt(self, source: PromptSource) -> Any:
+        async def extract_prompt(
+            self, source: PromptSource, deadline: Deadline | None = None
+        ) -> Any:
             raise Overloaded("Not now.", 1)
 
     class RefusedMeanwhile(FakeInference):
-        async def extract_prompt(self, source: PromptSource) -> Any:
+        async def extract_prompt(
+            self, source: PromptSource, deadline: Deadline | None = None
+        ) -> Any:
             made = await super().extract_prompt(source)
             with closing(VoiceStore(data)) as other, pytest.raises(Overloaded):
                 await enrol_bytes(QuickEnroller(other, Refused(data)), "ben", BOB)

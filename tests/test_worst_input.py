@@ -17,8 +17,8 @@ from registry.api.fences import Hosts, _parse_origin
 from registry.api.file_answers import spans_of
 from registry.api.forms import FormPart, _name
 from registry.api.requests import (
-    _patience,
     _refuse_odd_query,
+    deadline_of,
     parse_json,
     refuse_other_type,
     refuse_repeated_parameters,
@@ -75,7 +75,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "Accept": accepted,
     "Range": lambda header: spans_of(header, 1000),
     "a range": lambda header: spans_of(f"bytes={header}", 1000),
-    "Prefer": lambda header: asyncio.run(_patience(header)),
+    "Prefer": lambda header: asyncio.run(deadline_of(header)),
     "Host": Hosts.of(["127.0.0.1"], ["*.example.org"]).know,
     "Origin": _parse_origin,
     "an origin": lambda header: _parse_origin(f"http://{header}"),

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.serving.service import InferenceService
-from registry.contract import PromptRef, PromptSource, SpeakParams
+from registry.contract import PromptRef, PromptSource, SpeakParams, SpeechRequest
 from registry.errors import (
     ExtractionFailed,
     InferenceFailed,
@@ -86,7 +86,8 @@ class RemoteCalls:
             refuse_late(until_s)
             yield {"call": call, "run": run}
             async with limit.step():
-                speech = await self._service.speak(PromptRef(**ref), text, SpeakParams(**params))
+                asked = SpeechRequest(text, SpeakParams(**params))
+                speech = await self._service.speak(PromptRef(**ref), asked)
             async with aclosing(speech.chunks) as chunks:
                 told = {k: v for k, v in vars(speech).items() if k != "chunks"}
                 yield {"speech": told | {"timings": dict(speech.timings)}, "run": run}

@@ -14,9 +14,9 @@ from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Reques
 from inference.engine.checkpoint.host_checkpoint import HostCheckpoint, loading
 from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
-from inference.serving.stream import OutputCollector, SpeechInput
+from inference.serving.stream import OutputCollector, sampling_of
 from inference.serving.worker import too_many
-from registry.contract import PromptRef, is_transient
+from registry.contract import Mode, PromptRef, SpeechRequest, is_transient
 from registry.errors import Overloaded, SpeechFailed
 
 RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
@@ -86,7 +86,7 @@ class LoadedEngine:
     def begin(
         self,
         voice: PreparedVoice,
-        asked: SpeechInput,
+        asked: SpeechRequest,
         patience_s: float,
         collector: OutputCollector,
     ) -> Literal["icl", "xvec"]:
@@ -94,18 +94,19 @@ class LoadedEngine:
         engine = self._working()
         if self.waiting >= self._queue_limit:
             raise too_many(self.waiting, engine.retry_after_s)
+        mode: Mode = asked.params.mode or "auto"
         request = Request(
             voice,
             asked.text,
-            asked.language,
-            asked.mode,
-            asked.sampling,
+            asked.params.language,
+            mode,
+            sampling_of(asked.params),
             patience_s=patience_s,
             client=asked.client,
         )
         engine.submit(request)
         self._collectors[request] = collector
-        return voice.mode(asked.mode)
+        return voice.mode(mode)
 
     def cancel(self, collector: OutputCollector) -> None:
         """End the request that nobody listens to. Harmless if it is over, or never began."""

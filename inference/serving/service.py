@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from inference.models.catalog import LocatedModel, load_model_config, not_imported
@@ -22,16 +23,17 @@ from inference.models.read_ahead import reading_ahead
 from inference.prompts.features import FeatureShape, PromptFeatures
 from inference.serving import worker
 from inference.serving.config import ServiceConfig
-from inference.serving.stream import EngineChunks, OutputCollector, SpeechInput, Stopwatch
+from inference.serving.stream import EngineChunks, OutputCollector, Stopwatch, with_seed
 from inference.serving.voice_files import VoiceFiles
 from inference.serving.worker import ArrivalCounter, DeviceThread, too_slow
 from registry.contract import (
+    Deadline,
     Description,
     ExtractedPrompt,
     PromptRef,
     PromptSource,
-    SpeakParams,
     Speech,
+    SpeechRequest,
     Status,
 )
 from registry.errors import Overloaded, PromptMissing, RegistryError, SpeechFailed
@@ -74,23 +76,24 @@ class InferenceService:
         self._checkpoint = checkpoint
         self._loaded: LoadedEngine | None = None
         self._extractor: Extractor | None = None
-        self._feature_shape: FeatureShape | None = None
         self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
         self._error: str | None = None
         self._arrivals = ArrivalCounter(self._thread)
 
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        """Read the conditioned clip of `source` and write its prompt file. ExtractionFailed."""
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> ExtractedPrompt:
+        """Read the conditioned clip, write the prompt file; ExtractionFailed. No GPU is awaited."""
         job = self._extracting.submit(lambda: self._extract(source))
         async with worker.to_its_end(job):
             return await self._wait_for(job)
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-        """Speak `text` with the prompt `ref`; returns once the first chunk exists.
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
+        """Speak with the prompt `ref`; returns once the first chunk exists.
 
         ValueError for a value out of range. Leaving, at any time, frees what was taken.
         """
-        asked, stopwatch = SpeechInput.of(text, params), Stopwatch()
+        asked, stopwatch = with_seed(asked), Stopwatch()
         with self._arrivals.counted() as arrived:
             loaded = await self._await_engine()
             stopwatch.lap("load")
@@ -111,7 +114,7 @@ class InferenceService:
             stopwatch.add("queue", first.timings.admitted_s)
         return Speech(
             sample_rate=self.located().sample_rate,
-            seed=asked.sampling.seed,
+            seed=asked.params.seed or 0,
             prompt_cache=prompt_cache,
             mode=mode,
             timings=stopwatch.laps | {"ttfa": stopwatch.total_s},
@@ -307,7 +310,7 @@ class InferenceService:
         found = extractor.extract(samples, source.transcript or None)
         codes, embedding = found.ref_code, found.ref_spk_embedding
         features = PromptFeatures(source, model.ref, codes, embedding)
-        data = features.save(self._shape())
+        data = features.save(self._shape)
         ref = PromptRef(source.voice_id, features.fingerprint, sha256_of(data))
         self._files.keep(ref, data)
         return ExtractedPrompt(
@@ -329,22 +332,18 @@ class InferenceService:
             )
         return self._extractor
 
+    @cached_property
     def _shape(self) -> FeatureShape:
-        """Say what features must look like; the configs are read once."""
-        if self._feature_shape is None:
-            config = load_model_config(self.located().path)
-            self._feature_shape = FeatureShape(
-                config.num_code_groups, config.codebook_size, config.talker.hidden_size
-            )
-        return self._feature_shape
+        """What features must look like."""
+        config = load_model_config(self.located().path)
+        size = config.talker.hidden_size
+        return FeatureShape(config.num_code_groups, config.codebook_size, size)
 
     def _read(self, ref: PromptRef) -> PromptFeatures:
         """Read the prompt file; PromptMissing or PromptCorrupt."""
         model = self.located()
-        features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape())
+        features = PromptFeatures.load(self._files.prompt(ref), ref, self._shape)
         if features.model != model.ref:
-            raise PromptMissing(
-                f"The prompt features of {ref.voice_id} are for {features.model.id},"
-                f" not {model.ref.id}."
-            )
+            found, wanted = features.model.id, model.ref.id
+            raise PromptMissing(f"The features of {ref.voice_id} are for {found}, not {wanted}.")
         return features

@@ -5,41 +5,36 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engine.params import Mode, SamplingParams
-from registry.contract import SpeakParams
+from inference.engine.params import SamplingParams
+from registry.contract import SpeakParams, SpeechRequest
 from registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from inference.engine.request import Output
 
-MODES: tuple[Mode, ...] = ("auto", "icl", "xvec")
+MODES = ("auto", "icl", "xvec")
 
 
-@dataclass(frozen=True)
-class SpeechInput:
-    """A text, and how to speak it."""
+def with_seed(asked: SpeechRequest) -> SpeechRequest:
+    """The same with a seed, which is chosen where none is asked. ValueError for a wrong value."""
+    params = asked.params
+    if params.mode not in (None, *MODES):
+        raise ValueError(f"mode is auto, icl or xvec, not {params.mode!r}.")
+    if params.seed is None:
+        params = replace(params, seed=secrets.randbelow(2**31))
+    sampling_of(params)
+    return asked.asking(params)
 
-    text: str
-    language: str | None
-    mode: Mode
-    sampling: SamplingParams
-    client: str = ""
 
-    @classmethod
-    def of(cls, text: str, params: SpeakParams) -> "SpeechInput":
-        """Check what is asked: ValueError for a wrong value. Without a seed one is chosen."""
-        mode = next((mode for mode in MODES if mode == (params.mode or "auto")), None)
-        if mode is None:
-            raise ValueError(f"mode is auto, icl or xvec, not {params.mode!r}.")
-        seed = secrets.randbelow(2**31) if params.seed is None else params.seed
-        sampling = SamplingParams(seed, params.temperature, params.top_k, params.top_p)
-        return cls(text, params.language, mode, sampling, params.client or "")
+def sampling_of(params: SpeakParams) -> SamplingParams:
+    """As the engine takes it; ValueError for a value out of range."""
+    return SamplingParams(params.seed or 0, params.temperature, params.top_k, params.top_p)
 
 
 class Stopwatch:

@@ -18,7 +18,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from registry.api.etags import Tags
-from registry.api.problems import asked
+from registry.api.problems import request_line
 from registry.audio.formats import CLIP_ENDINGS
 from registry.errors import EditConflict, RangeUnsatisfiable, RegistryError
 from registry.storage.blobs import StoredContent
@@ -147,7 +147,7 @@ class FileParts(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         except (EOFError, RegistryError) as error:
-            log.warning("%s was cut off: %s", asked(Request(scope)), error)
+            log.warning("%s was cut off: %s", request_line(Request(scope)), error)
 
 
 def disposition(name: str, inline: bool) -> str:

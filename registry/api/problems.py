@@ -85,7 +85,7 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-def asked(request: Request) -> str:
+def request_line(request: Request) -> str:
     """For a log, whoever shows it: without what a path could say to a terminal."""
     return f"{request.method} {quote(request.url.path)[:200]}"
 
@@ -100,9 +100,9 @@ def _answered(request: Request, error: Exception) -> Response:
     """In the dialect of the route; what has none, or comes before any, is ours."""
     problem = problem_of(request, error)
     if problem is UNEXPECTED:
-        log.error("%s failed", asked(request), exc_info=error)
+        log.error("%s failed", request_line(request), exc_info=error)
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("%s: %s", asked(request), problem.detail)
+        log.warning("%s: %s", request_line(request), problem.detail)
     render = getattr(request.scope.get("route"), "render", rendered)
     response: Response = render(problem)
     return response

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.api.charset import NotText, decode
 from registry.api.problems import ClientGone, Problem, rendered
+from registry.contract import Deadline
 from registry.errors import ContentTypeUnsupported, FieldInvalid, PathInvalid, RequestMalformed
-from registry.speech.local import Patience, patience
 
 JSON_LIMIT = 64 * 1024
 FORM_OVERHEAD = 128 * 1024
@@ -33,7 +33,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)  # one without an
 T = TypeVar("T")
 
 
-async def _patience(
+async def deadline_of(
     prefer: Annotated[
         str | SkipJsonSchema[None],
         Header(
@@ -41,13 +41,13 @@ async def _patience(
             examples=["wait=30"],
         ),
     ] = None,
-) -> None:
+) -> Deadline:
     """Whatever else a Prefer header says is not understood, and so ignored."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})\s*(?:$|[,;])", prefer or "", re.IGNORECASE)
-    patience.set(Patience(float(found[1])) if found else Patience())
+    return Deadline(float(found[1])) if found else Deadline()
 
 
-PATIENCE = Depends(_patience)  # of a route that may need a GPU
+DeadlineDep = Annotated[Deadline, Depends(deadline_of)]  # of a route that may need a GPU
 
 
 class BodyLimit:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import Request, Response
@@ -16,13 +17,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from registry.api import openapi as of
 from registry.api.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, delta
-from registry.api.problems import ClientGone, asked, log
+from registry.api.problems import ClientGone, log, request_line
 from registry.api.requests import while_connected
 from registry.audio.encoders import Encoder, encoder, media_type
 from registry.audio.formats import SPEECH, SpeechFormat
-from registry.contract import is_transient
+from registry.contract import SpeechRequest, is_transient
 from registry.errors import RegistryError, SpeechUnfinished
-from registry.speech.local import patience
 from registry.storage.stored_voice import StoredVoice
 from registry.text import refuse_long, spoken_s
 from registry.voices.speech import Spoken
@@ -30,7 +30,7 @@ from registry.voices.speech import Spoken
 Sending = Literal["whole", "stream", "events"]
 
 Use = Callable[[Spoken], Awaitable[Response]]
-Speak = Callable[[str, Use], Awaitable[Response]]  # the cleaned text, what is made of its speech
+Speak = Callable[[SpeechRequest, Use], Awaitable[Response]]  # its text is cleaned
 
 STALLED_S = 60.0
 BEGIN_S = 15.0  # of the time for an answer, to find the voice and wait for the model
@@ -72,25 +72,25 @@ def sending(request: Request, *, stream: bool, events: bool) -> Sending:
 
 async def speech_response(
     request: Request,
-    text: str,
+    asked: SpeechRequest,
     format: SpeechFormat,
     how: Sending,
     limit_s: float | None,
     speak: Speak,
 ) -> Response:
-    """The audio of what `speak` brings of a cleaned text; whoever leaves ends the work."""
-    return await while_connected(request, _in_time(text, format, how, limit_s, speak))
+    """The audio of what `speak` brings; whoever leaves ends the work."""
+    return await while_connected(request, _in_time(asked, format, how, limit_s, speak))
 
 
 async def _in_time(
-    text: str, format: SpeechFormat, how: Sending, limit_s: float | None, speak: Speak
+    asked: SpeechRequest, format: SpeechFormat, how: Sending, limit_s: float | None, speak: Speak
 ) -> Response:
     """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
     if limit_s is not None:
-        leave_time(text, limit_s, streams=how != "whole")
+        asked = leave_time(asked, limit_s, streams=how != "whole")
     try:
         async with asyncio.timeout(limit_s):
-            return await _answer(text, format, how, speak)
+            return await _answer(asked, format, how, speak)
     except TimeoutError as error:
         raise SpeechUnfinished(
             f"The speech was not done within {limit_s:g} s, which is as long as an answer may take"
@@ -98,17 +98,19 @@ async def _in_time(
         ) from error
 
 
-def leave_time(text: str, limit_s: float, streams: bool) -> None:
+def leave_time(asked: SpeechRequest, limit_s: float, streams: bool) -> SpeechRequest:
     """Wait for a GPU no longer than leaves the time to make the speech, at its own pace."""
     if streams:
         made_s = 0.0
     else:
-        refuse_long(text, limit_s - BEGIN_S, ", or stream it")
-        made_s = spoken_s(text)
-    patience.set(patience.get().at_most(limit_s - made_s))
+        refuse_long(asked.text, limit_s - BEGIN_S, ", or stream it")
+        made_s = spoken_s(asked.text)
+    return replace(asked, deadline=asked.deadline.at_most(limit_s - made_s))
 
 
-async def _answer(text: str, format: SpeechFormat, how: Sending, speak: Speak) -> Response:
+async def _answer(
+    asked: SpeechRequest, format: SpeechFormat, how: Sending, speak: Speak
+) -> Response:
     started_s = time.perf_counter()
 
     async def stream(spoken: Spoken) -> Response:
@@ -132,7 +134,7 @@ async def _answer(text: str, format: SpeechFormat, how: Sending, speak: Speak) -
         headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": kind}
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
 
-    return await speak(text, {"whole": whole, "stream": stream, "events": events}[how])
+    return await speak(asked, {"whole": whole, "stream": stream, "events": events}[how])
 
 
 def _encoder(format: SpeechFormat, spoken: Spoken) -> tuple[Encoder, str]:
@@ -171,9 +173,9 @@ class AudioStream(StreamingResponse):
             except ClientGone:
                 return
             except TimeoutError:
-                log.warning("%s was cut off: its caller took nothing.", asked(request))
+                log.warning("%s was cut off: its caller took nothing.", request_line(request))
             except RegistryError as error:
-                log.warning("%s broke off: %s", asked(request), error.detail)
+                log.warning("%s broke off: %s", request_line(request), error.detail)
 
 
 async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

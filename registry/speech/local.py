@@ -4,46 +4,27 @@ Ids and hashes cross this line, never audio or features. Nothing of `inference` 
 errors are the registry's own.
 """
 
-import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from threading import Lock
 from typing import Protocol
 
 from anyio import to_thread
 
 from registry.contract import (
+    Deadline,
     Description,
     ExtractedPrompt,
     PromptRef,
     PromptSource,
-    SpeakParams,
     Speech,
     SpeechModel,
+    SpeechRequest,
     Status,
 )
 from registry.errors import InferenceOff
 
 LIGHT_BYTES = 128 * 1024 * 1024  # of weights: they load in a second or two
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long one request would wait for a GPU that has to start, however often it asks it."""
-
-    most_s: float = float("inf")
-    since_s: float = field(default_factory=time.monotonic)
-
-    def at_most(self, seconds: float) -> "Patience":
-        return Patience(min(self.most_s, seconds), self.since_s)
-
-    def left_s(self) -> float:
-        return self.since_s + self.most_s - time.monotonic()
-
-
-patience: ContextVar[Patience] = ContextVar("patience")
 
 
 class Service(SpeechModel, Protocol):
@@ -84,15 +65,17 @@ class LocalInference:
         """Start loading the model; returns at once."""
         self._ready().warm()
 
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> ExtractedPrompt:
         service = await to_thread.run_sync(self._ready)
-        return await service.extract_prompt(source)
+        return await service.extract_prompt(source, deadline)
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         service = self._service
         if service is None:
             service = await to_thread.run_sync(self._ready)
-        return await service.speak(ref, text, params)
+        return await service.speak(ref, asked)
 
     def close(self) -> None:
         if self._service is not None:
@@ -122,10 +105,12 @@ class NoInference:
     def refuse_full(self, ahead: int) -> None:
         return None
 
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> ExtractedPrompt:
         raise InferenceOff(self._REASON)
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         raise InferenceOff(self._REASON)
 
     def close(self) -> None:

@@ -11,24 +11,24 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from registry.contract import (
+    Deadline,
     Description,
     ExtractedPrompt,
     ModelRef,
     PromptRef,
     PromptSource,
-    SpeakParams,
     Speech,
+    SpeechRequest,
     State,
     Status,
 )
 from registry.errors import GpuCold, ModelUnavailable
 from registry.speech.items import Item, RemoteChunks, checked, unreachable
-from registry.speech.local import Patience, patience
 from registry.text import refuse_long
 
 Plain = Mapping[str, Any]  # built-ins only
@@ -155,10 +155,13 @@ class ModalInference:
     def refuse_full(self, ahead: int) -> None:
         """Its queue is Modal's, and what is known of it here is too old to refuse anyone for."""
 
-    async def extract_prompt(self, source: PromptSource) -> ExtractedPrompt:
-        call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), self._until_s()))
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> ExtractedPrompt:
+        deadline = self._at_most(deadline or Deadline())
+        call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), until_s(deadline)))
         try:
-            answer = await self._in_time(asyncio.shield(call))
+            answer = await self._in_time(asyncio.shield(call), deadline)
         finally:
             if not call.done():
                 self._beside(call)
@@ -172,14 +175,15 @@ class ModalInference:
             room=found.get("room"),
         )
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
-        refuse_long(text, self._limit_s)
-        given = replace(params, client=None).given()  # behind Modal's edge all have one address
-        items = self._remote.speak(asdict(ref), text, given, self._until_s())
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
+        """Its client stays here: behind Modal's edge all have one address."""
+        refuse_long(asked.text, self._limit_s)
+        deadline = self._at_most(asked.deadline)
+        items = self._remote.speak(asdict(ref), asked.text, asked.params.given(), until_s(deadline))
         chunks = RemoteChunks(items, self._failures, self._remote.cancel, self._beside)
         async with AsyncExitStack() as if_left:
             if_left.push_async_callback(chunks.aclose)
-            told = await self._in_time(chunks.begin())
+            told = await self._in_time(chunks.begin(), deadline)
             if_left.pop_all()
         return Speech(**told, chunks=chunks)
 
@@ -187,21 +191,17 @@ class ModalInference:
         for task in self._left:
             task.cancel()
 
-    def _patient(self) -> Patience:
-        return patience.get(Patience()).at_most(self._wait_s)
+    def _at_most(self, deadline: Deadline) -> Deadline:
+        return deadline.at_most(self._wait_s)
 
-    def _until_s(self) -> float:
-        return time.time() + self._patient().left_s()
-
-    async def _in_time(self, answer: Awaitable[T]) -> T:
+    async def _in_time(self, answer: Awaitable[T], deadline: Deadline) -> T:
         """The first that is heard of the GPU. GpuCold if whoever asks would not wait longer."""
-        patient = self._patient()
         try:
-            async with asyncio.timeout(patient.left_s()):
+            async with asyncio.timeout(deadline.left_s()):
                 return await answer
         except TimeoutError as error:
             raise GpuCold(
-                f"The GPU did not answer within {patient.most_s:.3g} s. It is starting: ask again"
+                f"The GPU did not answer within {deadline.most_s:.3g} s. It is starting: ask again"
                 " in a moment.",
                 RETRY_S,
             ) from error
@@ -233,3 +233,8 @@ class ModalInference:
             starting = load.waiting and not load.running
             state: State = "cold" if not load.containers else "warming" if starting else "warm"
             self._status = Status(state, load.waiting, load.running, self._slots)
+
+
+def until_s(deadline: Deadline) -> float:
+    """In seconds since the epoch, which another machine knows too."""
+    return time.time() + deadline.left_s()

@@ -10,12 +10,12 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anyio import to_thread
 
 from registry.audio.clips import ReferenceClip
-from registry.contract import TRANSIENT_PREFIX, ExtractedPrompt, Inference, PromptSource
+from registry.contract import TRANSIENT_PREFIX, Deadline, ExtractedPrompt, Inference, PromptSource
 from registry.errors import StorageUnavailable
 from registry.storage.rows import (
     FIRST_VERSION,
@@ -42,6 +42,7 @@ class Reference:
 
     upload: Upload
     transcript: str | None
+    deadline: Deadline = field(default_factory=Deadline)
 
 
 class Cloner:
@@ -61,7 +62,7 @@ class Cloner:
         voice_id = TRANSIENT_PREFIX + secrets.token_hex(16)
         source = PromptSource(voice_id, clip.sha256, transcript)
         self._here.add(voice_id)
-        making = asyncio.ensure_future(self._features(source, clip, reference.upload.client))
+        making = asyncio.ensure_future(self._features(source, clip, reference))
         try:
             prompt = await asyncio.shield(making)
             warnings = self._enroller.warnings(source, clip)
@@ -70,10 +71,12 @@ class Cloner:
             await asyncio.shield(self._drop(voice_id, making))
 
     async def _features(
-        self, source: PromptSource, clip: ReferenceClip, client: str
+        self, source: PromptSource, clip: ReferenceClip, reference: Reference
     ) -> ExtractedPrompt:
         await to_thread.run_sync(self._store.keep_transient, source, clip)
-        return await self._enroller.extract_prompt(source, client)
+        return await self._enroller.extract_prompt(
+            source, reference.upload.client, reference.deadline
+        )
 
     async def _drop(self, voice_id: str, making: "asyncio.Future[ExtractedPrompt]") -> None:
         """When nobody writes there any more: who leaves early stops no thread."""

@@ -3,7 +3,7 @@
 The one place that brings clip, inference and store together; it knows nothing about HTTP.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from anyio import to_thread
@@ -15,7 +15,14 @@ from registry.audio.clips import (
     ReferenceClip,
     read_clip,
 )
-from registry.contract import Description, ExtractedPrompt, Inference, PromptRef, PromptSource
+from registry.contract import (
+    Deadline,
+    Description,
+    ExtractedPrompt,
+    Inference,
+    PromptRef,
+    PromptSource,
+)
 from registry.errors import (
     ClipsUnopenable,
     ClipUnsupported,
@@ -56,6 +63,7 @@ class Enrolment:
     description: str
     labels: dict[str, str]
     language: str | None
+    deadline: Deadline = field(default_factory=Deadline)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class Enroller:
         source = PromptSource(new_voice_id(), clip.sha256, transcript)
         async with self._unfinished.work(source):
             await to_its_end(self._store.keep_clip, source, request.upload, clip)
-            prompt = await self.extract_prompt(source, request.upload.client)
+            prompt = await self.extract_prompt(source, request.upload.client, request.deadline)
             refuse_crowded(transcript, clip.speech_s, prompt.room)
             tried = await self._tried(source, prompt, language)
             new = NewVoice(
@@ -129,7 +137,12 @@ class Enroller:
             return self._store.insert(session, new, upload, clip, prompt)
 
     async def edit(
-        self, reference: str, change: Change, expected: int | None, client: str = ""
+        self,
+        reference: str,
+        change: Change,
+        expected: int | None,
+        client: str = "",
+        deadline: Deadline | None = None,
     ) -> StoredVoice:
         """A checked change, in one transaction, after the long work that another transcript takes.
 
@@ -144,11 +157,16 @@ class Enroller:
             return await to_thread.run_sync(self._store.edit, voice.row.id, edit, expected)
         source = replace(voice.source, transcript=change.words.transcript)
         async with self._unfinished.work(source):
-            edit = replace(edit, version=await self._version(voice, edit, source, client))
+            edit = replace(edit, version=await self._version(voice, edit, source, client, deadline))
             return await to_its_end(self._store.edit, voice.row.id, edit, expected)
 
     async def _version(
-        self, voice: StoredVoice, edit: VoiceEdit, source: PromptSource, client: str
+        self,
+        voice: StoredVoice,
+        edit: VoiceEdit,
+        source: PromptSource,
+        client: str,
+        deadline: Deadline | None,
     ) -> NewVersion:
         """The voice's clip once more, with other words."""
         if edit.name is not None and name_key(edit.name) != voice.row.name_key:
@@ -158,32 +176,42 @@ class Enroller:
         clip = await self.decode(self._stored_clip(voice, client), LINE)
         refuse_absurd(source.transcript, clip.speech_s)
         await to_its_end(self._store.keep_clip, source, None, clip)
-        prompt = await self.extract_prompt(source, client, LINE)
+        prompt = await self.extract_prompt(source, client, deadline, LINE)
         refuse_crowded(source.transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
         warnings = [*self.warnings(source, clip), *(tried or [])]
         return NewVersion(source, clip, warnings, prompt)
 
-    async def rebuild(self, voice: StoredVoice, client: str) -> StoredVoice:
+    async def rebuild(
+        self, voice: StoredVoice, client: str, deadline: Deadline | None = None
+    ) -> StoredVoice:
         """Make the prompt features anew from the reference clip, and try them.
 
         Raises ClipDamaged; ServerBusy where many wait for such work.
         """
-        return await self._rebuild(voice, self._stored_clip(voice, client), LINE, trial=True)
+        stored = self._stored_clip(voice, client)
+        return await self._rebuild(voice, stored, deadline, LINE, trial=True)
 
-    async def refresh(self, voice: StoredVoice) -> StoredVoice:
+    async def refresh(self, voice: StoredVoice, deadline: Deadline) -> StoredVoice:
         """The same for who has been counted; what a trial told before still holds."""
-        return await self._rebuild(voice, self._stored_clip(voice, ""), None, trial=False)
+        stored = self._stored_clip(voice, "")
+        return await self._rebuild(voice, stored, deadline, None, trial=False)
 
     async def _rebuild(
-        self, voice: StoredVoice, stored: StoredClip, line: int | None, *, trial: bool
+        self,
+        voice: StoredVoice,
+        stored: StoredClip,
+        deadline: Deadline | None,
+        line: int | None,
+        *,
+        trial: bool,
     ) -> StoredVoice:
         await self.refuse_other_model(voice)
         clip = await self.decode(stored, line)
         async with self._unfinished.work(voice.source):
             await to_its_end(self._store.keep_clip, voice.source, None, clip)
-            prompt = await self.extract_prompt(voice.source, stored.client, line)
+            prompt = await self.extract_prompt(voice.source, stored.client, deadline, line)
             tried = None
             if trial:
                 tried = await self._tried(voice.source, prompt, voice.defaults.language)
@@ -243,11 +271,15 @@ class Enroller:
             return await to_its_end(decoded, clip)
 
     async def extract_prompt(
-        self, source: PromptSource, client: str, line: int | None = None
+        self,
+        source: PromptSource,
+        client: str,
+        deadline: Deadline | None,
+        line: int | None = None,
     ) -> ExtractedPrompt:
         """Raises ServerBusy if so many wait for the encoders already."""
         async with self._encoders.turn(client, line):
-            return await self._inference.extract_prompt(source)
+            return await self._inference.extract_prompt(source, deadline)
 
 
 def decoded(clip: Clip) -> ReferenceClip:

@@ -15,7 +15,14 @@ from weakref import WeakValueDictionary
 from anyio import to_thread
 
 from registry.audio.encoders import Encoder
-from registry.contract import Description, Inference, SpeakParams, Speech, is_transient
+from registry.contract import (
+    Description,
+    Inference,
+    SpeakParams,
+    Speech,
+    SpeechRequest,
+    is_transient,
+)
 from registry.errors import ModeUnavailable, PromptBroken, SpeechInaudible
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
@@ -82,47 +89,39 @@ class Speaker:
         self._healing = WeakValueDictionary[str, asyncio.Lock]()
 
     async def speak(
-        self, reference: str, text: str, params: SpeakParams, use: Callable[[Spoken], Awaitable[T]]
+        self, reference: str, asked: SpeechRequest, use: Callable[[Spoken], Awaitable[T]]
     ) -> T:
         """What `use` makes of the first speech in which it does not meet SpeechInaudible."""
         with self.line.joined():
             voice = await to_thread.run_sync(self._store.get, reference)
-            params = await self._settled(voice, params)
-        return await self._spoken(voice, text, params, use)
+            asked = await self._settled(voice, asked)
+        return await self._spoken(voice, asked, use)
 
     async def speak_as(
-        self,
-        voice: StoredVoice,
-        text: str,
-        params: SpeakParams,
-        use: Callable[[Spoken], Awaitable[T]],
+        self, voice: StoredVoice, asked: SpeechRequest, use: Callable[[Spoken], Awaitable[T]]
     ) -> T:
         """The same with a voice that was found already, or that is not stored."""
         with self.line.joined():
-            params = await self._settled(voice, params)
-        return await self._spoken(voice, text, params, use)
+            asked = await self._settled(voice, asked)
+        return await self._spoken(voice, asked, use)
 
-    async def _settled(self, voice: StoredVoice, params: SpeakParams) -> SpeakParams:
+    async def _settled(self, voice: StoredVoice, asked: SpeechRequest) -> SpeechRequest:
         """What the model is asked for. Raises what can be refused without it."""
         description = await self._enroller.refuse_other_model(voice)
-        refuse_icl_without_words(voice, params)
-        return in_words_of(description, with_defaults(params, voice))
+        refuse_icl_without_words(voice, asked.params)
+        return asked.asking(in_words_of(description, with_defaults(asked.params, voice)))
 
     async def _spoken(
-        self,
-        voice: StoredVoice,
-        text: str,
-        params: SpeakParams,
-        use: Callable[[Spoken], Awaitable[T]],
+        self, voice: StoredVoice, asked: SpeechRequest, use: Callable[[Spoken], Awaitable[T]]
     ) -> T:
         begun_s = time.perf_counter()
-        spoken = await self._healed(voice, text, params)
-        for other in other_takes(params, spoken.first):
+        spoken = await self._healed(voice, asked)
+        for other in other_takes(asked.params, spoken.first):
             try:
                 return await use(spoken)
             except SpeechInaudible:
                 retries_s = time.perf_counter() - begun_s
-                again = await self._healed(spoken.voice, text, other)
+                again = await self._healed(spoken.voice, asked.asking(other))
                 spoken = replace(
                     spoken,
                     voice=again.voice,
@@ -135,37 +134,37 @@ class Speaker:
         try:
             return await use(spoken)
         except SpeechInaudible as error:
-            raise _given_up(error, spoken, params) from error
+            raise _given_up(error, spoken, asked.params) from error
 
-    async def _healed(self, voice: StoredVoice, text: str, params: SpeakParams) -> Spoken:
+    async def _healed(self, voice: StoredVoice, asked: SpeechRequest) -> Spoken:
         """Once the first chunk exists. A broken prompt is rebuilt once from its clip."""
         try:
-            return await self._from_prompt(voice, text, params, rebuilt=False)
+            return await self._from_prompt(voice, asked, rebuilt=False)
         except PromptBroken:
             if is_transient(voice.row.id):
                 raise
-            return await self._heal_and_speak(voice, text, params)
+            return await self._heal_and_speak(voice, asked)
 
     async def _from_prompt(
-        self, voice: StoredVoice, text: str, params: SpeakParams, *, rebuilt: bool
+        self, voice: StoredVoice, asked: SpeechRequest, *, rebuilt: bool
     ) -> Spoken:
         ref = voice.prompt_ref()
         if ref is None:
             raise PromptBroken(f"{voice.row.name!r} has no prompt features for this model.")
-        speech = await self._inference.speak(ref, text, params)
-        chunks = AudibleChunks(speech.chunks, speech.sample_rate, text)
+        speech = await self._inference.speak(ref, asked)
+        chunks = AudibleChunks(speech.chunks, speech.sample_rate, asked.text)
         return Spoken(voice, speech, chunks, speech, rebuilt)
 
-    async def _heal_and_speak(self, voice: StoredVoice, text: str, params: SpeakParams) -> Spoken:
+    async def _heal_and_speak(self, voice: StoredVoice, asked: SpeechRequest) -> Spoken:
         """Under the voice's lock: of many callers that meet the damage, the first one heals it."""
         lock = self._healing.setdefault(voice.row.id, asyncio.Lock())  # gone with its last holder
         async with lock:
             voice = await to_thread.run_sync(self._store.get, voice.row.id)
             try:
-                return await self._from_prompt(voice, text, params, rebuilt=True)
+                return await self._from_prompt(voice, asked, rebuilt=True)
             except PromptBroken:
-                voice = await self._enroller.refresh(voice)
-        return await self._from_prompt(voice, text, params, rebuilt=True)
+                voice = await self._enroller.refresh(voice, asked.deadline)
+        return await self._from_prompt(voice, asked, rebuilt=True)
 
 
 def with_defaults(params: SpeakParams, voice: StoredVoice) -> SpeakParams:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 
 from anyio import to_thread
 
-from registry.contract import Inference, PromptRef, SpeakParams
+from registry.contract import Inference, PromptRef, SpeakParams, SpeechRequest
 from registry.errors import RegistryError
 from registry.text import script_of
 from registry.voices.audible import LEAST_S, Hearing
@@ -51,7 +51,9 @@ class Trial:
         try:
             async with asyncio.timeout(self._limit_s), asyncio.TaskGroup() as both:
                 icl, xvec = (
-                    both.create_task(self._heard_s(ref, text, SpeakParams(language, mode, SEED)))
+                    both.create_task(
+                        self._heard_s(ref, SpeechRequest(text, SpeakParams(language, mode, SEED)))
+                    )
                     for mode in ("icl", "xvec")
                 )
         except TimeoutError:
@@ -61,16 +63,16 @@ class Trial:
             return None
         return judged(with_words_s, without_s)
 
-    async def _heard_s(self, ref: PromptRef, text: str, params: SpeakParams) -> float | None:
+    async def _heard_s(self, ref: PromptRef, asked: SpeechRequest) -> float | None:
         """Seconds that can be heard of it; None if it could not be spoken."""
         try:
-            speech = await self._inference.speak(ref, text, params)
+            speech = await self._inference.speak(ref, asked)
             hearing = Hearing(speech.sample_rate)
             async with aclosing(speech.chunks) as chunks:
                 async for samples in chunks:
                     hearing.hear(samples)
         except RegistryError as error:
-            log.info("A trial sentence in %s told nothing: %s", params.mode, error.detail)
+            log.info("A trial sentence in %s told nothing: %s", asked.params.mode, error.detail)
             return None
         return hearing.heard_s
 

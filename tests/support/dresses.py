@@ -13,7 +13,7 @@ from serving import serving
 
 from cli.private_server import serving_privately
 from registry.app import create_app
-from registry.contract import PromptRef, PromptSource
+from registry.contract import Deadline, PromptRef, PromptSource
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
@@ -31,7 +31,9 @@ class VolumeInference(FakeInference):
         super().__init__(store.data)
         self.mount = store._mount
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         with self.mount.gate:
             extracted = await super().extract_prompt(source)
             self.mount.commit()

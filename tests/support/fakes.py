@@ -14,7 +14,16 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from registry.contract import ModelRef, PromptRef, PromptSource, SpeakParams, Speech, fingerprint
+from registry.contract import (
+    Deadline,
+    ModelRef,
+    PromptRef,
+    PromptSource,
+    SpeakParams,
+    Speech,
+    SpeechRequest,
+    fingerprint,
+)
 from registry.errors import Overloaded, PromptBroken
 from registry.storage.blobs import write_atomically
 from registry.storage.data_dir import DataDir
@@ -97,6 +106,7 @@ class FakeInference:
     pace: Pace | None = None  # when set up, each chunk waits for it
     started: list[str] = field(default_factory=list)
     params: list[SpeakParams] = field(default_factory=list)
+    asked: list[SpeechRequest] = field(default_factory=list)
     extracted: int = 0
     spare: bool = False
     room: int | None = None
@@ -127,7 +137,9 @@ class FakeInference:
         if ahead >= self.room_in_line:
             raise Overloaded(f"{ahead} requests are waiting already. Try again later.", 3)
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         clip = self.data.conditioned(source).read_bytes()
         key = fingerprint(source, self.model)
         content = hashlib.sha256(clip + key.encode()).digest() * 8
@@ -143,9 +155,11 @@ class FakeInference:
             room=self.room,
         )
 
-    async def speak(self, ref: PromptRef, text: str, params: SpeakParams) -> Speech:
+    async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
         if self.pace is not None:
             await self.pace.turn()
+        text, params = asked.text, asked.params
+        self.asked.append(asked)
         self.started.append(text)
         self.params.append(params)
         cache = self._look_up(ref)

@@ -18,9 +18,9 @@ from registry.api.file_answers import spans_of
 from registry.api.forms import MEDIA_TYPE, read_form
 from registry.api.native.voices import EnrolmentForm, LabelQuery, VoicePatch, _labels
 from registry.api.requests import (
-    _patience,
     _refuse_odd_query,
     _refuse_unknown_fields,
+    deadline_of,
     parse_json,
     refuse_other_type,
 )
@@ -39,7 +39,6 @@ from registry.errors import (
 )
 from registry.invisible import JOINERS
 from registry.names import check_name, name_key
-from registry.speech.local import patience
 from registry.storage.queries import _key_of
 from registry.storage.stored_voice import cursor
 from registry.storage.uploads import Upload
@@ -190,11 +189,7 @@ def read_tags(header: str) -> None:
 
 
 def read_prefer(header: str) -> None:
-    async def most_s() -> float:
-        await _patience(header)
-        return patience.get().most_s
-
-    found = asyncio.run(most_s())
+    found = asyncio.run(deadline_of(header)).most_s
     assert 0 <= found <= 9999 or found == math.inf
 
 

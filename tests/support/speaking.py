@@ -12,7 +12,14 @@ from conftest import PYTHON, ROOT
 from numpy.typing import NDArray
 
 from inference.serving.service import InferenceService
-from registry.contract import ExtractedPrompt, PromptRef, PromptSource, SpeakParams, Speech
+from registry.contract import (
+    ExtractedPrompt,
+    PromptRef,
+    PromptSource,
+    SpeakParams,
+    Speech,
+    SpeechRequest,
+)
 
 T = TypeVar("T")
 TEXT = "A short text to say."
@@ -36,7 +43,8 @@ async def enrolled(service: InferenceService, source: PromptSource) -> PromptRef
 
 
 async def say(service: InferenceService, ref: PromptRef, text: str = TEXT, **params: Any) -> Any:
-    return await collect(await service.speak(ref, text, SpeakParams(**{"seed": 7} | params)))
+    asked = SpeechRequest(text, SpeakParams(**{"seed": 7} | params))
+    return await collect(await service.speak(ref, asked))
 
 
 # The engine

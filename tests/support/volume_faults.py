@@ -19,7 +19,7 @@ from faults import QuickEnroller, noise
 from modal_volume import Cloud, Container, Dict, Killed
 from uploading import clip_of, enrol_bytes
 
-from registry.contract import PromptSource
+from registry.contract import Deadline, PromptSource
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
 from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
@@ -43,7 +43,9 @@ class Gpu(FakeInference):
         self.mount, self.gate = container.mount("state"), threading.Lock()
         super().__init__(DataDir(self.mount.path))
 
-    async def extract_prompt(self, source: PromptSource) -> SimpleNamespace:
+    async def extract_prompt(
+        self, source: PromptSource, deadline: Deadline | None = None
+    ) -> SimpleNamespace:
         with self.gate:
             self.mount.reload()
             try:

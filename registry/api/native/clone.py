@@ -9,11 +9,12 @@ from pydantic import ConfigDict
 
 from registry.api import openapi as of
 from registry.api.forms import form_body, taken_in
-from registry.api.native.speak import SpeechRequest, answer
+from registry.api.native.speak import SpeechFields, answer
 from registry.api.native.voices import ClipWords, ReferenceAudio
-from registry.api.requests import PATIENCE, CheckedRoute
+from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, Use, audio
+from registry.contract import SpeechRequest
 from registry.voices.clone import Reference
 
 WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if there is nothing."
@@ -21,7 +22,7 @@ WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
 
 
-class CloneForm(SpeechRequest):
+class CloneForm(SpeechFields):
     model_config = ConfigDict(strict=False)  # a form has only words
 
     audio: ReferenceAudio
@@ -45,10 +46,9 @@ class CloneForm(SpeechRequest):
         of.WRITES,
     )
     | audio(OF_SPEECH | {"X-Warnings": WARNINGS}),
-    dependencies=[PATIENCE],
     openapi_extra=form_body(CloneForm),
 )
-async def clone(request: Request, services: ServicesDep) -> Response:
+async def clone(request: Request, services: ServicesDep, deadline: DeadlineDep) -> Response:
     """The clip and its transcript are checked as at an enrolment.
 
     Clip and features are removed when the model has taken them in, whatever becomes of the speech.
@@ -57,8 +57,9 @@ async def clone(request: Request, services: ServicesDep) -> Response:
     async with taken_in(request, CloneForm, services.uploads) as form:
         services.speaker.line.refuse_full()  # it was not when the clip began to come
 
-        async def with_clip(text: str, use: Use) -> Response:
-            async with services.cloner.voice(Reference(form.audio, form.transcript)) as voice:
-                return await services.speaker.speak_as(voice, text, form.params(request), use)
+        async def with_clip(asked: SpeechRequest, use: Use) -> Response:
+            reference = Reference(form.audio, form.transcript, asked.deadline)
+            async with services.cloner.voice(reference) as voice:
+                return await services.speaker.speak_as(voice, asked, use)
 
-        return await answer(request, services, form, with_clip)
+        return await answer(request, services, form, deadline, with_clip)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from registry.api import openapi as of
-from registry.api.requests import PATIENCE, CheckedRoute
+from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import Services, ServicesDep
 from registry.api.speech_response import (
     OF_SPEECH,
@@ -20,7 +20,7 @@ from registry.api.speech_response import (
 )
 from registry.api.uploads import client_of
 from registry.audio.formats import SpeechFormat
-from registry.contract import SpeakParams
+from registry.contract import Deadline, SpeakParams, SpeechRequest
 from registry.storage.tables import Mode, PlainText, Seed, TopK, Words
 from registry.text import clean_text
 
@@ -32,7 +32,7 @@ EXAMPLE: dict[str, JsonValue] = {
 }
 
 
-class SpeechRequest(BaseModel):
+class SpeechFields(BaseModel):
     """What to say, and how; not in whose voice."""
 
     model_config = ConfigDict(
@@ -59,12 +59,11 @@ class SpeechRequest(BaseModel):
     top_k: TopK | None = None
     top_p: float | None = Field(None, ge=0.001, le=1)
 
-    def params(self, request: Request) -> SpeakParams:
-        knobs = {field.name for field in fields(SpeakParams)}
-        return SpeakParams(**self.model_dump(include=knobs), client=client_of(request.scope))
+    def params(self) -> SpeakParams:
+        return SpeakParams(**self.model_dump(include={one.name for one in fields(SpeakParams)}))
 
 
-class SpeakRequest(SpeechRequest):
+class SpeakRequest(SpeechFields):
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     voice: PlainText = Field(min_length=1, max_length=256, description="The voice's name or id.")
@@ -88,25 +87,32 @@ class SpeakRequest(SpeechRequest):
         of.WRITES,
     )
     | audio(OF_VOICE | OF_SPEECH),
-    dependencies=[PATIENCE],
 )
-async def speak(request: Request, body: SpeakRequest, services: ServicesDep) -> Response:
+async def speak(
+    request: Request, body: SpeakRequest, services: ServicesDep, deadline: DeadlineDep
+) -> Response:
     """A speech that can't be heard is made again with other seeds, and then in x-vector mode.
 
     Then `X-Retries` and `X-Fallback` say so. In a mode that the request or the voice asks for by
     its name, what can't be heard is an error instead.
     """
 
-    async def with_voice(text: str, use: Use) -> Response:
-        return await services.speaker.speak(body.voice, text, body.params(request), use)
+    async def with_voice(asked: SpeechRequest, use: Use) -> Response:
+        return await services.speaker.speak(body.voice, asked, use)
 
-    return await answer(request, services, body, with_voice)
+    return await answer(request, services, body, deadline, with_voice)
 
 
 async def answer(
-    request: Request, services: Services, body: SpeechRequest, speak: Speak
+    request: Request, services: Services, body: SpeechFields, deadline: Deadline, speak: Speak
 ) -> Response:
     """The audio as `body` wants it, of what `speak` brings."""
-    text = clean_text(body.text, services.settings.max_text)
+    asked = SpeechRequest(
+        clean_text(body.text, services.settings.max_text),
+        body.params(),
+        client_of(request.scope),
+        deadline,
+    )
     how = sending(request, stream=body.stream, events=body.stream_format == "sse")
-    return await speech_response(request, text, body.format, how, services.settings.answer_s, speak)
+    limit_s = services.settings.answer_s
+    return await speech_response(request, asked, body.format, how, limit_s, speak)

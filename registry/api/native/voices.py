@@ -23,8 +23,8 @@ from registry.api.etags import Tags, voice_tag
 from registry.api.file_answers import answer, clip_file, prompt_file
 from registry.api.forms import form_body, taken_in
 from registry.api.requests import (
-    PATIENCE,
     CheckedRoute,
+    DeadlineDep,
     parse_json,
     while_connected,
 )
@@ -146,7 +146,6 @@ class VoicePatch(BaseModel):
     "",
     status_code=HTTPStatus.CREATED,
     summary="Enrol a voice",
-    dependencies=[PATIENCE],
     openapi_extra=form_body(EnrolmentForm),
     responses=of.problems(
         of.BODY,
@@ -165,6 +164,7 @@ async def create_voice(
     request: Request,
     response: Response,
     services: ServicesDep,
+    deadline: DeadlineDep,
 ) -> VoicePublic:
     """Decodes and checks the clip, computes the prompt features once, keeps both."""
     async with taken_in(request, EnrolmentForm, services.uploads) as form:
@@ -175,6 +175,7 @@ async def create_voice(
             description=form.description,
             labels=_labels(form.labels),
             language=form.language,
+            deadline=deadline,
         )
         voice = await while_connected(request, services.enroller.enrol(asked))
     response.headers["Location"] = f"/voices/{voice.row.id}"
@@ -229,7 +230,6 @@ def read_voice(voice: str, response: Response, services: ServicesDep) -> VoicePu
 @router.patch(
     "/{voice}",
     summary="Rename or edit a voice",
-    dependencies=[PATIENCE],
     responses=of.problems(
         of.BODY,
         of.NAMED,
@@ -254,12 +254,13 @@ async def edit_voice(
     response: Response,
     services: ServicesDep,
     precondition: IfMatches,
+    deadline: DeadlineDep,
 ) -> VoicePublic:
     """All of it or nothing. A patch that says what is so already changes nothing."""
     change = patch.change().checked()
     target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
     client = client_of(request.scope)
-    work = services.enroller.edit(target, change, expected, client)
+    work = services.enroller.edit(target, change, expected, client, deadline)
     return _shown(response, await while_connected(request, work))
 
 
@@ -310,17 +311,20 @@ def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response
 @router.post(
     "/{voice}/rebuild",
     summary="Compute the prompt features anew from the clip",
-    dependencies=[PATIENCE],
     responses=of.problems(
         of.NAMED, of.CLIPS, of.KEPT_CLIPS, of.FEATURES, of.MODEL, of.GPU, of.WRITES
     )
     | VOICE,
 )
 async def rebuild_voice(
-    voice: str, request: Request, response: Response, services: ServicesDep
+    voice: str,
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    deadline: DeadlineDep,
 ) -> VoicePublic:
     found = await to_thread.run_sync(services.store.get, voice)
-    work = services.enroller.rebuild(found, client_of(request.scope))
+    work = services.enroller.rebuild(found, client_of(request.scope), deadline)
     return _shown(response, await while_connected(request, work))
 
 
