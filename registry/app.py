@@ -37,7 +37,13 @@ def create_app(
 
     What serves a single command does not, for its settings may not be the server's.
     """
-    enroller = Enroller(store, inference, LIMIT_S if settings.trial == "on" else 0)
+    enroller = Enroller(
+        store,
+        inference,
+        LIMIT_S if settings.trial == "on" else 0,
+        settings.queue_limit,
+        settings.queue_timeout_s,
+    )
     speaker = Speaker(store, inference, enroller)
     cloner = Cloner(store, inference, enroller)
     uploads = Uploads(store.data.uploads)

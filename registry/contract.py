@@ -198,6 +198,8 @@ class SpeechModel(Protocol):
 class Inference(SpeechModel, Protocol):
     """A model as the registry has it, near or far."""
 
+    encoders: int  # clips that it can have at once; another would wait there, whoever comes
+
     def is_spare(self) -> bool:
         """Whether a short speech would keep nobody waiting, and be made at once."""
 

@@ -45,7 +45,7 @@ from uploading import clip_of, enrol_bytes
 from volume_faults import Site
 
 from cli.main import cli
-from registry.contract import ModelRef
+from registry.contract import Deadline, ModelRef
 from registry.errors import BackupRefused, DatabaseLost, FolderInUse, RegistryError
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir, sha256_of
@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.delete("bob", None)
     other = FakeInference(store.data, OTHER)
     store.choose_model("other", other.model)
-    asyncio.run(QuickEnroller(store, other).refresh(store.get("alice")))
+    asyncio.run(QuickEnroller(store, other).refresh(store.get("alice"), Deadline()))
     enrol(store, "carol", CLIPS[0], OTHER)
     save_backup(store, folder / "voices.tar")
     store.close()

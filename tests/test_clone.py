@@ -191,7 +191,6 @@ def test_the_knobs_reach_the_model(client: httpx.Client, fake: FakeInference) ->
         "temperature": 0.5,
         "top_k": 9,
         "top_p": 0.25,
-        "client": "127.0.0.1",
     }
 
 

@@ -313,7 +313,7 @@ def test_a_rebuild_of_an_enrolment_that_is_gone_is_told_to_come_again(
     """And leaves no file."""
     voice, extract = store.get("alice"), fake.extract_prompt
 
-    async def edited_meanwhile(source: object) -> object:
+    async def edited_meanwhile(source: object, deadline: object) -> object:
         monkeypatch.setattr(fake, "extract_prompt", extract)
         other = QuickEnroller(store, fake)  # of another server: here the encoders are taken
         for transcript in words(KEPT):

@@ -16,6 +16,7 @@ import pytest
 from api import CLIP, add, problem
 from conftest import Enrol, ServiceFactory
 from fakes import PATIENCE_S, FakeInference, Pace
+from faults import quick_app
 from serving import serving
 from speaking import run
 from test_queue import Gate
@@ -290,7 +291,42 @@ def test_who_rebuilds_without_end_keeps_nobody_from_enrolling(
             assert bob.result().status_code == 201
         told = {problem(one.result()) for one in rebuilds if one.result().status_code != 200}
     assert told == {(503, "server-busy")}
-    assert made.index(bob.result().json()["id"]) <= enrol.ENCODING + 1
+    assert made.index(bob.result().json()["id"]) <= 2
+
+
+def test_who_waits_for_the_encoders_is_counted_and_told_in_time(
+    store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, extract = threading.Event(), fake.extract_prompt
+
+    async def extract_prompt(source: PromptSource, deadline: Deadline | None = None) -> object:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return await extract(source, deadline)
+
+    monkeypatch.setattr(fake, "extract_prompt", extract_prompt)
+    settings = Settings(home=store.data.root, queue_limit=8, queue_timeout_s=2)
+    app = quick_app(store, fake, settings)
+    encoders = app.state.services.enroller._encoders
+    clip = {"audio": CLIP}
+
+    def clone(client: httpx.Client) -> httpx.Response:
+        return client.post("/clone", data={"text": "Hello"}, files=clip)
+
+    with serving(app) as client, ThreadPoolExecutor(12) as crowd:
+        first = crowd.submit(clone, client)
+        while encoders._free:
+            assert client.get("/voices").status_code == 200
+        late = [crowd.submit(clone, client) for _ in range(10)]
+        most = 0
+        while not all(one.done() for one in late):
+            most = max(most, client.get("/readyz").json()["inference"]["queued"])
+        told = sorted(problem(one.result()) for one in late)
+        assert told == [(503, "overloaded")] * 7 + [(503, "server-busy")] * 3
+        assert all(one.result().headers["retry-after"] for one in late)
+        assert most == 7 and encoders.waiting == 0
+        go_on.set()
+        assert first.result().status_code == 200
 
 
 @pytest.fixture

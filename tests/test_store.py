@@ -193,7 +193,7 @@ class Together(FakeInference):
     """Holds every enrolment until all have passed the first look at the name."""
 
     def __init__(self, data: DataDir, callers: int) -> None:
-        super().__init__(data)
+        super().__init__(data, encoders=callers)
         self.all_here = asyncio.Barrier(callers)
 
     async def extract_prompt(
@@ -203,10 +203,7 @@ class Together(FakeInference):
         return await super().extract_prompt(source)
 
 
-def test_of_eight_enrolments_of_one_name_one_succeeds(
-    data: DataDir, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("registry.voices.enrolment.ENCODING", 8)
+def test_of_eight_enrolments_of_one_name_one_succeeds(data: DataDir, store: VoiceStore) -> None:
     clip = noise(random.Random(4))
     app = quick_app(store, Together(data, 8), Settings(home=data.root))
     with serving(app) as http, ThreadPoolExecutor(8) as threads:

@@ -18,7 +18,7 @@ from uploading import enrol_bytes
 
 from registry.api.etags import voice_tag
 from registry.app import create_app
-from registry.contract import PromptRef, PromptSource
+from registry.contract import Deadline, PromptRef, PromptSource
 from registry.errors import (
     EditConflict,
     ExtractionFailed,
@@ -227,7 +227,7 @@ def test_versions_with_the_same_words_each_name_a_file_that_is_sound(
     edit(client, {"transcript": OTHER})
     extract = fake.extract_prompt
 
-    async def other_bits(source: PromptSource) -> Any:
+    async def other_bits(source: PromptSource, deadline: Deadline | None) -> Any:
         found = await extract(source)
         path = store.data.prompt(PromptRef(source.voice_id, found.fingerprint, found.sha256))
         content = path.read_bytes() + b"!"
@@ -272,7 +272,7 @@ def meanwhile(
     asyncio.run(enrolled(enroller))
     extract: Callable[[PromptSource], Awaitable[Any]] = fake.extract_prompt
 
-    async def slowly(source: PromptSource) -> Any:
+    async def slowly(source: PromptSource, deadline: Deadline | None) -> Any:
         found = await extract(source)
         monkeypatch.undo()
         do()
@@ -385,7 +385,7 @@ def test_whoever_leaves_meanwhile_changes_nothing(
         before = await enrolled(enroller)
         reached = asyncio.Event()
 
-        async def never(source: PromptSource) -> None:
+        async def never(source: PromptSource, deadline: Deadline | None) -> None:
             reached.set()
             await asyncio.Event().wait()
 

@@ -196,7 +196,7 @@ def test_a_client_that_leaves_leaves_nothing(
 ) -> None:
     begun, before = threading.Event(), state(store)
 
-    async def never(source: PromptSource) -> None:
+    async def never(source: PromptSource, deadline: Deadline | None) -> None:
         assert store.data.clip(source.clip_sha256).exists()
         begun.set()
         await asyncio.Event().wait()
@@ -251,7 +251,7 @@ def meanwhile(fake: FakeInference, patch: pytest.MonkeyPatch, then: Callable[[],
     """Once, while features are made."""
     extract = fake.extract_prompt
 
-    async def hooked(source: PromptSource) -> object:
+    async def hooked(source: PromptSource, deadline: Deadline | None) -> object:
         patch.setattr(fake, "extract_prompt", extract)
         made = await extract(source)
         await asyncio.to_thread(then)
@@ -354,7 +354,7 @@ class Held(FakeInference):
     """Each enrolment waits before its features are made, and after."""
 
     def __init__(self, data: DataDir) -> None:
-        super().__init__(data)
+        super().__init__(data, encoders=2)
         self.came: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
     async def extract_prompt(
@@ -372,11 +372,7 @@ class Held(FakeInference):
 
 
 @pytest.mark.parametrize("leaves", [0, 1])
-def test_a_clip_that_another_enrolment_needs_goes_with_the_last(
-    data: DataDir, leaves: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("registry.voices.enrolment.ENCODING", 2)
-
+def test_a_clip_that_another_enrolment_needs_goes_with_the_last(data: DataDir, leaves: int) -> None:
     async def enrol_twice(store: VoiceStore, last_leaves: bool) -> None:
         held = Held(data)
         enroller = QuickEnroller(store, held)
@@ -475,7 +471,7 @@ def test_of_many_enrolments_that_are_left_at_random_each_voice_keeps_its_clip(
 def test_what_has_written_nothing_publishes_nothing(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(_: PromptSource) -> None:
+    async def refuse(_: PromptSource, deadline: Deadline | None) -> None:
         raise Overloaded("Not now.", 1)
 
     monkeypatch.setattr(fake, "extract_prompt", refuse)
@@ -515,7 +511,7 @@ def test_a_signal_to_a_command_without_a_server_leaves_nothing(
     store, begun, go_on = VoiceStore(data), threading.Event(), threading.Event()
     fake = FakeInference(data)
 
-    async def loading(source: PromptSource) -> None:
+    async def loading(source: PromptSource, deadline: Deadline | None) -> None:
         begun.set()
         await to_its_end(go_on.wait, 60)
         raise RuntimeError("nobody waits for it")

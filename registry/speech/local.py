@@ -37,6 +37,8 @@ class Service(SpeechModel, Protocol):
 class LocalInference:
     """A service in this process, made when it is first needed, so that listing costs no model."""
 
+    encoders = 1
+
     def __init__(self, make_service: Callable[[], Service]) -> None:
         self._make_service = make_service
         self._service: Service | None = None
@@ -91,6 +93,7 @@ class LocalInference:
 class NoInference:
     """A server that keeps voices and speaks none."""
 
+    encoders = 1
     _REASON = "This server runs with inference off: it keeps voices but can't enrol or speak."
 
     def describe(self) -> Description:

@@ -117,6 +117,7 @@ class ModalInference:
         self._remote, self._weights, self._failures = remote, weights, failures
         self._limit_s, self._slots, self._wait_s = limit_s, slots, wait_s
         self._refresh = refresh
+        self.encoders = slots  # its queue is Modal's
         self._left: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._status: Status | None = None
         self._looked_s = -LOOK_S

@@ -49,8 +49,8 @@ from registry.voices.trial import LIMIT_S, OPENING, Trial
 from registry.voices.turns import FairTurns
 from registry.voices.unfinished import Unfinished
 
-LINE = 16  # rebuilds and edits that wait for a decoder, and as many for the encoders
-ENCODING = 1  # clips that the encoders may have: a second would wait there, whoever comes
+QUEUE_LIMIT, QUEUE_TIMEOUT_S = 32, 30.0  # of clips that wait for the encoders
+LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,30 @@ class Change:
 
 
 class Enroller:
-    def __init__(self, store: VoiceStore, inference: Inference, trial_s: float = LIMIT_S) -> None:
-        """Each transcript is tried for `trial_s` at most; 0 tries none."""
+    def __init__(
+        self,
+        store: VoiceStore,
+        inference: Inference,
+        trial_s: float = LIMIT_S,
+        queue_limit: int = QUEUE_LIMIT,
+        queue_timeout_s: float = QUEUE_TIMEOUT_S,
+    ) -> None:
+        """Each transcript is tried for `trial_s` at most; 0 tries none.
+
+        So many clips wait for the encoders, each for so long; more are refused.
+        """
         self._store = store
         self._inference = inference
         self._trial = Trial(inference, trial_s)
         self._unfinished = Unfinished(store)
         self._decoders = FairTurns(DECODERS)
-        self._encoders = FairTurns(ENCODING)
+        self._encoders = FairTurns(inference.encoders)
+        self._queue_limit, self._queue_timeout_s = queue_limit, queue_timeout_s
+
+    @property
+    def waiting(self) -> int:
+        """How many clips wait for the encoders."""
+        return self._encoders.waiting
 
     def drop_unfinished(self) -> None:
         """For a process that ends now, and not once its enrolments have."""
@@ -176,7 +192,7 @@ class Enroller:
         clip = await self.decode(self._stored_clip(voice, client), LINE)
         refuse_absurd(source.transcript, clip.speech_s)
         await to_its_end(self._store.keep_clip, source, None, clip)
-        prompt = await self.extract_prompt(source, client, deadline, LINE)
+        prompt = await self.extract_prompt(source, client, deadline)
         refuse_crowded(source.transcript, clip.speech_s, prompt.room)
         language = (edit.defaults or voice.defaults).language
         tried = await self._tried(source, prompt, language)
@@ -211,7 +227,9 @@ class Enroller:
         clip = await self.decode(stored, line)
         async with self._unfinished.work(voice.source):
             await to_its_end(self._store.keep_clip, voice.source, None, clip)
-            prompt = await self.extract_prompt(voice.source, stored.client, deadline, line)
+            prompt = await self.extract_prompt(
+                voice.source, stored.client, deadline, counted=line is None
+            )
             tried = None
             if trial:
                 tried = await self._tried(voice.source, prompt, voice.defaults.language)
@@ -275,10 +293,15 @@ class Enroller:
         source: PromptSource,
         client: str,
         deadline: Deadline | None,
-        line: int | None = None,
+        *,
+        counted: bool = False,
     ) -> ExtractedPrompt:
-        """Raises ServerBusy if so many wait for the encoders already."""
-        async with self._encoders.turn(client, line):
+        """Raises ServerBusy if many wait for the encoders already, Overloaded if it waits too long.
+
+        Who heals a voice for a speech was `counted` with it.
+        """
+        line = None if counted else self._queue_limit
+        async with self._encoders.turn(client, line, self._queue_timeout_s):
             return await self._inference.extract_prompt(source, deadline)
 
 

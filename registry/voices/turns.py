@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from registry.errors import ServerBusy
+from registry.errors import Overloaded, ServerBusy
 
 RETRY_S = 2
 
@@ -20,19 +20,26 @@ class FairTurns:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the first client is the next
         self._in_line = Counter[str]()  # of those who wait, who came by a line
 
-    @asynccontextmanager
-    async def turn(self, client: str, line: int | None = None) -> AsyncIterator[None]:
-        """Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client.
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
-        Without one, whoever comes was counted before, and takes nobody's place in a line.
+    @asynccontextmanager
+    async def turn(
+        self, client: str, line: int | None = None, wait_s: float | None = None
+    ) -> AsyncIterator[None]:
+        """Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client;
+        Overloaded if the turn has not come in `wait_s`.
+
+        Without a line, whoever comes was counted before, and takes nobody's place in one.
         """
-        await self._begin(client, line)
+        await self._begin(client, line, wait_s)
         try:
             yield
         finally:
             self._end()
 
-    async def _begin(self, client: str, line: int | None) -> None:
+    async def _begin(self, client: str, line: int | None, wait_s: float | None) -> None:
         if self._free:
             self._free -= 1
             return
@@ -42,6 +49,18 @@ class FairTurns:
         mine = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(mine)
         try:
+            async with asyncio.timeout(wait_s):
+                await self._come(client, mine)
+        except TimeoutError as error:
+            said = f"The queue is slow: this request waited {wait_s:g} s. Try again later."
+            raise Overloaded(said, RETRY_S) from error
+        finally:
+            if line is not None:
+                self._in_line -= Counter([client])  # and forget a client at 0
+
+    async def _come(self, client: str, mine: asyncio.Future[None]) -> None:
+        """Wait for the turn. Whoever leaves meanwhile takes it from nobody."""
+        try:
             await mine
         except asyncio.CancelledError:
             if mine.cancelled():
@@ -49,9 +68,6 @@ class FairTurns:
             else:  # the turn came in the same moment
                 self._end()
             raise
-        finally:
-            if line is not None:
-                self._in_line -= Counter([client])  # and forget a client at 0
 
     def _leave(self, client: str, mine: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(client, deque())

@@ -108,6 +108,7 @@ class FakeInference:
     params: list[SpeakParams] = field(default_factory=list)
     asked: list[SpeechRequest] = field(default_factory=list)
     extracted: int = 0
+    encoders: int = 1
     spare: bool = False
     room: int | None = None
     room_in_line: int = 1000

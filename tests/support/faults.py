@@ -48,6 +48,7 @@ from registry.storage.uploads import Clip, Upload
 from registry.voices.clone import Cloner
 from registry.voices.enrolment import Enroller
 from registry.voices.speech import Speaker
+from registry.voices.trial import LIMIT_S
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -108,7 +109,8 @@ def quick_app(
     store: VoiceStore, inference: FakeInference, settings: Settings, *, is_server: bool = True
 ) -> FastAPI:
     app = create_app(store, inference, settings, is_server=is_server)
-    enroller = QuickEnroller(store, inference)
+    limits = settings.queue_limit, settings.queue_timeout_s
+    enroller = QuickEnroller(store, inference, LIMIT_S, *limits)
     speaker = Speaker(store, inference, enroller)
     parts = {"enroller": enroller, "speaker": speaker}
     parts |= {"cloner": Cloner(store, inference, enroller)}

@@ -50,7 +50,10 @@ def readyz(services: ServicesDep) -> Readiness:
             f"The model can't be used: {(status.error or 'it failed').rstrip('.')}. "
             "The next request that needs it tries again."
         )
-    return Readiness(model=None if used is None else used.source, inference=_inference(status))
+    return Readiness(
+        model=None if used is None else used.source,
+        inference=_inference(status, services.enroller.waiting),
+    )
 
 
 def _refuse_another(running: Description, used: ModelInUse | None) -> None:
@@ -61,12 +64,12 @@ def _refuse_another(running: Description, used: ModelInUse | None) -> None:
         )
 
 
-def _inference(status: Status | None) -> InferenceHealth:
+def _inference(status: Status | None, encoding: int) -> InferenceHealth:
     if status is None:
-        return InferenceHealth(state="cold")
+        return InferenceHealth(state="cold", queued=encoding)
     return InferenceHealth(
         state=status.state,
-        queued=status.queued,
+        queued=status.queued + encoding,
         running=status.running,
         slots=status.slots,
         queue_limit=status.queue_limit,
