@@ -19,6 +19,7 @@ from registry.api.uploads import Uploads, client_of
 from registry.contract import Inference
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
+from registry.threads import to_its_end
 from registry.voices.clone import Cloner
 from registry.voices.enrolment import Enroller
 from registry.voices.speech import Speaker
@@ -50,12 +51,13 @@ def create_app(
     services = Services(settings, store, inference, enroller, speaker, cloner, uploads)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         purge = asyncio.create_task(services.keep_purged() if is_server else asyncio.sleep(0))
         yield
         purge.cancel()
         await asyncio.wait([purge])
-        inference.close()
+        await to_its_end(inference.close)  # while the loop goes on: who was cut off tidies up
+        await app.state.services.end_unfinished()
         store.close()
 
     app = FastAPI(

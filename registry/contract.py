@@ -203,4 +203,5 @@ class Inference(SpeechModel, Protocol):
     def is_spare(self) -> bool:
         """Whether a short speech would keep nobody waiting, and be made at once."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """May take some seconds: not for the event loop."""

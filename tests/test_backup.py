@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.delete("bob", None)
     other = FakeInference(store.data, OTHER)
     store.choose_model("other", other.model)
-    asyncio.run(QuickEnroller(store, other).refresh(store.get("alice"), Deadline()))
+    asyncio.run(QuickEnroller(store, other).refresh(store.get("alice"), "", Deadline()))
     enrol(store, "carol", CLIPS[0], OTHER)
     save_backup(store, folder / "voices.tar")
     store.close()

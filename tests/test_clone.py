@@ -47,6 +47,7 @@ from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
+from registry.threads import to_its_end
 from registry.upkeep.doctor import Finding, examine
 
 WORDS = "hello there"
@@ -230,7 +231,7 @@ class Unstoppable(FakeInference):
         self.begun, self.go = threading.Event(), threading.Event()
 
     async def extract_prompt(self, source: PromptSource, deadline: Deadline | None = None) -> Any:
-        return await asyncio.to_thread(self._make, source)
+        return await to_its_end(self._make, source)
 
     def _make(self, source: PromptSource) -> Any:
         self.begun.set()

@@ -63,7 +63,7 @@ def rebuild_for_a_while(home: Path, bits: bytes, together: Any) -> None:
     enroller = QuickEnroller(store, inference)
     for _ in range(ROUNDS):
         together.wait(60)
-        rebuilt = asyncio.run(enroller.refresh(store.get("alice"), Deadline()))
+        rebuilt = asyncio.run(enroller.refresh(store.get("alice"), "", Deadline()))
         ref = rebuilt.prompt_ref()
         assert ref is not None and sha256_of(store.data.prompt(ref).read_bytes()) == ref.sha256
     store.close()
@@ -145,7 +145,7 @@ def test_what_another_wrote_under_the_former_name_is_not_taken(
     assert found.severity == "repairable"
     with closing(VoiceStore(data)) as store:
         enroller = QuickEnroller(store, FakeInference(data))
-        asyncio.run(enroller.refresh(store.get("alice"), Deadline()))
+        asyncio.run(enroller.refresh(store.get("alice"), "", Deadline()))
     assert sha256_of(VoiceFiles(data).prompt(ref)) == ref.sha256
 
 

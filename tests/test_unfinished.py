@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
@@ -14,13 +16,16 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from dresses import DRESSES
 from fakes import FakeInference
 from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
 from uploading import clip_of, enrol_bytes
 
+from cli.brief_server import BriefServer
 from cli.private_server import serving_privately
+from registry.api import services
 from registry.contract import Deadline, PromptSource
 from registry.errors import (
     DatabaseDamaged,
@@ -321,6 +326,67 @@ def test_what_can_not_be_removed_at_once_is_removed_later(
     with pytest.raises(RegistryError):
         asyncio.run(WORK["enrolment"](enroller))
     assert state(store) == before
+
+
+@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("is_stuck", [False, True])
+@pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
+def test_a_server_that_ends_leaves_nothing_of_what_it_cuts_off(
+    store: VoiceStore,
+    fake: FakeInference,
+    enroller: QuickEnroller,
+    monkeypatch: pytest.MonkeyPatch,
+    is_stuck: bool,
+    path: str,
+    form: str,
+) -> None:
+    """Work that takes longer than an orderly end has; a thread that is stuck can't be stopped."""
+    before, at_it, go_on = files(store), threading.Semaphore(0), threading.Event()
+
+    async def extract_prompt(source: PromptSource, deadline: Deadline | None) -> None:
+        at_it.release()
+        if is_stuck:
+            await to_its_end(go_on.wait, 60)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(fake, "extract_prompt", extract_prompt)
+    monkeypatch.setattr(services, "TIDY_S", 0.5)
+    app = quick_app(store, fake, Settings(home=store.data.root))
+    monkeypatch.setattr(store, "close", lambda: None)  # to look at it afterwards
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
+    server = BriefServer(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):
+            httpx.post(url, data={form: "bob"}, files={"audio": ("ref", BOB)}, timeout=60)
+
+    with ThreadPoolExecutor(2) as clients:
+        for _ in range(2):
+            clients.submit(ask)
+        assert at_it.acquire(timeout=60)
+        server.stop()
+        if is_stuck:
+            assert wait_for(lambda: files(store) == before)
+            go_on.set()
+        thread.join(60)
+    assert not thread.is_alive() and files(store) == before
+
+
+def files(store: VoiceStore) -> dict[str, bytes | int]:
+    return {name: content for name, content in state(store).items() if content != 0}
+
+
+def wait_for(true: Callable[[], bool]) -> bool:
+    """Within a minute, which guards against what never is."""
+    for _ in range(6000):
+        if true():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @pytest.mark.parametrize("dress", ["server"])

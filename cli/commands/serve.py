@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from registry.speech.local import LocalInference
     from registry.storage.store import VoiceStore
 
-GRACEFUL_STOP_S = 25
+GRACEFUL_STOP_S = 20  # and some seconds for what is cut off then: containers have 30 in all
 
 
 @click.command()

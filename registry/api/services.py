@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated
@@ -25,6 +25,7 @@ from registry.voices.turns import FairTurns
 log = logging.getLogger("registry")
 
 PURGE_EVERY_S = 3600.0
+TIDY_S = 2.0  # for work that was cut off, at the end of the server
 PAUSE_S = 0.05  # between two parts of the deleted voices that are removed
 LISTINGS = 2  # pages that are made at once: each is work for Python, which others wait for
 LINE = 256  # who wait to have one made: 3 ms for each as a rule, 0.3 s for the largest page
@@ -56,6 +57,14 @@ class Services:
         with kept_for_now():
             for oldest in (await self._surplus())[:1]:
                 await to_its_end(self.store.purge, oldest, 2)
+
+    async def end_unfinished(self) -> None:
+        """Wait a moment for work that was cut off to remove its files, then remove the rest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TIDY_S):
+                while self.enroller.is_at_work or self.cloner.is_at_work:
+                    await asyncio.sleep(0.01)
+        await to_its_end(self.drop_unfinished)
 
     def drop_unfinished(self) -> None:
         """Remove what the work under way has written, for a process that ends without it."""

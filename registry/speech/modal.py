@@ -189,8 +189,8 @@ class ModalInference:
         return Speech(**told, chunks=chunks)
 
     def close(self) -> None:
-        for task in self._left:
-            task.cancel()
+        for task in [*self._left]:
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     def _at_most(self, deadline: Deadline) -> Deadline:
         return deadline.at_most(self._wait_s)

@@ -28,6 +28,7 @@ from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import SpeakDefaults, utc_now
 from registry.storage.uploads import Upload
+from registry.threads import to_its_end
 from registry.voices.enrolment import Enroller
 from registry.voices.transcript import checked_transcript, refuse_absurd
 
@@ -68,12 +69,13 @@ class Cloner:
             warnings = self._enroller.warnings(source, clip)
             yield stored(source, clip, warnings, prompt)
         finally:
+            making.cancel()  # whoever leaves gives its turn back; what has begun goes on to its end
             await asyncio.shield(self._drop(voice_id, making))
 
     async def _features(
         self, source: PromptSource, clip: ReferenceClip, reference: Reference
     ) -> ExtractedPrompt:
-        await to_thread.run_sync(self._store.keep_transient, source, clip)
+        await to_its_end(self._store.keep_transient, source, clip)
         return await self._enroller.extract_prompt(
             source, reference.upload.client, reference.deadline
         )
@@ -87,6 +89,10 @@ class Cloner:
             log.warning("transient/%s is left to `voices doctor --repair`: %s", voice_id, error)
         finally:
             self._here.discard(voice_id)
+
+    @property
+    def is_at_work(self) -> bool:
+        return bool(self._here)
 
     def drop_now(self) -> None:
         """Remove the files of all, for a process that ends without their speeches; any thread."""

@@ -116,6 +116,10 @@ class Enroller:
         """How many clips wait for the encoders."""
         return self._encoders.waiting
 
+    @property
+    def is_at_work(self) -> bool:
+        return self._unfinished.is_at_work
+
     def drop_unfinished(self) -> None:
         """For a process that ends now, and not once its enrolments have."""
         self._unfinished.drop_now()
@@ -209,9 +213,9 @@ class Enroller:
         stored = self._stored_clip(voice, client)
         return await self._rebuild(voice, stored, deadline, LINE, trial=True)
 
-    async def refresh(self, voice: StoredVoice, deadline: Deadline) -> StoredVoice:
+    async def refresh(self, voice: StoredVoice, client: str, deadline: Deadline) -> StoredVoice:
         """The same for who has been counted; what a trial told before still holds."""
-        stored = self._stored_clip(voice, "")
+        stored = self._stored_clip(voice, client)
         return await self._rebuild(voice, stored, deadline, None, trial=False)
 
     async def _rebuild(

@@ -163,7 +163,7 @@ class Speaker:
             try:
                 return await self._from_prompt(voice, asked, rebuilt=True)
             except PromptBroken:
-                voice = await self._enroller.refresh(voice, asked.deadline)
+                voice = await self._enroller.refresh(voice, asked.client, asked.deadline)
         return await self._from_prompt(voice, asked, rebuilt=True)
 
 

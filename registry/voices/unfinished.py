@@ -26,7 +26,13 @@ class Unfinished:
     def __init__(self, store: VoiceStore) -> None:
         self._store = store
         self._needed = Counter[object]()  # clips, and sources of prompt files
+        self._dropping = set[asyncio.Future[None]]()
         self._locks = WeakValueDictionary[str, asyncio.Lock]()  # of clips
+
+    @property
+    def is_at_work(self) -> bool:
+        """Until the files of all that failed are gone."""
+        return bool(self._needed or self._dropping)
 
     @asynccontextmanager
     async def work(self, source: PromptSource) -> AsyncIterator[None]:
@@ -45,7 +51,10 @@ class Unfinished:
         finally:
             self._needed -= needed
             if not finished:
-                await asyncio.shield(self._drop(source, lock))
+                dropping = asyncio.ensure_future(self._drop(source, lock))
+                self._dropping.add(dropping)
+                dropping.add_done_callback(self._dropping.discard)
+                await asyncio.shield(dropping)
 
     def drop_now(self) -> None:
         """Remove what the work under way has written by now, for a process that ends without it.
