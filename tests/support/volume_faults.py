@@ -41,7 +41,7 @@ class Gpu(FakeInference):
 
     def __init__(self, container: Container) -> None:
         self.mount, self.gate = container.mount("state"), threading.Lock()
-        super().__init__(DataDir(self.mount.path))
+        super().__init__(DataDir(self.mount.path), encoders=99)  # owners have loops of their own
 
     async def extract_prompt(
         self, source: PromptSource, deadline: Deadline | None = None
