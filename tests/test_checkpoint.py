@@ -108,6 +108,7 @@ def test_endless_speech_fills_the_budget(
     assert len(speak(model, "Hi.", prompt, max_new_tokens=12)) == 11 * 1920
 
 
+@pytest.mark.slow
 def test_the_noise_has_the_level_of_speech(tiny: Any, clip: NDArray[np.float32]) -> None:
     prompt = tiny.create_voice_clone_prompt((clip, 24_000), None, x_vector_only_mode=True)
     wav = speak(tiny, "A sentence to listen to.", prompt)

@@ -135,6 +135,7 @@ def test_any_chunking_is_the_whole(case: Case, sizes: list[int]) -> None:
     case.assert_sound(stream(case.decoder(), case.codes, sizes, 2, 0), case.whole)
 
 
+@pytest.mark.slow
 def test_float32_sounds_as_stock_float32(single: Case) -> None:
     sound = stream(single.decoder(), single.codes, [1, 2, 4, 8, 12], 0, 1)
     assert sound.dtype == torch.float32
@@ -242,6 +243,7 @@ def test_the_released_format_is_read(checkpoint: Path, stock: Any) -> None:
     assert snr_db(sound, whole) > 100
 
 
+@pytest.mark.slow
 def test_half_precision_is_close(single: Case) -> None:
     sound = stream(single.decoder(torch.float16), single.codes[:, :100], [1, 2, 4, 8], 0, 1)
     assert sound.dtype == torch.float32

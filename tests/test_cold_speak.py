@@ -68,6 +68,7 @@ def starting(times: int, retry_after_s: int = 0) -> list[RegistryError]:
     return [GpuCold("The GPU is not there yet.", retry_after_s) for _ in range(times)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--format", "flac"), ("-o", "-")])
 def test_a_gpu_that_starts_is_waited_for(gpu: Cold, options: tuple[str, ...]) -> None:
     gpu.refusals = starting(3)

@@ -354,6 +354,7 @@ def test_hundreds_of_joins_leaves_and_cancels_leak_nothing(checkpoint: Path) -> 
     assert np.array_equal(np.concatenate(last), expected[499])
 
 
+@pytest.mark.slow
 def test_a_dropped_engine_is_collected(checkpoint: Path) -> None:
     engine = load(checkpoint, slots=2)
     hear_one(engine, ask(make_voice(engine)))

@@ -227,6 +227,7 @@ def test_a_thousand_kills_lose_nothing(tmp_path: Path, round: int) -> None:
     assert_nothing_is_left_over(siege.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "what"), [(WriteBehind, "operation is lost"), (RowFirst, "without its clip")]
 )

@@ -45,6 +45,7 @@ def run(
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", CALLERS)
 def test_the_snippets_speak_with_the_voice_of_the_id(
     caller: str, client: httpx.Client, tmp_path: Path
@@ -58,6 +59,7 @@ def test_the_snippets_speak_with_the_voice_of_the_id(
         assert abs(pitch_hz(samples, rate) - tone_hz(voice_id)) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", CALLERS)
 def test_the_streaming_snippets_play_the_voice_of_the_id(
     caller: str, client: httpx.Client, tmp_path: Path

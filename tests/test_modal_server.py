@@ -235,6 +235,7 @@ def test_the_command_prints_the_url_of_the_web_function(server: ModalServer, pro
     assert "unauthenticated" not in done.stdout
 
 
+@pytest.mark.slow
 def test_recreate_stops_what_runs_and_rolling_does_not(
     server: ModalServer, project: Path, apps: None
 ) -> None:

@@ -146,6 +146,7 @@ def test_a_backup_and_what_is_restored_of_it_are_private(tmp_path: Path) -> None
         assert_private(home)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("umask")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the stand-in needs /proc")
 def test_a_volume_and_its_snapshots_are_private(tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_a_line_of_a_table_is_a_line(run: Run) -> None:
     assert "\nid   b" not in run("show", "newlines").stdout
 
 
+@pytest.mark.slow
 def test_pages_that_always_go_on_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MOST_BYTES", 100_000)
     asked: list[str] = []

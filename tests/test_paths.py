@@ -104,6 +104,7 @@ def test_an_older_schema_is_saved_before_it_is_migrated_in_a_folder_of_any_name(
     assert saved.name == "registry-before-0001-from-0000.db"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a%20b", "%(here)s", "who?1", "[a]", "é", "a b", "#x"], ids=ascii)
 def test_the_program_may_be_installed_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     """Alembic takes the folder of the migrations from a configuration that interpolates."""

@@ -91,6 +91,7 @@ def faults(store: VoiceStore) -> list[str]:
     return [finding.what for finding in examine(store.data, read_data=True, repair=False)]
 
 
+@pytest.mark.slow
 def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
     store: VoiceStore, enrol: Enrol
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
     assert store.get("zoe").public().labels == {"use": "zoe"}
 
 
+@pytest.mark.slow
 def test_more_than_one_transaction_takes_are_forgotten_too(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

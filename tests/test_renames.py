@@ -113,6 +113,7 @@ NAMES = st.text(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=70) | NAMES, min_size=1, max_size=4))
 def test_what_is_renamed_needs_no_second_time(names: list[str]) -> None:
     engine = create_engine("sqlite://")

@@ -263,6 +263,7 @@ def opened() -> Iterator[Callable[[], list[str]]]:
     current.clear()
 
 
+@pytest.mark.slow
 def test_a_miss_opens_the_prompt_file_alone_and_a_hit_opens_nothing(
     service_factory: ServiceFactory,
     enrol: Enrol,

@@ -66,6 +66,7 @@ def count(service: InferenceService, name: str) -> int:
 # Bursts
 
 
+@pytest.mark.slow
 def test_a_burst_on_free_slots_is_spoken_and_prefilled_together(
     service_factory: ServiceFactory, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

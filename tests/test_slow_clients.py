@@ -211,6 +211,7 @@ def test_a_head_that_does_not_end_is_left(
     assert rest(clients(hasty, said)) == b""
 
 
+@pytest.mark.slow
 def test_a_head_that_comes_byte_by_byte_is_left(
     hasty: Server, clients: Callable[..., socket.socket]
 ) -> None:
@@ -227,6 +228,7 @@ def test_the_second_head_of_a_connection_has_its_time_too(
     assert rest(connection) == b""
 
 
+@pytest.mark.slow
 def test_a_request_with_half_of_the_next_is_answered_then_left(
     hasty: Server, clients: Callable[..., socket.socket]
 ) -> None:
@@ -234,6 +236,7 @@ def test_a_request_with_half_of_the_next_is_answered_then_left(
     assert said.startswith(b"HTTP/1.1 200") and said.count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "byte"),
     [
@@ -256,6 +259,7 @@ def test_a_body_that_does_not_end_is_refused(
     assert (problem["status"], problem["code"]) == (408, "body-too-slow")
 
 
+@pytest.mark.slow
 def test_a_body_that_nobody_wants_is_not_taken_for_ever(
     hasty: Server, clients: Callable[..., socket.socket]
 ) -> None:

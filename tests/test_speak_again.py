@@ -191,6 +191,7 @@ def test_a_queue_that_is_full_meanwhile_is_told(
     assert reply.result().headers["retry-after"] == "7"
 
 
+@pytest.mark.slow
 @WAYS
 @pytest.mark.parametrize("chunks", [1, 2, 3, 4, 5, 6])
 def test_whoever_leaves_while_it_is_made_again_frees_the_slot(

@@ -49,6 +49,7 @@ def test_a_broken_prompt_is_rebuilt_once_and_said(
     assert client.get("/voices/alice/prompt").content == sound
 
 
+@pytest.mark.slow
 def test_many_callers_of_a_broken_prompt_rebuild_it_once(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_command_whose_stream_breaks_says_so_once(
     assert line.startswith("Error: ") and "broke off" in line
 
 
+@pytest.mark.slow
 def test_a_whole_speech_that_does_not_end_is_a_problem(narrow: Place) -> None:
     reply = narrow.http.post("/speak", json=body(("b", 1), "Hi.", stream=False))
     assert problem(reply) == (500, "speech-unfinished")

@@ -201,6 +201,7 @@ def test_an_edit_goes_by_the_etag_that_was_read(client: httpx.Client, sent: str)
     assert problem(missing) == (404, "voice-not-found")
 
 
+@pytest.mark.slow
 def test_an_etag_is_of_the_voice_that_was_read_not_of_its_name(client: httpx.Client) -> None:
     read = add(client, "zed").headers["etag"]
     assert client.delete("/voices/zed").status_code == 204
@@ -252,6 +253,7 @@ def test_an_edit_that_nobody_could_make_is_invalid_before_it_is_stale(
     assert problem(client.patch("/voices/bob", json=patch))[0] == 422
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "defaults", [{"temperature": "0.5"}, {"top_k": "3"}, {"top_k": True}, {"top_k": 3.5}]
 )

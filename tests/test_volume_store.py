@@ -248,6 +248,7 @@ def test_what_clients_were_told_is_so_a_week_later(
     assert names(fresh(cloud)) == ["alice"]
 
 
+@pytest.mark.slow
 def test_writes_that_are_refused_leave_few_numbers_to_ask_about(cloud: Cloud) -> None:
     site = Site.start(cloud)
     add(site, "alice")

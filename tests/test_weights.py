@@ -380,6 +380,7 @@ def test_download_accepts_weights_with_the_pinned_hash(hub: Hub, data: DataDir) 
     assert json.loads(fetch(hub, data, HUB_MODEL, pins))[:2] == [HUB_MODEL, COMMIT]
 
 
+@pytest.mark.slow
 def test_download_deletes_weights_with_a_wrong_hash_and_fetches_them_again(
     hub: Hub, data: DataDir
 ) -> None:
