@@ -356,6 +356,8 @@ def test_requests_make_room_too() -> None:
         assert answered[0] == 503
         for task in (third, fourth):
             task.cancel()
+        ends = await asyncio.gather(first, second, third, fourth, return_exceptions=True)
+        assert all(isinstance(end, BodyTooSlow) for end in ends[:2])
 
     leaping(run())
 
