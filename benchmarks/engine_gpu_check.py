@@ -24,10 +24,10 @@ from random_weights import NEVER, SOMETIMES, described, random_weights
 
 from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
-from inference.engine.params import SamplingParams
 from inference.engine.request import Counters, PreparedVoice, Request
 from inference.serving.bench import random_voice, settle, text_of
 from inference.testing.config import SIZES
+from registry.contract import SamplingParams
 
 KINDS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "t4": "float16"}
 BATCH = 8  # one of the captured sizes, so that eager multiplies the same shapes

@@ -19,13 +19,14 @@ from inference.engine.generator import Generator
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
 from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds, TokenizedPrompt
-from inference.engine.state import EngineLimits, ResolvedSampling, State
+from inference.engine.state import EngineLimits, State
 from inference.engine.text import PlainText
+from registry.contract import SamplingParams
 
 ROWS, FRAMES, REFERENCE = 4, 16, 24
 POSITIONS = 256  # of a row
 LIMITS = EngineLimits(ROWS, ROWS * POSITIONS, POSITIONS, FRAMES + 1, POSITIONS)
-SAMPLING = ResolvedSampling(seed=0, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.0)
+SAMPLING = SamplingParams(seed=0, temperature=0.9, top_k=50, top_p=1.0, repetition_penalty=1.0)
 # Root mean square of the difference, as a share of the logits' own; the sound in decibels.
 LOGITS = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-4}
 SOUND_DB = {torch.float16: 30.0, torch.float32: 90.0}

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,17 @@ TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 Samples = NDArray[np.float32]
 State = Literal["cold", "warming", "warm", "failed"]
 Mode = Literal["auto", "icl", "xvec"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+GREEDY_BELOW = 0.01  # the temperature under which the likeliest code is taken, whatever the seed
+SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "temperature": (0, 2),
+    "top_k": (1, 100_000),
+    "top_p": (0.001, 1),
+    "repetition_penalty": (0.1, 10),
+}
+WHOLE = ("seed", "top_k")
 
 
 @dataclass(frozen=True)
@@ -62,18 +73,44 @@ def is_transient(voice_id: str) -> bool:
 
 
 @dataclass(frozen=True)
-class SpeakParams:
-    """The knobs of one request; None means the model's own default."""
+class SamplingParams:
+    """How codes are sampled, by the talker and the code predictor alike; None: as the model does.
 
-    language: str | None = None
-    mode: Mode | None = None
-    seed: int | None = None
+    A temperature under GREEDY_BELOW is greedy. The same seed gives the same codes. Raises
+    ValueError for a value out of range.
+    """
+
+    seed: int | None = None  # 0 .. 2**31 - 1
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    repetition_penalty: float | None = None  # of codebook 0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in WHOLE and not isinstance(value, int):
+                raise ValueError(f"{name} is a whole number, not {value!r}.")
+            if not low <= value <= high:
+                raise ValueError(f"{name} is between {low} and {high}, not {value}.")
+
+
+@dataclass(frozen=True)
+class SpeakParams(SamplingParams):
+    """How one text is spoken; None: as the voice does by default, else the model."""
+
+    language: str | None = None
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in (None, *MODES):
+            raise ValueError(f"mode is auto, icl or xvec, not {self.mode!r}.")
 
     def given(self) -> dict[str, Any]:
-        return {knob: value for knob, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -103,7 +140,7 @@ class SpeechRequest:
     deadline: Deadline = field(default_factory=Deadline)
 
     def asking(self, params: SpeakParams) -> "SpeechRequest":
-        """The same with other knobs."""
+        """The same, spoken another way."""
         return replace(self, params=params)
 
 

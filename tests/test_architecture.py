@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("registry", "inference", "cli", "migrations")
+SHARED = ("inference.engine", "registry.contract", "registry.errors")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "qwen_tts", "transformers"}
 
@@ -98,10 +99,10 @@ def room_of(module: str) -> str:
     return max((r for r in rooms if f"{module}.".startswith(f"{r}.")), key=len)
 
 
-def test_the_engine_knows_only_torch_and_qwen_tts_and_which_errors_there_are() -> None:
+def test_the_engine_knows_only_torch_qwen_tts_and_the_contract() -> None:
     for path in (ROOT / "inference" / "engine").rglob("*.py"):
         ours = {name for name in imports_of(path) if name.startswith(("registry", "inference"))}
-        assert all(n.startswith(("inference.engine", "registry.errors")) for n in ours), path
+        assert all(n.startswith(SHARED) for n in ours), path
 
 
 def test_the_command_line_imports_of_ours_only_the_table_of_formats_at_start() -> None:

@@ -21,7 +21,7 @@ from speaking import run_python
 
 from cli.main import cli
 from inference import engine
-from inference.engine import EngineConfig, params
+from inference.engine import EngineConfig, frame_budget
 from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
 from registry import errors, names
@@ -247,8 +247,9 @@ def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:
         "JSON body": f"{requests.JSON_LIMIT // 1024} KiB",
         "reference clip": f"{clip.min_s:g} to {clip.max_s:g} s",
         "transcript": f"{models.MAX_TRANSCRIPT:,} characters",
-        "text of one request": f"budget of {params.BASE_FRAMES} + {params.FRAMES_PER_TOKEN} per "
-        f"token that must not exceed {params.MAX_FRAMES:,} frames",
+        "text of one request": f"budget of {frame_budget.BASE_FRAMES} + "
+        f"{frame_budget.FRAMES_PER_TOKEN} per token that must not exceed "
+        f"{frame_budget.MAX_FRAMES:,} frames",
         "name": f"{names.MAX_LENGTH} characters",
         "description, labels": f"{models.MAX_LABELS} labels",
         "decoding a clip": f"{confinement.MEMORY_BYTES >> 30} GiB of memory, "
@@ -273,9 +274,8 @@ def test_the_engine_page_has_the_public_face() -> None:
 def test_the_words_of_the_engine_page_are_those_of_the_code() -> None:
     lines = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", section(ENGINE, "Words"), re.MULTILINE)
     ours = {name for line in lines for name in re.findall(r"`(\w+)`", line)}
-    sources = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "inference").rglob("*.py")
-    )
+    files = [*(ROOT / "inference").rglob("*.py"), ROOT / "registry" / "contract.py"]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     defined = set(re.findall(r"^ *(?:class|def) (\w+)|^    (table): ", sources, re.MULTILINE))
     assert len(ours) > 30 and ours <= {name for pair in defined for name in pair}
 

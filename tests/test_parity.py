@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inference.engine import Engine, Request, SamplingParams
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.tokenizer import load_tokenizer
-from inference.engine.params import frame_budget
+from inference.engine.frame_budget import frame_budget
 from inference.testing.checkpoint import Recipe, make
 from registry import errors
 

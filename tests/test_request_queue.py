@@ -9,7 +9,6 @@ import torch
 from inference.engine import PreparedVoice, Request
 from inference.engine.prompt_builder import TokenizedPrompt
 from inference.engine.request_queue import OVERTAKEN, REMEMBERED, QueuedRequest, RequestQueue
-from inference.engine.state import ResolvedSampling
 
 NOBODY = PreparedVoice(torch.zeros(1), None, None)
 ENOUGH = 1_000_000
@@ -18,8 +17,7 @@ ENOUGH = 1_000_000
 def queued(client: str, budget: int = 10, patience_s: float = 60) -> QueuedRequest:
     request = Request(NOBODY, "Hi.", client=client, patience_s=patience_s)
     prompt = TokenizedPrompt.__new__(TokenizedPrompt)  # what the queue only hands on
-    sampling = ResolvedSampling.__new__(ResolvedSampling)
-    return QueuedRequest(request, prompt, sampling, 10, 0, budget, 0.0)
+    return QueuedRequest(request, prompt, 10, 0, budget, 0.0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from engines import ask, load, make_voice
 
 from cli.commands.speak import speak
 from inference.engine import Engine, PreparedVoice, Request
-from inference.engine.params import MAX_TOKENS
+from inference.engine.frame_budget import MAX_TOKENS
 from inference.engine.room import room_beside
 from registry import errors
 from registry.api.native.speak import SpeakRequest

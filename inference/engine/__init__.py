@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inference.engine.config import EngineConfig
     from inference.engine.engine import Engine
-    from inference.engine.params import SamplingParams
     from inference.engine.request import Counters, Output, PreparedVoice, Request
+    from registry.contract import SamplingParams
 
 __all__ = [
     "Counters",
@@ -19,10 +19,14 @@ __all__ = [
     "SamplingParams",
 ]
 
-_MODULES = {"Engine": "engine", "EngineConfig": "config", "SamplingParams": "params"}
+_HOMES = {
+    "Engine": "inference.engine.engine",
+    "EngineConfig": "inference.engine.config",
+    "SamplingParams": "registry.contract",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'request')}"), name)
+    return getattr(import_module(_HOMES.get(name, "inference.engine.request")), name)

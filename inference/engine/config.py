@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from inference.engine.frame_budget import MAX_FRAMES
 from inference.engine.ops import TorchOps
 from inference.engine.page_allocator import whole_pages
-from inference.engine.params import MAX_FRAMES
 from inference.engine.state import EngineLimits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -219,7 +219,7 @@ class Engine:
     def _start(self, waiting: QueuedRequest, prompt: PromptEmbeds) -> SpeechStream:
         request, slot = waiting.request, self._free.pop()
         entries = self._pages.allocate(waiting.positions)
-        self._state.begin(slot, prompt, entries, waiting.sampling)
+        self._state.begin(slot, prompt, entries, request.sampling)
         icl = request.voice.mode(request.mode) == "icl"
         self._vocoder.begin(slot, request.voice.past if icl else None)
         return SpeechStream(

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 
-from inference.engine.params import BASE_FRAMES
+from inference.engine.frame_budget import BASE_FRAMES
 
 STEPS = 64  # whose pace is taken; before that many there is no forecast
 LEAD = 10  # frames that a speech of no length has: silence around it

@@ -5,19 +5,13 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.engine.frame_budget import FRAMES_PER_S, MAX_FRAMES, MAX_TOKENS
 from inference.engine.model_config import ModelConfig
-from inference.engine.params import (
-    FRAMES_PER_S,
-    GREEDY_BELOW,
-    MAX_FRAMES,
-    MAX_TOKENS,
-    SamplingParams,
-)
 from inference.engine.prompt_builder import PromptBuilder, TokenizedPrompt
 from inference.engine.request import Request
 from inference.engine.request_queue import QueuedRequest
 from inference.engine.room import Room
-from inference.engine.state import EngineLimits, ResolvedSampling
+from inference.engine.state import EngineLimits
 from inference.engine.text import PlainText
 from registry.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
@@ -57,10 +51,8 @@ class InputProcessor:
         if not self._room.holds(prompt):
             raise self._refusal(request.text, prompt)
         size = self._room.size(prompt)
-        sampling, now = self._resolved(request.sampling), time.perf_counter()
-        return QueuedRequest(
-            request, prompt, sampling, size.prompt_len, size.trailing_len, size.budget, now
-        )
+        now = time.perf_counter()
+        return QueuedRequest(request, prompt, size.prompt_len, size.trailing_len, size.budget, now)
 
     def _tokenized(self, request: Request) -> TokenizedPrompt:
         voice, ids = request.voice, self._text.ids(request.text)
@@ -69,18 +61,6 @@ class InputProcessor:
         if not ids:
             raise SpeechFailed("There is no text to speak.")
         return TokenizedPrompt(voice.speaker, reference, ids, language)
-
-    def _resolved(self, asked: SamplingParams) -> ResolvedSampling:
-        """Fill in the model's own values where nothing is asked."""
-        model = self._config.generation
-        temperature = model.temperature if asked.temperature is None else asked.temperature
-        return ResolvedSampling(
-            seed=asked.seed,
-            temperature=0.0 if temperature < GREEDY_BELOW else temperature,
-            top_k=asked.top_k or model.top_k,
-            top_p=asked.top_p or model.top_p,
-            repetition_penalty=asked.repetition_penalty or model.repetition_penalty,
-        )
 
     def _refusal(self, text: str, prompt: TokenizedPrompt) -> TextTooLong | ModeUnavailable:
         """Say of a text that does not fit how much of it does, and what takes the rest."""

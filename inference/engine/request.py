@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from inference.engine.codec.decoder import CodecState
-from inference.engine.params import Mode, SamplingParams
 from inference.engine.prompt_builder import ReferenceEmbeds
+from registry.contract import MODES, Mode, SamplingParams
 from registry.errors import ModeUnavailable, RegistryError
 
 
@@ -51,7 +51,7 @@ class Request:
     client: str = ""  # whose it is: those of one client wait behind those of others
 
     def __post_init__(self) -> None:
-        if self.mode not in ("auto", "icl", "xvec"):
+        if self.mode not in MODES:
             raise ValueError(f"mode is auto, icl or xvec, not {self.mode!r}.")
         object.__setattr__(self, "patience_s", max(0.0, self.patience_s))
 

@@ -9,7 +9,6 @@ from inference.engine.forecast import QueueSimulation
 from inference.engine.page_allocator import whole_pages
 from inference.engine.prompt_builder import TokenizedPrompt
 from inference.engine.request import Request
-from inference.engine.state import ResolvedSampling
 from registry.errors import Overloaded
 
 REMEMBERED = 4096  # clients whose last round is known, but for those who wait
@@ -22,7 +21,6 @@ class QueuedRequest:
 
     request: Request
     prompt: TokenizedPrompt
-    sampling: ResolvedSampling
     prompt_len: int  # positions to prefill
     trailing_len: int  # positions read while it speaks
     budget: int  # frames

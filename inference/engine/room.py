@@ -4,7 +4,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from inference.engine.config import EngineConfig
-from inference.engine.params import FRAMES_PER_S, MAX_FRAMES, MAX_TOKENS, frame_budget
+from inference.engine.frame_budget import FRAMES_PER_S, MAX_FRAMES, MAX_TOKENS, frame_budget
 from inference.engine.prompt_builder import PromptBuilder, TokenizedPrompt
 from inference.engine.state import EngineLimits
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from inference.engine.model_config import GenerationConfig
+from registry.contract import GREEDY_BELOW, SamplingParams
+
 MIN_FRAMES = 2  # qwen_tts' min_new_tokens: the end can't come sooner
 LOW_32 = 0xFFFFFFFF
 NO_ROW = -torch.inf
@@ -35,6 +38,16 @@ class SamplingTensors:
                 for field in fields(cls)
             )
         )
+
+    def begin(self, slot: int, asked: SamplingParams, model: GenerationConfig) -> None:
+        """Write what is asked for `slot`, and the model's own values where nothing is."""
+        temperature = model.temperature if asked.temperature is None else asked.temperature
+        self.temperature[slot] = 0.0 if temperature < GREEDY_BELOW else temperature
+        self.top_k[slot] = asked.top_k or model.top_k
+        self.top_p[slot] = asked.top_p or model.top_p
+        self.repetition_penalty[slot] = asked.repetition_penalty or model.repetition_penalty
+        self.key[slot] = key_of(asked.seed or 0)
+        self.step[slot] = 0
 
     def of(self, slots: Tensor) -> "SamplingTensors":
         """Take the lines of `slots` (B,)."""

@@ -10,7 +10,8 @@ from inference.engine.device import on_device
 from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TrailingText
 from inference.engine.prompt_builder import PromptEmbeds
-from inference.engine.sampler import SamplingTensors, key_of
+from inference.engine.sampler import SamplingTensors
+from registry.contract import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,6 @@ class EngineLimits:
     trailing_text: int  # tokens of one request that it reads while it speaks
 
 
-@dataclass(frozen=True)
-class ResolvedSampling:
-    """A request's SamplingParams with the model's defaults filled in."""
-
-    seed: int
-    temperature: float  # 0 is greedy
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-
-
 class State:
     """Holds tensors with a line for every slot, S = slots + 1: the last is scratch."""
 
@@ -42,6 +32,7 @@ class State:
         self, config: ModelConfig, limits: EngineLimits, pad: Tensor, dtype: torch.dtype
     ) -> None:
         lines, device, width = limits.slots + 1, pad.device, config.talker.hidden_size
+        self._defaults = config.generation
         self.scratch = limits.slots
         self.x = torch.zeros(lines, width, device=device)
         self.position = torch.zeros(lines, dtype=torch.int32, device=device)
@@ -59,10 +50,10 @@ class State:
         )
 
     def begin(
-        self, slot: int, embeds: PromptEmbeds, entries: Sequence[int], wanted: ResolvedSampling
+        self, slot: int, embeds: PromptEmbeds, entries: Sequence[int], wanted: SamplingParams
     ) -> None:
         """Give a request `slot` and the cache entries for its positions; entry 0 is nobody's."""
-        sampling, trailing = self.sampling, embeds.trailing
+        trailing = embeds.trailing
         self.table[slot] = 0
         self.table[slot, : len(entries)] = on_device(entries, torch.int32, self.table.device)
         self.seen[slot] = False
@@ -70,9 +61,4 @@ class State:
         self.position[slot] = 0
         self.text.tokens[slot, : len(trailing)] = trailing.to(self.text.tokens.dtype)
         self.text.length[slot] = len(trailing)
-        sampling.step[slot] = 0
-        sampling.key[slot] = key_of(wanted.seed)
-        sampling.temperature[slot] = wanted.temperature
-        sampling.top_k[slot] = wanted.top_k
-        sampling.top_p[slot] = wanted.top_p
-        sampling.repetition_penalty[slot] = wanted.repetition_penalty
+        self.sampling.begin(slot, wanted, self._defaults)

@@ -14,7 +14,7 @@ from inference.engine import Engine, EngineConfig, Output, PreparedVoice, Reques
 from inference.engine.checkpoint.host_checkpoint import HostCheckpoint, loading
 from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
-from inference.serving.stream import OutputCollector, sampling_of
+from inference.serving.stream import OutputCollector
 from inference.serving.worker import too_many
 from registry.contract import Mode, PromptRef, SpeechRequest, is_transient
 from registry.errors import Overloaded, SpeechFailed
@@ -100,7 +100,7 @@ class LoadedEngine:
             asked.text,
             asked.params.language,
             mode,
-            sampling_of(asked.params),
+            asked.params,
             patience_s=patience_s,
             client=asked.client,
         )

@@ -11,30 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engine.params import SamplingParams
-from registry.contract import SpeakParams, SpeechRequest
+from registry.contract import SpeechRequest
 from registry.errors import RegistryError
 
 if TYPE_CHECKING:
     from inference.engine.request import Output
 
-MODES = ("auto", "icl", "xvec")
-
 
 def with_seed(asked: SpeechRequest) -> SpeechRequest:
-    """The same with a seed, which is chosen where none is asked. ValueError for a wrong value."""
-    params = asked.params
-    if params.mode not in (None, *MODES):
-        raise ValueError(f"mode is auto, icl or xvec, not {params.mode!r}.")
-    if params.seed is None:
-        params = replace(params, seed=secrets.randbelow(2**31))
-    sampling_of(params)
-    return asked.asking(params)
-
-
-def sampling_of(params: SpeakParams) -> SamplingParams:
-    """As the engine takes it; ValueError for a value out of range."""
-    return SamplingParams(params.seed or 0, params.temperature, params.top_k, params.top_p)
+    """The same with a seed, which is chosen where none is asked."""
+    if asked.params.seed is not None:
+        return asked
+    return asked.asking(replace(asked.params, seed=secrets.randbelow(2**31)))
 
 
 class Stopwatch:

@@ -16,6 +16,7 @@ from anyio import to_thread
 
 from registry.audio.encoders import Encoder
 from registry.contract import (
+    GREEDY_BELOW,
     Description,
     Inference,
     SpeakParams,
@@ -34,7 +35,6 @@ from registry.voices.line import Line
 T = TypeVar("T")
 
 RETRIES = 2  # with other seeds
-GREEDY_BELOW = 0.01  # the temperature of a speech to which seeds are all one
 
 
 @dataclass(frozen=True)

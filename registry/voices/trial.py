@@ -51,10 +51,11 @@ class Trial:
         try:
             async with asyncio.timeout(self._limit_s), asyncio.TaskGroup() as both:
                 icl, xvec = (
-                    both.create_task(
-                        self._heard_s(ref, SpeechRequest(text, SpeakParams(language, mode, SEED)))
+                    both.create_task(self._heard_s(ref, SpeechRequest(text, params)))
+                    for params in (
+                        SpeakParams(SEED, language=language, mode="icl"),
+                        SpeakParams(SEED, language=language, mode="xvec"),
                     )
-                    for mode in ("icl", "xvec")
                 )
         except TimeoutError:
             return None
