@@ -8,11 +8,13 @@ import httpx
 import pytest
 from api import add, problem
 from fakes import FakeInference, Pace
+from fastapi import Request
 from serving import serving
 
 from registry.api import speech_response
+from registry.api.speech_response import Sending, SpeechReply
 from registry.app import create_app
-from registry.contract import Deadline, SpeechRequest
+from registry.contract import Deadline
 from registry.errors import TextTooLong
 from registry.modal import app as deploy
 from registry.settings import Settings
@@ -67,9 +69,8 @@ def test_a_stream_that_has_begun_takes_its_time(alice: httpx.Client, fake: FakeI
 
 
 def leaving_time(text: str, streams: bool, deadline: Deadline) -> Deadline:
-    return speech_response.leave_time(
-        SpeechRequest(text, deadline=deadline), 135.0, streams
-    ).deadline
+    sending: Sending = "stream" if streams else "whole"
+    return SpeechReply(Request({"type": "http"}), "wav", sending, 135.0).deadline(text, deadline)
 
 
 def test_a_gpu_is_waited_for_as_long_as_leaves_time_to_speak() -> None:

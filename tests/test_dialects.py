@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse
 from registry.api.problems import CLIENT_GONE, Problem
 from registry.api.requests import CheckedRoute, while_connected
 from registry.api.services import ServicesDep
-from registry.api.speech_response import Use, sending, speech_response
+from registry.api.speech_response import SpeechReply, sending
 from registry.app import create_app
 from registry.contract import SpeechRequest
 from registry.errors import Overloaded
@@ -49,11 +50,8 @@ def voice(name: str, services: ServicesDep) -> str:
 
 @router.post("/audio/speech")
 async def speech(request: Request, services: ServicesDep, voice: str, input: str) -> Response:
-    async def speak(asked: SpeechRequest, use: Use) -> Response:
-        return await services.speaker.speak(voice, asked, use)
-
-    how = sending(request, stream=False, events=False)
-    return await speech_response(request, SpeechRequest(input), "wav", how, None, speak)
+    reply = SpeechReply(request, "wav", sending(request, stream=False, events=False), None)
+    return await reply.of(partial(services.speaker.speak, voice, SpeechRequest(input)))
 
 
 @router.get("/busy")

@@ -19,7 +19,7 @@ from registry.app import create_app
 from registry.errors import Overloaded
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
-from registry.voices.speech import derived_seed
+from registry.voices.takes import derived_seed
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3, "format": "pcm"}
 SILENCE = np.zeros(SAMPLE_RATE // 6, np.float32)

@@ -47,20 +47,16 @@ class InputProcessor:
 
     def process(self, request: Request) -> QueuedRequest:
         """Make the request ready to wait. Raises what Engine.submit does, but for Overloaded."""
-        prompt = self._tokenized(request)
+        voice, ids = request.voice, self._text.ids(request.text)
+        reference = voice.reference if voice.mode(request.mode) == "icl" else None
+        prompt = TokenizedPrompt(voice.speaker, reference, ids, self._language(request.language))
+        if not ids:
+            raise SpeechFailed("There is no text to speak.")
         if not self._room.holds(prompt):
             raise self._refusal(request.text, prompt)
         size = self._room.size(prompt)
         now = time.perf_counter()
         return QueuedRequest(request, prompt, size.prompt_len, size.trailing_len, size.budget, now)
-
-    def _tokenized(self, request: Request) -> TokenizedPrompt:
-        voice, ids = request.voice, self._text.ids(request.text)
-        reference = voice.reference if voice.mode(request.mode) == "icl" else None
-        language = self._language(request.language)
-        if not ids:
-            raise SpeechFailed("There is no text to speak.")
-        return TokenizedPrompt(voice.speaker, reference, ids, language)
 
     def _refusal(self, text: str, prompt: TokenizedPrompt) -> TextTooLong | ModeUnavailable:
         """Say of a text that does not fit how much of it does, and what takes the rest."""

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Literal
 
 from fastapi import Request, Response
@@ -21,16 +20,15 @@ from registry.api.problems import ClientGone, log, request_line
 from registry.api.requests import while_connected
 from registry.audio.encoders import Encoder, encoder, media_type
 from registry.audio.formats import SPEECH, SpeechFormat
-from registry.contract import SpeechRequest, is_transient
+from registry.contract import Deadline, is_transient
 from registry.errors import RegistryError, SpeechUnfinished
 from registry.storage.stored_voice import StoredVoice
 from registry.text import refuse_long, spoken_s
-from registry.voices.speech import Spoken
+from registry.voices.takes import Spoken
 
 Sending = Literal["whole", "stream", "events"]
 
 Use = Callable[[Spoken], Awaitable[Response]]
-Speak = Callable[[SpeechRequest, Use], Awaitable[Response]]  # its text is cleaned
 
 STALLED_S = 60.0
 BEGIN_S = 15.0  # of the time for an answer, to find the voice and wait for the model
@@ -70,77 +68,71 @@ def sending(request: Request, *, stream: bool, events: bool) -> Sending:
     return "stream" if stream and request.scope["http_version"] != "1.0" else "whole"
 
 
-async def speech_response(
-    request: Request,
-    asked: SpeechRequest,
-    format: SpeechFormat,
-    how: Sending,
-    limit_s: float | None,
-    speak: Speak,
-) -> Response:
-    """The audio of what `speak` brings; whoever leaves ends the work."""
-    return await while_connected(request, _in_time(asked, format, how, limit_s, speak))
+class SpeechReply:
+    """How one speech is answered: in which format, sent how, and within which time."""
 
+    def __init__(
+        self, request: Request, format: SpeechFormat, sending: Sending, limit_s: float | None
+    ) -> None:
+        self._request = request
+        self._format = format
+        self._limit_s = limit_s
+        self._is_whole = sending == "whole"
+        self._send = {"whole": self._whole, "stream": self._stream, "events": self._events}[sending]
+        self._begun_s = time.perf_counter()
 
-async def _in_time(
-    asked: SpeechRequest, format: SpeechFormat, how: Sending, limit_s: float | None, speak: Speak
-) -> Response:
-    """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
-    if limit_s is not None:
-        asked = leave_time(asked, limit_s, streams=how != "whole")
-    try:
-        async with asyncio.timeout(limit_s):
-            return await _answer(asked, format, how, speak)
-    except TimeoutError as error:
-        raise SpeechUnfinished(
-            f"The speech was not done within {limit_s:g} s, which is as long as an answer may take"
-            " here. Stream it, or send it in parts.",
-        ) from error
+    def deadline(self, text: str, deadline: Deadline) -> Deadline:
+        """Wait for a GPU no longer than leaves the time to make the speech, at its own pace.
 
+        Raises TextTooLong for a text that takes longer in any case.
+        """
+        if self._limit_s is None:
+            return deadline
+        if not self._is_whole:
+            return deadline.at_most(self._limit_s)
+        refuse_long(text, self._limit_s - BEGIN_S, ", or stream it")
+        return deadline.at_most(self._limit_s - spoken_s(text))
 
-def leave_time(asked: SpeechRequest, limit_s: float, streams: bool) -> SpeechRequest:
-    """Wait for a GPU no longer than leaves the time to make the speech, at its own pace."""
-    if streams:
-        made_s = 0.0
-    else:
-        refuse_long(asked.text, limit_s - BEGIN_S, ", or stream it")
-        made_s = spoken_s(asked.text)
-    return replace(asked, deadline=asked.deadline.at_most(limit_s - made_s))
+    async def of(self, speak: Callable[[Use], Awaitable[Response]]) -> Response:
+        """What `speak` brings, as audio; whoever leaves ends the work."""
+        return await while_connected(self._request, self._in_time(speak))
 
+    async def _in_time(self, speak: Callable[[Use], Awaitable[Response]]) -> Response:
+        """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await speak(self._send)
+        except TimeoutError as error:
+            raise SpeechUnfinished(
+                f"The speech was not done within {self._limit_s:g} s, which is as long as an answer"
+                " may take here. Stream it, or send it in parts.",
+            ) from error
 
-async def _answer(
-    asked: SpeechRequest, format: SpeechFormat, how: Sending, speak: Speak
-) -> Response:
-    started_s = time.perf_counter()
-
-    async def stream(spoken: Spoken) -> Response:
-        made, kind = _encoder(format, spoken)
+    async def _stream(self, spoken: Spoken) -> Response:
+        made, kind = self._encoder(spoken)
         parts = spoken.encoded(made, hold=True)
         return AudioStream(await anext(parts), parts, media_type=kind, headers=_headers(spoken))
 
-    async def whole(spoken: Spoken) -> Response:
-        made, kind = _encoder(format, spoken)
+    async def _whole(self, spoken: Spoken) -> Response:
+        made, kind = self._encoder(spoken)
         parts = spoken.encoded(made, hold=False)
         content = made.whole(b"".join([part async for part in parts]))
-        audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - started_s
+        audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - self._begun_s
         headers = _headers(spoken, audio_s, total=total_s)
         return Response(content, media_type=kind, headers=headers)
 
-    async def events(spoken: Spoken) -> Response:
-        made, kind = _encoder(format, spoken)
+    async def _events(self, spoken: Spoken) -> Response:
+        made, kind = self._encoder(spoken)
         parts = spoken.encoded(made, hold=True)
         first = delta(await anext(parts))
         rest = audio_events(parts, lambda: {"seconds": made.frames / made.sample_rate})
         headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": kind}
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
 
-    return await speak(asked, {"whole": whole, "stream": stream, "events": events}[how])
-
-
-def _encoder(format: SpeechFormat, spoken: Spoken) -> tuple[Encoder, str]:
-    """With the media type of what it makes."""
-    sample_rate = spoken.speech.sample_rate
-    return encoder(format, sample_rate), media_type(format, sample_rate)
+    def _encoder(self, spoken: Spoken) -> tuple[Encoder, str]:
+        """With the media type of what it makes."""
+        sample_rate = spoken.speech.sample_rate
+        return encoder(self._format, sample_rate), media_type(self._format, sample_rate)
 
 
 class AudioStream(StreamingResponse):

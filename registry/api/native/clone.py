@@ -9,12 +9,11 @@ from pydantic import ConfigDict
 
 from registry.api import openapi as of
 from registry.api.forms import form_body, taken_in
-from registry.api.native.speak import SpeechFields, answer
+from registry.api.native.speak import SpeechFields, asked_for
 from registry.api.native.voices import ClipWords, ReferenceAudio
 from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, Use, audio
-from registry.contract import SpeechRequest
 from registry.voices.clone import Reference
 
 WARNINGS = "What an enrolment would warn of: a JSON list of sentences. Absent if there is nothing."
@@ -56,10 +55,11 @@ async def clone(request: Request, services: ServicesDep, deadline: DeadlineDep) 
 
     async with taken_in(request, CloneForm, services.uploads) as form:
         services.speaker.line.refuse_full()  # it was not when the clip began to come
+        asked, reply = asked_for(request, services.settings, form, deadline)
 
-        async def with_clip(asked: SpeechRequest, use: Use) -> Response:
+        async def with_clip(use: Use) -> Response:
             reference = Reference(form.audio, form.transcript, asked.deadline)
             async with services.cloner.voice(reference) as voice:
                 return await services.speaker.speak_as(voice, asked, use)
 
-        return await answer(request, services, form, deadline, with_clip)
+        return await reply.of(with_clip)

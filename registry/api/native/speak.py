@@ -1,6 +1,7 @@
 """POST /speak: a voice and a text in, audio out, whole or as it is spoken."""
 
 from dataclasses import fields
+from functools import partial
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -8,19 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from registry.api import openapi as of
 from registry.api.requests import CheckedRoute, DeadlineDep
-from registry.api.services import Services, ServicesDep
-from registry.api.speech_response import (
-    OF_SPEECH,
-    OF_VOICE,
-    Speak,
-    Use,
-    audio,
-    sending,
-    speech_response,
-)
+from registry.api.services import ServicesDep
+from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
 from registry.api.uploads import client_of
 from registry.audio.formats import SpeechFormat
 from registry.contract import Deadline, SpeakParams, SpeechRequest
+from registry.settings import Settings
 from registry.storage.tables import Mode, PlainText, Seed, TopK, Words
 from registry.text import clean_text
 
@@ -97,22 +91,16 @@ async def speak(
     its name, what can't be heard is an error instead.
     """
 
-    async def with_voice(asked: SpeechRequest, use: Use) -> Response:
-        return await services.speaker.speak(body.voice, asked, use)
-
-    return await answer(request, services, body, deadline, with_voice)
+    asked, reply = asked_for(request, services.settings, body, deadline)
+    return await reply.of(partial(services.speaker.speak, body.voice, asked))
 
 
-async def answer(
-    request: Request, services: Services, body: SpeechFields, deadline: Deadline, speak: Speak
-) -> Response:
-    """The audio as `body` wants it, of what `speak` brings."""
-    asked = SpeechRequest(
-        clean_text(body.text, services.settings.max_text),
-        body.params(),
-        client_of(request.scope),
-        deadline,
-    )
+def asked_for(
+    request: Request, settings: Settings, body: SpeechFields, deadline: Deadline
+) -> tuple[SpeechRequest, SpeechReply]:
+    """What `body` wants to hear, and how it is answered."""
+    text = clean_text(body.text, settings.max_text)
     how = sending(request, stream=body.stream, events=body.stream_format == "sse")
-    limit_s = services.settings.answer_s
-    return await speech_response(request, asked, body.format, how, limit_s, speak)
+    reply = SpeechReply(request, body.format, how, settings.answer_s)
+    deadline = reply.deadline(text, deadline)
+    return SpeechRequest(text, body.params(), client_of(request.scope), deadline), reply
