@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from dresses import client_of, dressed
+from deployments import client_of, deployed
 from fakes import FakeInference
 from numpy.typing import NDArray
 
@@ -128,14 +128,14 @@ def service_factory(data: DataDir, located: LocatedModel) -> Iterator[ServiceFac
 
 
 @pytest.fixture
-def dress() -> str:
-    """How the app of this test is served; a module may ask for each of dresses.DRESSES."""
+def deployment() -> str:
+    """How the app of this test is served; a module may ask for each of deployments.DEPLOYMENTS."""
     return "server"
 
 
 @pytest.fixture
-def store_and_fake(dress: str, tmp_path: Path) -> tuple[VoiceStore, FakeInference]:
-    return dressed(dress, tmp_path / "data")
+def store_and_fake(deployment: str, tmp_path: Path) -> tuple[VoiceStore, FakeInference]:
+    return deployed(deployment, tmp_path / "data")
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def fake(store_and_fake: tuple[VoiceStore, FakeInference]) -> FakeInference:
 
 
 @pytest.fixture
-def client(dress: str, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
+def client(deployment: str, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
     """A server over HTTP with the real app and database, and a stand-in for the model."""
-    with client_of(dress, store, fake) as client:
+    with client_of(deployment, store, fake) as client:
         yield client
 
 

@@ -24,7 +24,7 @@ import pytest
 import soundfile
 from api import CLIP, add, problem
 from clips import file, tone
-from dresses import DRESSES, client_of
+from deployments import DEPLOYMENTS, client_of
 from fakes import PATIENCE_S, FakeInference, Pace
 from faults import age, noise, server
 from modal_volume import Cloud, Dict
@@ -55,8 +55,8 @@ SENTENCE = "A voice is enrolled once, and from then on it speaks by name."
 TEXT = {"text": "Hello", "seed": "7"}
 
 
-def every_dress(test: object) -> object:
-    return pytest.mark.parametrize("dress", DRESSES)(test)
+def every_deployment(test: object) -> object:
+    return pytest.mark.parametrize("deployment", DEPLOYMENTS)(test)
 
 
 def clone(
@@ -80,7 +80,7 @@ def left(store: VoiceStore) -> list[Path]:
     return list(store.data.transients())
 
 
-@every_dress
+@every_deployment
 def test_a_clip_speaks_and_nothing_of_it_stays(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -95,7 +95,7 @@ def test_a_clip_speaks_and_nothing_of_it_stays(
     assert client.get("/voices").json()["data"] == []
 
 
-@every_dress
+@every_deployment
 @pytest.mark.parametrize("format", ["wav", "flac", "pcm"])
 def test_it_sounds_the_same_whole_and_streamed(
     client: httpx.Client, store: VoiceStore, format: str
@@ -106,7 +106,7 @@ def test_it_sounds_the_same_whole_and_streamed(
     assert left(store) == []
 
 
-@every_dress
+@every_deployment
 def test_an_enrolled_voice_of_the_same_clip_keeps_its_files(
     client: httpx.Client, store: VoiceStore
 ) -> None:
@@ -118,7 +118,7 @@ def test_an_enrolled_voice_of_the_same_clip_keeps_its_files(
 
 
 @pytest.mark.slow
-@every_dress
+@every_deployment
 def test_ten_at_once_of_one_clip_take_nothing_from_each_other(
     client: httpx.Client, store: VoiceStore
 ) -> None:
@@ -198,7 +198,7 @@ def test_the_knobs_reach_the_model(client: httpx.Client, fake: FakeInference) ->
 # Whoever leaves, and what breaks
 
 
-@every_dress
+@every_deployment
 def test_what_breaks_leaves_nothing(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:
@@ -210,7 +210,7 @@ def test_what_breaks_leaves_nothing(
     assert left(store) == []
 
 
-@every_dress
+@every_deployment
 def test_the_files_are_gone_before_a_stream_is_heard(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:

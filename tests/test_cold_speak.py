@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from api import CLIP, add
 from click.testing import CliRunner, Result
-from dresses import client_of
+from deployments import client_of
 from fakes import FakeInference, Pace
 
 from cli import client

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from cli.commands.serve import GRACEFUL_STOP_S, refuse_strangers, serve
 from cli.main import cli
-from registry.api.fences import Hosts
+from registry.api.host_and_origin import Hosts
 from registry.settings import Settings
 
 ROOT = Path(__file__).parent.parent

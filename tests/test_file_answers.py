@@ -7,7 +7,7 @@ from contextlib import closing
 import httpx
 import pytest
 from api import CLIP, add, problem
-from dresses import DRESSES, client_of, dressed
+from deployments import DEPLOYMENTS, client_of, deployed
 from fastapi import FastAPI, Request, Response
 from serving import serving
 
@@ -18,11 +18,11 @@ from registry.storage.store import VoiceStore
 SIZE = len(CLIP)
 
 
-@pytest.fixture(scope="module", params=DRESSES)
+@pytest.fixture(scope="module", params=DEPLOYMENTS)
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    store, fake = dressed(request.param, tmp_path_factory.mktemp("files"))
+    store, fake = deployed(request.param, tmp_path_factory.mktemp("files"))
     with client_of(request.param, store, fake) as client:
         assert add(client, "alice").status_code == 201
         yield client

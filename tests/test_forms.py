@@ -203,7 +203,7 @@ def test_what_is_no_form_is_malformed(client: httpx.Client, kind: str, body: byt
     )
 
 
-def test_a_body_in_another_dress_is_415(client: httpx.Client) -> None:
+def test_a_body_of_another_kind_is_415(client: httpx.Client) -> None:
     for kind, more in (
         ("application/x-www-form-urlencoded", {}),
         ("multipart/mixed; boundary=x", {}),

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
-from dresses import client_of
+from deployments import client_of
 from test_cold_speak import Cold, starting
 
 from registry.modal.plan import Deployment

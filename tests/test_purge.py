@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from api import problem
-from dresses import DRESSES, dressed
+from deployments import DEPLOYMENTS, deployed
 from fakes import FakeInference
 from faults import QuickEnroller, age, noise, quick_app, quick_clip
 from serving import serving
@@ -38,8 +38,8 @@ from registry.upkeep.restore import restore_backup
 NAMES = ("ann", "ben", "cat", "dan", "eve")
 
 
-@pytest.fixture(params=DRESSES[::2])
-def dress(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=DEPLOYMENTS[::2])
+def deployment(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
@@ -161,7 +161,7 @@ def touch(store: VoiceStore, voice_id: str | None = None) -> None:
             os.utime(path, (now_s, now_s))
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_a_clip_that_is_being_enrolled_again_stays(store: VoiceStore, enrol: Enrol) -> None:
     enrol("ann")
     voice, sound = store.get("ann"), noise(Random("ann"))
@@ -197,7 +197,7 @@ def state(store: VoiceStore) -> int:
     return store._db.number if isinstance(store, VolumeStore) else 0
 
 
-@pytest.mark.parametrize("dress", ["server"])  # a Volume keeps no newer time alone
+@pytest.mark.parametrize("deployment", ["server"])  # a Volume keeps no newer time alone
 def test_a_clip_that_was_touched_since_and_is_old_by_now_goes(
     store: VoiceStore, enrol: Enrol
 ) -> None:
@@ -210,7 +210,7 @@ def test_a_clip_that_was_touched_since_and_is_old_by_now_goes(
     assert (files(store), rows(store)) == (set(), 0)
 
 
-@pytest.mark.parametrize("dress", ["server"])  # a Volume keeps no newer time alone
+@pytest.mark.parametrize("deployment", ["server"])  # a Volume keeps no newer time alone
 def test_of_the_voices_of_a_young_clip_the_last_stays(store: VoiceStore, enrol: Enrol) -> None:
     sound = noise(Random("shared"))
     for name in NAMES[:3]:
@@ -252,7 +252,7 @@ def test_a_clip_of_any_version_goes_with_what_was_made_of_it(
     assert not older.exists()
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_what_was_restored_is_purged_whole(store: VoiceStore, enrol: Enrol, tmp_path: Path) -> None:
     """Every file of it is younger than the deletion."""
     for name in NAMES[:2]:
@@ -291,7 +291,7 @@ def test_a_clip_that_was_enrolled_between_rows_and_files_stays(
     assert clip_of(store, store.get("ben")) == sound
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_a_kill_between_rows_and_files_leaves_orphans_for_the_doctor(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +354,7 @@ def test_features_of_a_voice_that_is_gone_are_not_recorded(
 
 
 def test_an_id_that_is_a_path_removes_nothing(tmp_path: Path) -> None:
-    store, fake = dressed("server", tmp_path / "data")
+    store, fake = deployed("server", tmp_path / "data")
     enrolled(store, fake, "ann", None)
     enrolled(store, fake, "ben", None)
     before = files_of(store, "ben")

@@ -8,23 +8,23 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from api import add, problem
-from dresses import DRESSES, client_of, dressed
+from deployments import DEPLOYMENTS, client_of, deployed
 
 from registry.storage.data_dir import DataDir
 
 
-@pytest.fixture(scope="module", params=DRESSES)
-def dress(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(scope="module", params=DEPLOYMENTS)
+def deployment(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def served(
-    dress: str, tmp_path_factory: pytest.TempPathFactory
+    deployment: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, DataDir]]:
     """One server with one voice for all of this module: nothing here may change anything."""
-    store, fake = dressed(dress, tmp_path_factory.mktemp("refusals"))
-    with client_of(dress, store, fake) as client:
+    store, fake = deployed(deployment, tmp_path_factory.mktemp("refusals"))
+    with client_of(deployment, store, fake) as client:
         assert add(client, "alice").status_code == 201
         yield client, store.data
         assert client.get("/voices/alice").json()["row_version"] == 1

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 from api import add, problem
-from dresses import DRESSES
+from deployments import DEPLOYMENTS
 from fakes import FakeInference, Pace, tone_hz
 
 from registry.contract import ModelRef
 from registry.storage.store import VoiceStore
 
-pytestmark = pytest.mark.parametrize("dress", DRESSES)
+pytestmark = pytest.mark.parametrize("deployment", DEPLOYMENTS)
 
 
 def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:

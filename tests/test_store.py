@@ -231,7 +231,7 @@ class ConsentingEnroller(QuickEnroller):
             return voice
 
 
-@pytest.mark.parametrize("dress", ["server", "volume"])
+@pytest.mark.parametrize("deployment", ["server", "volume"])
 def test_a_table_of_another_module_joins_the_transaction_of_a_voice(
     store: VoiceStore, fake: FakeInference
 ) -> None:

@@ -148,7 +148,7 @@ def edit(client: httpx.Client, patch: dict[str, Any], tag: str | None = None) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dress", ["server", "socket", "volume"])
+@pytest.mark.parametrize("deployment", ["server", "socket", "volume"])
 def test_another_transcript_is_another_version_of_the_same_voice(
     client: httpx.Client, store: VoiceStore, fake: FakeInference
 ) -> None:

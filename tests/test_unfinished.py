@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from dresses import DRESSES
+from deployments import DEPLOYMENTS
 from fakes import FakeInference
 from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
@@ -59,8 +59,8 @@ ROWS = {"enrolment": "insert", "edit": "edit", "rebuild": "record_features"}  # 
 every_work = pytest.mark.parametrize("work", WORK)
 
 
-@pytest.fixture(params=DRESSES[::2])
-def dress(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=DEPLOYMENTS[::2])
+def deployment(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
@@ -195,7 +195,7 @@ FAILING = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_a_client_that_leaves_leaves_nothing(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,7 @@ def test_a_voice_that_was_deleted_meanwhile_keeps_nothing_new(
     assert {name for name in left if "/" in name} == set() if purged else left == names(before)
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_what_can_not_be_removed_at_once_is_removed_later(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +328,7 @@ def test_what_can_not_be_removed_at_once_is_removed_later(
     assert state(store) == before
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 @pytest.mark.parametrize("is_stuck", [False, True])
 @pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
 def test_a_server_that_ends_leaves_nothing_of_what_it_cuts_off(
@@ -389,7 +389,7 @@ def wait_for(true: Callable[[], bool]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 @pytest.mark.parametrize("kind", [DatabaseDamaged, StorageReadOnly])
 def test_what_no_waiting_mends_is_tried_once(
     store: VoiceStore,
@@ -497,7 +497,7 @@ def test_a_clip_that_another_server_gives_up_is_stored_again(
         assert (store.read_blob(clip_key(sha256_of(BOB))) == BOB) is kept
 
 
-@pytest.mark.parametrize("dress", ["server"])
+@pytest.mark.parametrize("deployment", ["server"])
 def test_of_many_enrolments_that_are_left_at_random_each_voice_keeps_its_clip(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller
 ) -> None:
@@ -533,7 +533,7 @@ def test_of_many_enrolments_that_are_left_at_random_each_voice_keeps_its_clip(
 # On a Volume
 
 
-@pytest.mark.parametrize("dress", ["volume"])
+@pytest.mark.parametrize("deployment", ["volume"])
 def test_what_has_written_nothing_publishes_nothing(
     store: VoiceStore, fake: FakeInference, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:

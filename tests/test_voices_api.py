@@ -6,14 +6,14 @@ from typing import Any
 import httpx
 import pytest
 from api import CLIP, add, problem
-from dresses import DRESSES
+from deployments import DEPLOYMENTS
 from fakes import FakeInference
 
 from registry.api.etags import voice_tag
 from registry.audio import clips
 from registry.storage.store import VoiceStore
 
-pytestmark = pytest.mark.parametrize("dress", DRESSES)
+pytestmark = pytest.mark.parametrize("deployment", DEPLOYMENTS)
 
 
 def test_a_voice_is_enrolled_and_read_by_name_and_id(client: httpx.Client) -> None:

@@ -13,9 +13,9 @@ from fastapi import Request
 
 from registry.api.etags import Tags
 from registry.api.events import accepted
-from registry.api.fences import Hosts, _parse_origin
 from registry.api.file_answers import spans_of
 from registry.api.forms import FormPart, _name
+from registry.api.host_and_origin import Hosts, _parse_origin
 from registry.api.requests import (
     _refuse_odd_query,
     deadline_of,

@@ -140,7 +140,7 @@ def run_server(
 ) -> None:
     from cli.http_server import Limits, Server, config, raise_descriptors
     from cli.server_log import log_config
-    from registry.api.fences import add_fence
+    from registry.api.host_and_origin import add_fence
     from registry.app import create_app
 
     connections = min(settings.max_connections, raise_descriptors() // 2)

@@ -33,7 +33,7 @@ from registry.storage.database import Database, migrate, refuse_damage
 from registry.storage.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import hold_files, may_remove, share_folder
-from registry.storage.former import Former, forget_former, former_files
+from registry.storage.old_versions import ForgottenVersions, forget_old_versions, forgotten_files
 from registry.storage.purge import (
     Forgotten,
     forget,
@@ -216,7 +216,7 @@ class VoiceStore:
         A new version makes the oldest go, unless a backup is being made: then the next one does.
         """
         with ExitStack() as held:
-            former = None
+            forgotten = None
             with self.transaction() as session:
                 voice = find(session, reference)
                 refuse_stale(voice.row, expected)
@@ -227,19 +227,19 @@ class VoiceStore:
                 edited = find(session, voice.row.id)
                 edited.public()  # what stays damaged is said, and nothing is changed
                 if edit.version and held.enter_context(may_remove(self._held())):
-                    former = forget_former(session, edited.row)
-            if former is not None:
-                self._drop_former(former)
+                    forgotten = forget_old_versions(session, edited.row)
+            if forgotten is not None:
+                self._drop_forgotten(forgotten)
         return edited
 
-    def _drop_former(self, former: Former) -> None:
+    def _drop_forgotten(self, forgotten: ForgottenVersions) -> None:
         """The edit is stored by now, and is no error if a file can't be removed."""
         try:
             with self._db.read() as session, self._files:  # a write may be work for nothing
-                if not former_files(self.blobs, session, former):
+                if not forgotten_files(self.blobs, session, forgotten):
                     return
             with self.transaction() as session, self._removing():
-                self._remove(former_files(self.blobs, session, former))
+                self._remove(forgotten_files(self.blobs, session, forgotten))
         except (RegistryError, OSError) as error:
             log.warning("Files without a row are left to `voices doctor --repair`: %s", error)
 

@@ -26,7 +26,7 @@ from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.database import SCHEMA, Database, migrate, schema_revision
 from registry.storage.folder_lock import own_folder
-from registry.storage.former import forget_all_former
+from registry.storage.old_versions import forget_all_old_versions
 from registry.storage.renames import rename, renames
 from registry.storage.row_faults import row_faults
 from registry.storage.tables import utc_now
@@ -165,7 +165,7 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         _refuse_untrue_counts(data.database, manifest)
         _refuse_strange_files(data.database, manifest)
         _index_names_anew(data.database)
-        forget_all_former(data)
+        forget_all_old_versions(data)
     except SchemaTooNew as error:
         raise BackupRefused(
             f"The backup has schema {manifest.schema_revision}, which a newer voice-registry "

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from registry.api.charset import NotText, decode
 from registry.api.etags import Tags
 from registry.api.events import accepted
-from registry.api.fences import Fence, Hosts
 from registry.api.file_answers import spans_of
 from registry.api.forms import MEDIA_TYPE, read_form
+from registry.api.host_and_origin import Fence, Hosts
 from registry.api.native.voices import EnrolmentForm, LabelQuery, VoicePatch, _labels
 from registry.api.requests import (
     _refuse_odd_query,

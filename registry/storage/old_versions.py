@@ -25,7 +25,7 @@ KEPT = 16
 
 
 @dataclass(frozen=True)
-class Former:
+class ForgottenVersions:
     """What enrolments named whose rows are gone."""
 
     voice_id: str
@@ -33,7 +33,7 @@ class Former:
     clips: frozenset[str]
 
 
-def forget_former(session: Session, voice: Voice) -> Former:
+def forget_old_versions(session: Session, voice: Voice) -> ForgottenVersions:
     """Remove the rows of all but the last KEPT enrolments of a voice."""
     last = voice.version - KEPT
     features = (col(Features.voice_id) == voice.id, col(Features.version) <= last)
@@ -43,20 +43,20 @@ def forget_former(session: Session, voice: Voice) -> Former:
     clips = {*session.exec(select(VoiceVersion.clip_sha256).where(*versions).distinct())}
     session.exec(delete(Features).where(*features))
     session.exec(delete(VoiceVersion).where(*versions))
-    return Former(voice.id, frozenset(prompts), frozenset(filter(is_sha256, clips)))
+    return ForgottenVersions(voice.id, frozenset(prompts), frozenset(filter(is_sha256, clips)))
 
 
-def forget_all_former(data: DataDir) -> None:
+def forget_all_old_versions(data: DataDir) -> None:
     """The same for all voices of a directory that nobody else has open: no more stays than an edit
     leaves, in rows, files or free pages."""
     with Database(data.database) as database:
         with database.write() as session:
-            former = [forget_former(session, voice) for voice in _crowded(session)]
+            forgotten = [forget_old_versions(session, voice) for voice in _crowded(session)]
         with database.write() as session:
-            for one in former:
-                for key in former_files(data.blobs, session, one, young=True):
+            for one in forgotten:
+                for key in forgotten_files(data.blobs, session, one, young=True):
                     data.blobs.delete(key)
-    if former:
+    if forgotten:
         sqlite.vacuum(data.database)
 
 
@@ -67,26 +67,26 @@ def _crowded(session: Session) -> Sequence[Voice]:
     return session.exec(select(Voice).where(exists().where(of_voice, older))).all()
 
 
-def former_files(
-    blobs: BlobStore, session: Session, former: Former, *, young: bool = False
+def forgotten_files(
+    blobs: BlobStore, session: Session, forgotten: ForgottenVersions, *, young: bool = False
 ) -> list[str]:
     """Keys of those files of theirs that no row names; a clip that is `young`, and may be being
     enrolled again, only if it is asked for."""
-    clips = {sha256 for sha256 in former.clips if not is_named(session, sha256)}
+    clips = {sha256 for sha256 in forgotten.clips if not is_named(session, sha256)}
     found = (key for key in keys_of(blobs, clips) if young or is_old(blobs.written_s(key)))
-    return [*_prompts(blobs, session, former), *found]
+    return [*_prompts(blobs, session, forgotten), *found]
 
 
-def _prompts(blobs: BlobStore, session: Session, former: Former) -> Iterator[str]:
-    if not former.prompts or not is_voice_id(former.voice_id):
+def _prompts(blobs: BlobStore, session: Session, forgotten: ForgottenVersions) -> Iterator[str]:
+    if not forgotten.prompts or not is_voice_id(forgotten.voice_id):
         return
     of_voice = select(Features.fingerprint, Features.sha256).where(
-        Features.voice_id == former.voice_id
+        Features.voice_id == forgotten.voice_id
     )
-    named = {PromptRef(former.voice_id, *row) for row in session.exec(of_voice.distinct())}
+    named = {PromptRef(forgotten.voice_id, *row) for row in session.exec(of_voice.distinct())}
     # Not by their hashes: by the name of before, one file may be that of several.
-    gone = _stored(blobs, former.prompts) - _stored(blobs, named)
-    yield from (key for key in prompts_of(blobs, former.voice_id) if key in gone)
+    gone = _stored(blobs, forgotten.prompts) - _stored(blobs, named)
+    yield from (key for key in prompts_of(blobs, forgotten.voice_id) if key in gone)
 
 
 def _stored(blobs: BlobStore, refs: Iterable[PromptRef]) -> set[str]:

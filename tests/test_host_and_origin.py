@@ -14,7 +14,7 @@ from fakes import FakeInference
 from serving import serving
 from test_serve import Server, served
 
-from registry.api.fences import add_fence
+from registry.api.host_and_origin import add_fence
 from registry.app import create_app
 from registry.errors import SettingInvalid
 from registry.settings import load_settings

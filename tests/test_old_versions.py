@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from dresses import DRESSES
+from deployments import DEPLOYMENTS
 from fakes import FakeInference
 from faults import QuickEnroller, age, noise
 from sqlalchemy import event
@@ -18,12 +18,12 @@ from sqlalchemy.pool import Pool
 from uploading import clip_of, enrol_bytes
 
 from registry.errors import BackupRefused, StorageUnavailable
-from registry.storage import former
+from registry.storage import old_versions
 from registry.storage import store as stores
 from registry.storage.blobs import FolderBlobs
 from registry.storage.data_dir import DataDir
 from registry.storage.edits import VoiceEdit
-from registry.storage.former import KEPT
+from registry.storage.old_versions import KEPT
 from registry.storage.store import VoiceStore
 from registry.storage.volume.store import VolumeStore
 from registry.upkeep.backup import save_backup
@@ -35,8 +35,8 @@ MANY = 20_000
 ALICE = noise(Random("alice"))
 
 
-@pytest.fixture(params=DRESSES[::2])
-def dress(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=DEPLOYMENTS[::2])
+def deployment(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
@@ -212,7 +212,7 @@ def test_many_from_before_this_rule_go_at_the_next_edit(
     store: VoiceStore, enroller: QuickEnroller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(former, "KEPT", 1000)
+        patch.setattr(old_versions, "KEPT", 1000)
         say(enroller, *words(3 * KEPT))
     assert len(prompts(store)) == len(numbers(store)) == 3 * KEPT + 1
     store.edit("alice", VoiceEdit(description="edited"), None)
@@ -262,20 +262,20 @@ def test_an_edit_that_is_not_stored_removes_nothing(
 ) -> None:
     say(enroller, *words(KEPT - 1))
     before = prompts(store)
-    removed = stores.forget_former
+    removed = stores.forget_old_versions
 
     def failing(*args: Any) -> object:
         removed(*args)
         raise StorageUnavailable("The storage failed.")
 
-    monkeypatch.setattr(stores, "forget_former", failing)
+    monkeypatch.setattr(stores, "forget_old_versions", failing)
     with pytest.raises(StorageUnavailable):
         say(enroller, "more words")
     assert (numbers(store), prompts(store)) == ([*range(1, KEPT + 1)], before)
 
 
 @pytest.mark.parametrize("young", [True, False])
-@pytest.mark.parametrize("dress", ["server"])  # a reload of the Volume makes files young
+@pytest.mark.parametrize("deployment", ["server"])  # a reload of the Volume makes files young
 def test_a_clip_that_only_older_enrolments_name_goes_once_it_is_old(
     store: VoiceStore, enroller: QuickEnroller, young: bool
 ) -> None:
@@ -336,7 +336,7 @@ def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VoiceSt
     store = VoiceStore(DataDir(tmp_path / "data"))
     enroller = QuickEnroller(store, FakeInference(store.data))
     with monkeypatch.context() as patch:
-        patch.setattr(former, "KEPT", 1000)
+        patch.setattr(old_versions, "KEPT", 1000)
         for name in ("alice", "bob"):
             asyncio.run(enrol_bytes(enroller, name, noise(Random(name)), "words 0"))
             say(enroller, *words(2 * KEPT), name=name)

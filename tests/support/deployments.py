@@ -1,4 +1,4 @@
-"""The same app in three dresses: a local server, the command line's private socket, a Volume."""
+"""The same app, deployed three ways: a local server, the private socket of a command, a Volume."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
 
-DRESSES = ("server", "socket", "volume")
+DEPLOYMENTS = ("server", "socket", "volume")
 FAILURES = (RuntimeError, OSError)
 
 
@@ -44,8 +44,8 @@ class VolumeInference(FakeInference):
             return super()._look_up(ref)
 
 
-def dressed(dress: str, folder: Path) -> tuple[VoiceStore, FakeInference]:
-    if dress != "volume":
+def deployed(deployment: str, folder: Path) -> tuple[VoiceStore, FakeInference]:
+    if deployment != "volume":
         store = VoiceStore(DataDir(folder))
         return store, FakeInference(store.data)
     cloud = Cloud(folder)
@@ -59,13 +59,13 @@ def dressed(dress: str, folder: Path) -> tuple[VoiceStore, FakeInference]:
 
 
 @contextmanager
-def client_of(dress: str, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
+def client_of(deployment: str, store: VoiceStore, fake: FakeInference) -> Iterator[httpx.Client]:
     app = create_app(store, fake, Settings(home=store.data.root))
-    with serving_as(dress, app) as client:
+    with serving_as(deployment, app) as client:
         yield client
 
 
 @contextmanager
-def serving_as(dress: str, app: FastAPI) -> Iterator[httpx.Client]:
-    with serving_privately(app) if dress == "socket" else serving(app) as client:
+def serving_as(deployment: str, app: FastAPI) -> Iterator[httpx.Client]:
+    with serving_privately(app) if deployment == "socket" else serving(app) as client:
         yield client
