@@ -22,6 +22,8 @@ from cli.modal.deployed import sources
 from registry.modal.app import BACKUPS
 from registry.modal.plan import deployment
 
+pytestmark = pytest.mark.served
+
 ROOT = Path(__file__).parent.parent
 URL = f"https://{WORKSPACE}--voices-registry-api.modal.run"
 REVISION = "fd4b254389122332181a7c3db7f27e918eec64e3"

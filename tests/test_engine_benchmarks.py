@@ -23,6 +23,8 @@ from inference.engine.request import Request
 from inference.serving.bench import Arrival, Caller, Session, random_voice, text_of
 from inference.testing.config import speech_config
 
+pytestmark = pytest.mark.served
+
 QUICK = (
     *("--size", "tiny", "--device", "cpu", "--commit", "none", "--reference", "6"),
     *("--streams", "1", "2", "--frames", "9", "--repeat", "2", "--peer-frames", "3"),

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import PYTHON
 
+pytestmark = pytest.mark.served
+
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR): +\S.*")
 UPGRADES = {
     "h2c": {"Connection": "Upgrade, HTTP2-Settings", "HTTP2-Settings": "AAMAAABkAAQAAP__"},
