@@ -20,7 +20,7 @@ from inference.engine.model_config import ModelConfig
 from inference.engine.ops import TorchOps
 from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds, TokenizedPrompt
 from inference.engine.state import EngineLimits, State
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from registry.contract import SamplingParams
 
 ROWS, FRAMES, REFERENCE = 4, 16, 24
@@ -73,7 +73,7 @@ def compared(setup: Setup, size: str) -> Iterator[tuple[str, float, float | None
 
 
 def logits(
-    model_config: ModelConfig, text: PlainText, ops: TorchOps, codes: Tensor, dtype: torch.dtype
+    model_config: ModelConfig, text: TextTokenizer, ops: TorchOps, codes: Tensor, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Of every frame: (frames, rows, codes) of the talker, and of all the predictor's heads."""
     weights = random_weights(model_config, dtype, codes.device)
@@ -99,7 +99,7 @@ def logits(
 
 
 def _embeds(
-    model_config: ModelConfig, text: PlainText, prompt_builder: PromptBuilder, row: int
+    model_config: ModelConfig, text: TextTokenizer, prompt_builder: PromptBuilder, row: int
 ) -> PromptEmbeds:
     """In context, each row with a clip of another length."""
     device, generator = prompt_builder.pad.device, torch.Generator().manual_seed(row)

@@ -27,7 +27,7 @@ from inference.engine.config import EngineConfig, Setup
 from inference.engine.engine import Engine
 from inference.engine.model_config import ModelConfig, read_model_config
 from inference.engine.request import PreparedVoice, Request
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from inference.engine.weights import Weights
 from inference.serving import bench
 from inference.serving.bench import Arrival, Caller, Session, random_voice, text_of
@@ -70,7 +70,7 @@ class Subject:
         return setups.setup_of(config, self.asked.as_on_t4, plain_torch=self.asked.no_kernels)
 
     @cached_property
-    def parts(self) -> tuple[ModelConfig, Weights, PlainText]:
+    def parts(self) -> tuple[ModelConfig, Weights, TextTokenizer]:
         setup, folder = self.setup(), self.asked.model
         if folder is not None:
             model_config = read_model_config(folder)

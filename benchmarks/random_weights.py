@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.model_config import ModelConfig, TransformerConfig, read_model_config
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from inference.engine.weights import (
     LayerWeights,
     PredictorWeights,
@@ -34,7 +34,7 @@ DILATED_UNITS = (2, 3, 4)  # of a decoder block
 Sizes = dict[str, tuple[int, ...]]
 
 
-def described(size: str) -> tuple[ModelConfig, PlainText]:
+def described(size: str) -> tuple[ModelConfig, TextTokenizer]:
     """The config of a size, and the byte-level tokenizer of inference.testing.text."""
     with TemporaryDirectory() as place:
         folder = Path(place)

@@ -17,7 +17,7 @@ WAIT_S = 1.0
 NOT_PLAIN = re.compile(r"([^\w@%+=:,./-])")
 
 
-class VoiceName(TextType):
+class VoiceNameType(TextType):
     """A name or an id. What none can be is not put into a URL, where `..` is a way up."""
 
     def convert(
@@ -37,7 +37,7 @@ class VoiceName(TextType):
         return [CompletionItem(escaped(name)) for name in names(asked, incomplete)]
 
 
-VOICE = VoiceName()
+VOICE = VoiceNameType()
 
 
 def names(asked: DestinationOptions, beginning: str) -> list[str]:

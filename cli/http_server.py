@@ -82,11 +82,13 @@ class Limits:
     connections: int
     header_s: float = 10.0
     body_s: float = 60.0  # for an answer to be read, and its size at BYTES_PER_S on top
-    waiting: dict["Connection", None] = field(default_factory=dict)  # for longest first
-    unread: dict["Connection", float] = field(default_factory=dict)  # since when, the first first
+    waiting: dict["ClientConnection", None] = field(default_factory=dict)  # for longest first
+    unread: dict["ClientConnection", float] = field(
+        default_factory=dict
+    )  # since when; oldest first
     may_tell: Seldom = field(default_factory=Seldom)
 
-    def lagging(self) -> Iterator["Connection"]:
+    def lagging(self) -> Iterator["ClientConnection"]:
         """Who has read nothing for long."""
         late_s = time.monotonic() - UNREAD_S
         of_old = (found for found, since_s in self.unread.items() if since_s < late_s)
@@ -124,7 +126,7 @@ class Parser(h11.Connection):
             raise h11.RemoteProtocolError("its length is told in two ways")
 
 
-class Connection(H11Protocol):
+class ClientConnection(H11Protocol):
     """One client: a head in time, room among the others, an answer that is read in time."""
 
     def __init__(self, *args: Any, limits: Limits, **named: Any) -> None:
@@ -272,7 +274,7 @@ class Server(uvicorn.Server):
 def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvicorn.Config:
     """X-Forwarded-For and X-Forwarded-Proto count if they come from one of `proxies`."""
     options |= {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}
-    protocol = cast(type[asyncio.Protocol], partial(Connection, limits=limits))
+    protocol = cast(type[asyncio.Protocol], partial(ClientConnection, limits=limits))
     # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
     options |= {"ws": "none", "backlog": AT_ONCE, "h11_max_incomplete_event_size": HEAD_BYTES}
     return uvicorn.Config(app, http=protocol, **options)

@@ -18,15 +18,17 @@ PROMPT_FORMAT = "1"
 PREPROCESSING = "2"
 TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 Samples = NDArray[np.float32]
-State = Literal["cold", "warming", "warm", "failed"]
+Item = dict[str, Any]  # of an answer that comes from another process
+InferenceState = Literal["cold", "warming", "warm", "failed"]
 Mode = Literal["auto", "icl", "xvec"]
+SpokenMode = Literal["icl", "xvec"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 GREEDY_BELOW = 0.01  # the temperature under which the likeliest code is taken, whatever the seed
 SAMPLING_RANGES: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "temperature": (0, 2),
-    "top_k": (1, 100_000),
+    "top_k": (1, 3072),
     "top_p": (0.001, 1),
     "repetition_penalty": (0.1, 10),
 }
@@ -161,7 +163,7 @@ class Description:
 class Status:
     """How busy inference is."""
 
-    state: State
+    state: InferenceState
     queued: int = 0
     running: int = 0  # speeches, or 1 while the model loads
     slots: int | None = None  # None until the model is loaded
@@ -200,7 +202,7 @@ class Speech:
     sample_rate: int  # Hz
     seed: int
     prompt_cache: Literal["memory", "file"]
-    mode: str  # icl or xvec
+    mode: SpokenMode
     timings: Mapping[str, float]  # seconds: queue, load if it had to, prompt, ttfa
     chunks: Chunks  # mono float32, in order
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -133,13 +134,24 @@ def test_modules_are_short_and_functions_shorter() -> None:
     assert median(lengths) <= 10
 
 
-def test_no_class_name_stands_twice() -> None:
+def test_no_name_of_a_class_or_a_type_stands_twice() -> None:
     where: dict[str, Path] = {}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                assert node.name not in where, (node.name, where[node.name], path)
-                where[node.name] = path
+        for name in types_in(ast.parse(path.read_text(encoding="utf-8"))):
+            assert name not in where, (name, where[name], path)
+            where[name] = path
+
+
+def types_in(module: ast.Module) -> Iterator[str]:
+    """Names of classes, and of what a module calls a type by assigning it; no TypeVar."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+    for statement in module.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        for target in targets:
+            if isinstance(target, ast.Name) and re.fullmatch(r"[A-Z][a-z]\w*", target.id):
+                yield target.id
 
 
 EDGES = (  # of threads and of calls: whatever is raised goes to a caller, and the next is served

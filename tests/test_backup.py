@@ -589,7 +589,7 @@ def test_too_many_files_are_refused_before_the_work(
 
 def test_a_manifest_can_tell_of_the_most_files() -> None:
     name = f"prompts/voice_{'0' * 32}/{'0' * 64}-{'0' * 16}.safetensors"
-    entry = backup.Entry(sha256="0" * 64, bytes=10**6)
+    entry = backup.BackupFile(sha256="0" * 64, bytes=10**6)
     few = 1000
     manifest = backup.Manifest(
         schema_revision=SCHEMA,

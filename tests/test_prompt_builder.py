@@ -12,7 +12,7 @@ from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.model_config import read_model_config
 from inference.engine.prompt_builder import PromptBuilder, PromptEmbeds, TokenizedPrompt
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 
 CPU = torch.device("cpu")
 TRANSCRIPT = "What the clip says."
@@ -33,7 +33,7 @@ class Maker:
 
     stock: Any
     prompt_builder: PromptBuilder
-    text: PlainText
+    text: TextTokenizer
 
     def ours(self, text: str, frames: int, language: str | None) -> PromptEmbeds:
         found = None

@@ -28,7 +28,7 @@ from uploading import enrol_bytes
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from cli.http_server import PART_BYTES, Connection, Limits, config, raise_descriptors
+from cli.http_server import PART_BYTES, ClientConnection, Limits, config, raise_descriptors
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
@@ -462,6 +462,6 @@ def test_running_out_of_descriptors_is_said_once(clients: Callable[..., socket.s
 @pytest.mark.slow
 def test_what_is_overridden_of_uvicorn_is_there() -> None:
     """None of it is promised: a release that renames a part of it must not pass unseen."""
-    own = {name for name, value in vars(Connection).items() if callable(value)}
+    own = {name for name, value in vars(ClientConnection).items() if callable(value)}
     named = {name for name in own if not name.startswith("_")}
     assert named and all(callable(getattr(H11Protocol, name, None)) for name in named)

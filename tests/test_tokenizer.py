@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from inference.engine.checkpoint.tokenizer import load_tokenizer, read_tokenizer
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from inference.testing.text import ADDED_TOKENS, _tokenizer_config
 from registry.errors import ModelUnavailable
 
@@ -104,7 +104,7 @@ def test_ids_of_any_text_are_those_of_transformers(pair: tuple[Any, Any], text: 
 
 @given(st.lists(WORDS, max_size=12).map("".join))
 def test_text_of_a_user_has_no_control_token(pair: tuple[Any, Any], text: str) -> None:
-    plain, added = PlainText(pair[0]), set(pair[1].added_tokens_decoder)
+    plain, added = TextTokenizer(pair[0]), set(pair[1].added_tokens_decoder)
     found = plain.ids(text)
     assert not added & set(found)
     assert plain.target(text)[-5 - len(found) : -5] == found == plain.reference(text)[3:-2]

@@ -33,7 +33,7 @@ from inference.engine.request import Counters, Output, PreparedVoice, Request
 from inference.engine.request_queue import QueuedRequest, RequestQueue
 from inference.engine.speech_stream import SpeechStream
 from inference.engine.state import State
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from inference.engine.weights import Weights
 from registry.errors import Overloaded
 
@@ -51,7 +51,7 @@ class Engine:
         self,
         model_config: ModelConfig,
         weights: Weights,
-        text: PlainText,
+        text: TextTokenizer,
         config: EngineConfig | Setup,
     ) -> None:
         setup = config if isinstance(config, Setup) else Setup.of(config)

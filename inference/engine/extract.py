@@ -21,7 +21,7 @@ from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.checkpoint.transfer import Piece, transfer
 from inference.engine.model_config import FRAME_SAMPLES, SAMPLE_RATE, ModelConfig
 from inference.engine.room import room_beside
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from registry.errors import ExtractionFailed, ModelUnavailable, Overloaded
 
 MEL = {  # as in qwen_tts' extract_speaker_embedding
@@ -62,7 +62,7 @@ class Extractor:
     """Runs the two encoders on a device: bit for bit what qwen_tts gives in float32 on a CPU."""
 
     def __init__(
-        self, speaker: Any, codec: Any, mel: Any, config: ModelConfig, text: PlainText
+        self, speaker: Any, codec: Any, mel: Any, config: ModelConfig, text: TextTokenizer
     ) -> None:
         """`speaker`, `codec` and `mel` are qwen_tts' own: two modules and mel_spectrogram."""
         self._speaker, self._codec, self._mel = speaker, codec, mel

@@ -12,7 +12,7 @@ from inference.engine.request import Request
 from inference.engine.request_queue import QueuedRequest
 from inference.engine.room import Room
 from inference.engine.state import EngineLimits
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from registry.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, TextTooLong
 
 
@@ -21,7 +21,7 @@ class InputProcessor:
         self,
         config: ModelConfig,
         prompt_builder: PromptBuilder,
-        text: PlainText,
+        text: TextTokenizer,
         limits: EngineLimits,
     ) -> None:
         self._config, self._text, self._room = config, text, Room(prompt_builder, limits)

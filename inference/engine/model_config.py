@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-Config = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 FRAME_SAMPLES = 1920  # 80 ms at 24 kHz
 SAMPLE_RATE = 24_000
 
@@ -35,7 +35,7 @@ class TransformerConfig:
         return self.num_key_value_heads * self.head_dim
 
     @classmethod
-    def read(cls, config: Config) -> "TransformerConfig":
+    def read(cls, config: JsonObject) -> "TransformerConfig":
         """Read the fields out of `config`; KeyError names one that it lacks."""
         return cls(**{field.name: config[field.name] for field in fields(cls)})
 
@@ -87,7 +87,7 @@ class ModelConfig:
     text_tokens: TextTokens
     codec_tokens: CodecTokens
     generation: GenerationConfig
-    decoder_config: Config  # in speech_tokenizer/config.json
+    decoder_config: JsonObject  # in speech_tokenizer/config.json
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -112,7 +112,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     )
 
 
-def _codec_tokens(talker: Config) -> CodecTokens:
+def _codec_tokens(talker: JsonObject) -> CodecTokens:
     return CodecTokens(
         pad=talker["codec_pad_id"],
         bos=talker["codec_bos_id"],

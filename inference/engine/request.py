@@ -1,7 +1,6 @@
 """What goes into the engine and what comes out of it."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from inference.engine.codec.decoder import CodecState
 from inference.engine.prompt_builder import ReferenceEmbeds
-from registry.contract import MODES, Mode, SamplingParams
+from registry.contract import MODES, Mode, SamplingParams, SpokenMode
 from registry.errors import ModeUnavailable, RegistryError
 
 
@@ -28,7 +27,7 @@ class PreparedVoice:
         size = sum(part.nbytes for part in [self.speaker, *parts])
         return size + (0 if self.past is None else self.past.nbytes)
 
-    def mode(self, asked: Mode) -> Literal["icl", "xvec"]:
+    def mode(self, asked: Mode) -> SpokenMode:
         """Choose the mode to speak in; ModeUnavailable for icl without a reference."""
         if asked == "icl" and self.reference is None:
             raise ModeUnavailable(

@@ -9,7 +9,7 @@ OPENING = "<|im_start|>assistant\n"
 END = "<|im_end|>\n"
 
 
-class PlainText:
+class TextTokenizer:
     """Encodes user text with the model's tokenizer without its added tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

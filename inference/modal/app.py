@@ -16,11 +16,12 @@ from typing import Any
 import modal
 
 from inference.modal import memory_snapshot as snapshot
-from inference.modal.calls import Item, RemoteCalls
+from inference.modal.calls import RemoteCalls
 from inference.models import marker
 from inference.models.catalog import DEMO_FILES
 from inference.serving.config import ServiceConfig
 from inference.serving.voice_files import VolumeFiles
+from registry.contract import Item
 from registry.modal.plan import SHARED_FILES, STATE, WEIGHTS, deployment
 from registry.storage.data_dir import DataDir
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.serving.service import InferenceService
-from registry.contract import PromptRef, PromptSource, SpeakParams, SpeechRequest
+from registry.contract import Item, PromptRef, PromptSource, SpeakParams, SpeechRequest
 from registry.errors import (
     ExtractionFailed,
     InferenceFailed,
@@ -32,8 +32,6 @@ from registry.errors import (
     SpeechFailed,
     SpeechUnfinished,
 )
-
-Item = dict[str, Any]
 
 RETRY_S = 5
 

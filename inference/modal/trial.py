@@ -17,9 +17,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from inference.modal.calls import Item
 from inference.prompts.clips import SAMPLE_RATE
-from registry.contract import PromptRef, PromptSource
+from registry.contract import Item, PromptRef, PromptSource
 from registry.storage.data_dir import DataDir, sha256_of
 
 WAIT_S = 900.0  # for a GPU that may have to start

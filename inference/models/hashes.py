@@ -10,7 +10,7 @@ from pathlib import Path
 from registry.storage.blobs import write_atomically
 from registry.storage.data_dir import sha256_of
 
-Entry = list[object]  # [size, mtime_ns, inode, sha256]
+Stamp = list[object]  # [size, mtime_ns, inode, sha256]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HashCache:
         return entries if isinstance(entries, dict) else {}
 
 
-def _stamp(file: Path) -> Entry:
+def _stamp(file: Path) -> Stamp:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 

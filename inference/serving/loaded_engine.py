@@ -6,7 +6,6 @@ Belongs to the device thread, but for `voices`, which any thread may ask.
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -16,7 +15,7 @@ from inference.prompts.features import PromptFeatures
 from inference.serving.prompt_cache import PromptCache
 from inference.serving.stream import OutputCollector
 from inference.serving.worker import too_many
-from registry.contract import Mode, PromptRef, SpeechRequest, is_transient
+from registry.contract import Mode, PromptRef, SpeechRequest, SpokenMode, is_transient
 from registry.errors import Overloaded, SpeechFailed
 
 RETRY_S = 1.0  # the voices that nobody speaks with are gone at once
@@ -89,7 +88,7 @@ class LoadedEngine:
         asked: SpeechRequest,
         patience_s: float,
         collector: OutputCollector,
-    ) -> Literal["icl", "xvec"]:
+    ) -> SpokenMode:
         """Hand the engine a request; returns its mode. Raises what Engine.submit does."""
         engine = self._working()
         if self.waiting >= self._queue_limit:

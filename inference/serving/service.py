@@ -30,6 +30,7 @@ from registry.contract import (
     Deadline,
     Description,
     ExtractedPrompt,
+    InferenceState,
     PromptRef,
     PromptSource,
     Speech,
@@ -76,7 +77,7 @@ class InferenceService:
         self._checkpoint = checkpoint
         self._loaded: LoadedEngine | None = None
         self._extractor: Extractor | None = None
-        self._state: Literal["cold", "warming", "warm", "failed"] = "cold"
+        self._state: InferenceState = "cold"
         self._error: str | None = None
         self._arrivals = ArrivalCounter(self._thread)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from inference.testing.text import bpe
 
-Config = dict[str, Any]
+JsonDict = dict[str, Any]
 
 SHRUNK = ("tiny", "tiny-0.6b", "deep")
 SIZES = (*SHRUNK, "0.6b", "1.7b")
@@ -35,7 +35,7 @@ LANGUAGE_IDS = {
     "french": 13,
     "russian": 21,
 }
-GENERATION: Config = {
+GENERATION: JsonDict = {
     "do_sample": True,
     "repetition_penalty": 1.05,
     "temperature": 0.9,
@@ -47,7 +47,7 @@ GENERATION: Config = {
     "subtalker_top_k": 50,
     "max_new_tokens": 8192,
 }
-AUDIO_FEATURES: Config = {
+AUDIO_FEATURES: JsonDict = {
     "chunk_length_s": None,
     "feature_extractor_type": "EncodecFeatureExtractor",
     "feature_size": 1,
@@ -62,7 +62,7 @@ _ATTENTION = {"attention_bias": False, "attention_dropout": 0, "hidden_act": "si
 _WINDOW = {"use_sliding_window": False, "sliding_window": None}
 
 
-def main_config(size: str) -> Config:
+def main_config(size: str) -> JsonDict:
     """Make config.json of `size`: talker, code predictor, speaker encoder, text ids."""
     if size not in SIZES:
         raise ValueError(f"No size named {size!r}; there are {', '.join(SIZES)}.")
@@ -71,13 +71,13 @@ def main_config(size: str) -> Config:
     return _shrink_main(config, size) if size in SHRUNK else config
 
 
-def speech_config(size: str) -> Config:
+def speech_config(size: str) -> JsonDict:
     """Make speech_tokenizer/config.json of `size`: Mimi's encoder and the decoder."""
     config = _released_speech()
     return _shrink_speech(config, size) if size in SHRUNK else config
 
 
-def _released_main(hidden: int) -> Config:
+def _released_main(hidden: int) -> JsonDict:
     return {
         "architectures": ["Qwen3TTSForConditionalGeneration"],
         "model_type": "qwen3_tts",
@@ -95,7 +95,7 @@ def _released_main(hidden: int) -> Config:
     }
 
 
-def _released_talker(hidden: int) -> Config:
+def _released_talker(hidden: int) -> JsonDict:
     return {
         "model_type": "qwen3_tts_talker",
         "hidden_size": hidden,
@@ -128,7 +128,7 @@ def _released_talker(hidden: int) -> Config:
     }
 
 
-def _codec_ids(codes: int) -> Config:
+def _codec_ids(codes: int) -> JsonDict:
     return {
         "vocab_size": codes + CODEC_SPECIALS,
         **{name: codes + offset for name, offset in CODEC_IDS.items()},
@@ -136,7 +136,7 @@ def _codec_ids(codes: int) -> Config:
     }
 
 
-def _released_predictor() -> Config:
+def _released_predictor() -> JsonDict:
     return {
         "model_type": "qwen3_tts_talker_code_predictor",
         "hidden_size": 1024,
@@ -157,7 +157,7 @@ def _released_predictor() -> Config:
     }
 
 
-def _shrink_main(config: Config, size: str) -> Config:
+def _shrink_main(config: JsonDict, size: str) -> JsonDict:
     vocabulary, _, added = bpe()
     config["assistant_token_id"] = vocabulary["assistant"]
     for name, token in (
@@ -178,7 +178,7 @@ def _shrink_main(config: Config, size: str) -> Config:
     return config
 
 
-def _shrink_talker(talker: Config, size: str, text_tokens: int) -> None:
+def _shrink_talker(talker: JsonDict, size: str, text_tokens: int) -> None:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     talker |= {"hidden_size": 64, "intermediate_size": 128, **heads}
     talker |= {"text_hidden_size": 64, "text_vocab_size": -(-text_tokens // 64) * 64}
@@ -193,7 +193,7 @@ def _shrink_talker(talker: Config, size: str, text_tokens: int) -> None:
         talker["num_hidden_layers"], predictor["num_hidden_layers"] = 2, 1
 
 
-def _released_speech() -> Config:
+def _released_speech() -> JsonDict:
     return {
         "architectures": ["Qwen3TTSTokenizerV2Model"],
         "model_type": "qwen3_tts_tokenizer_12hz",
@@ -207,7 +207,7 @@ def _released_speech() -> Config:
     }
 
 
-def _released_encoder() -> Config:
+def _released_encoder() -> JsonDict:
     return {
         "audio_channels": 1,
         "num_filters": 64,
@@ -241,7 +241,7 @@ def _released_encoder() -> Config:
     }
 
 
-def _released_decoder() -> Config:
+def _released_decoder() -> JsonDict:
     return {
         "latent_dim": 1024,
         "codebook_dim": 512,
@@ -270,9 +270,9 @@ def _released_decoder() -> Config:
     }
 
 
-def _shrink_speech(config: Config, size: str) -> Config:
+def _shrink_speech(config: JsonDict, size: str) -> JsonDict:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-    both: Config = {"hidden_size": 32, "intermediate_size": 64, "codebook_size": 128, **heads}
+    both: JsonDict = {"hidden_size": 32, "intermediate_size": 64, "codebook_size": 128, **heads}
     both["layer_scale_initial_scale"] = 0.3  # at 0.01 the transformer would not be heard
     if size != "deep":
         both["num_hidden_layers"] = 1

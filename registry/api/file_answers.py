@@ -31,7 +31,7 @@ PARTIAL = HTTPStatus.PARTIAL_CONTENT
 _RANGES = re.compile(r"bytes\s*=(.*)", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,18})-(\d{0,18})|-(\d{1,18})", re.ASCII)
 
-Span = tuple[int, int]  # the first byte, and the one after the last
+ByteRange = tuple[int, int]  # the first byte, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _asks_for(request: Request, header: str, otherwise: Tags) -> Tags:
     return Tags.of(", ".join(sent)) if sent else otherwise
 
 
-def spans_of(asked: str, size: int) -> list[Span]:
+def spans_of(asked: str, size: int) -> list[ByteRange]:
     """What of `size` bytes a Range header asks for; none if it is to be ignored.
 
     It is when it is no range of bytes at all, or asks for more than there is.
@@ -112,14 +112,14 @@ def spans_of(asked: str, size: int) -> list[Span]:
     return spans if sum(end - start for start, end in spans) <= size else []
 
 
-def _span(match: re.Match[str], size: int) -> Span:
+def _span(match: re.Match[str], size: int) -> ByteRange:
     if match[3]:
         return max(0, size - int(match[3])), size
     return int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
 
 
 def _multipart(
-    content: StoredContent, spans: list[Span], media_type: str, headers: dict[str, str]
+    content: StoredContent, spans: list[ByteRange], media_type: str, headers: dict[str, str]
 ) -> Response:
     boundary, size, body = secrets.token_hex(16), 0, list[Iterator[bytes]]()
     for start, end in spans:

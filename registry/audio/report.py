@@ -36,9 +36,9 @@ Code = Literal[
     "audio-too-loud",
 ]
 Sentence = Annotated[str, Len(1, 500), Predicate(str.isprintable)]
-Seconds = Annotated[float, Interval(ge=0, le=3600)]
+ReportedSeconds = Annotated[float, Interval(ge=0, le=3600)]
 Level = Annotated[float, Interval(ge=-200, le=200)]  # decibels
-Count = Annotated[int, Interval(ge=0, le=1 << 32)]
+ReportedCount = Annotated[int, Interval(ge=0, le=1 << 32)]
 
 
 class Refusal(Exception):
@@ -67,16 +67,16 @@ class Report:
     media_type: MediaType
     sample_rate: Annotated[int, Interval(ge=LOWEST_HZ, le=HIGHEST_HZ)]
     channels: Annotated[int, Interval(ge=1, le=MOST_CHANNELS)]
-    duration_s: Seconds
+    duration_s: ReportedSeconds
     peak_dbfs: Level
     rms_dbfs: Level
     clipped_fraction: Annotated[float, Interval(ge=0, le=1)]
     dc_offset: Annotated[float, Interval(ge=-TOO_LOUD, le=TOO_LOUD)]
-    damaged_packets: Count
-    speech_s: Seconds  # of the conditioned clip, which has lost its silent edges; pauses count
+    damaged_packets: ReportedCount
+    speech_s: ReportedSeconds  # of the conditioned clip, without silent edges; pauses count
     gain_db: Level  # what brought it to the level of any conditioned clip
     notes: Annotated[list[Sentence], Len(0, 10)]  # on what was done beyond the ordinary
-    samples: Count
+    samples: ReportedCount
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from registry.contract import Samples
+from registry.contract import Item, Samples
 from registry.errors import (
     InferenceUnreachable,
     Overloaded,
@@ -19,7 +19,6 @@ from registry.errors import (
     StreamBroken,
 )
 
-Item = dict[str, Any]
 LAST = ("end", "error")
 RETRY_S = 20
 

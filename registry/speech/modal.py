@@ -19,16 +19,17 @@ from registry.contract import (
     Deadline,
     Description,
     ExtractedPrompt,
+    InferenceState,
+    Item,
     ModelRef,
     PromptRef,
     PromptSource,
     Speech,
     SpeechRequest,
-    State,
     Status,
 )
 from registry.errors import GpuCold, ModelUnavailable
-from registry.speech.items import Item, RemoteChunks, checked, unreachable
+from registry.speech.items import RemoteChunks, checked, unreachable
 from registry.text import refuse_long
 
 Plain = Mapping[str, Any]  # built-ins only
@@ -232,7 +233,9 @@ class ModalInference:
             self._status = Status("failed", error=unreachable(error).detail)
         else:
             starting = load.waiting and not load.running
-            state: State = "cold" if not load.containers else "warming" if starting else "warm"
+            state: InferenceState = (
+                "cold" if not load.containers else "warming" if starting else "warm"
+            )
             self._status = Status(state, load.waiting, load.running, self._slots)
 
 

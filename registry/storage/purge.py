@@ -11,7 +11,7 @@ from datetime import datetime
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
 
-from registry.contract import ModelRef, PromptSource, fingerprint
+from registry.contract import PromptSource, fingerprint
 from registry.names import is_voice_id, variants
 from registry.storage.blobs import BlobStore
 from registry.storage.data_dir import (
@@ -23,7 +23,8 @@ from registry.storage.data_dir import (
     keys_of,
     voice_prefix,
 )
-from registry.storage.tables import Features, Label, ModelInUse, NameVariant, Voice, VoiceVersion
+from registry.storage.queries import current_model
+from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion
 
 MOST = 100  # voices of one transaction
 CLOCK_S = 0.001  # what times in rows are rounded by
@@ -134,10 +135,10 @@ def unfinished(
 
 def _unnamed(session: Session, source: PromptSource, prompts: Iterable[str]) -> Iterator[str]:
     """Of a voice that has rows, what was made from this source for the model in use."""
-    model = session.get(ModelInUse, 1)
+    model = current_model(session)
     if model is None:
         return
-    made = fingerprint(source, ModelRef(model.model_id, model.revision))
+    made = fingerprint(source, model)
     of_voice = select(Features.sha256).where(Features.voice_id == source.voice_id)
     kept = {sha256[:16] for sha256 in session.exec(of_voice.where(Features.fingerprint == made))}
     for key in prompts:

@@ -151,8 +151,13 @@ def _key_of(cursor: str) -> str:
         ) from error
 
 
+def model_in_use(session: Session) -> ModelInUse | None:
+    """The one row that says which model the voices of this directory are for."""
+    return session.get(ModelInUse, 1)
+
+
 def current_model(session: Session) -> ModelRef | None:
-    row = session.get(ModelInUse, 1)
+    row = model_in_use(session)
     return None if row is None else ModelRef(row.model_id, row.revision)
 
 

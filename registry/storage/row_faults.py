@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from sqlalchemy import LargeBinary, String, cast, func
 from sqlmodel import Session, SQLModel, col, select
 
+from registry.contract import Mode
 from registry.errors import NameInvalid, VoiceDamaged
 from registry.names import check_name, name_key
 from registry.storage.stored_voice import StoredVoice, shown_id
@@ -22,7 +23,6 @@ from registry.storage.tables import (
     Features,
     Instant,
     Label,
-    Mode,
     ModelInUse,
     PlainText,
     Sha256,

@@ -11,6 +11,7 @@ from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import ModelMismatch
 from registry.names import name_key, variants
 from registry.storage import sqlite
+from registry.storage.queries import current_model
 from registry.storage.schemas import ClipPublic
 from registry.storage.tables import (
     Features,
@@ -129,12 +130,12 @@ def model_row(source: str, model: ModelRef) -> ModelInUse:
 
 def adopt_model(session: Session, source: str, model: ModelRef) -> None:
     """The model in use from now on, if there is none. Raises ModelMismatch if there is another."""
-    current = session.get(ModelInUse, 1)
+    current = current_model(session)
     if current is None:
         session.add(model_row(source, model))
-    elif ModelRef(current.model_id, current.revision) != model:
+    elif current != model:
         raise ModelMismatch(
-            f"The voices here are enrolled for {current.model_id} at {current.revision}, but the "
+            f"The voices here are enrolled for {current.id} at {current.revision}, but the "
             f"model given is {model.id} at {model.revision}. To change on purpose, run `voices "
             f"model use {source}` (on Modal: `modal run -m registry.modal.app::use_model`): each "
             "voice is then rebuilt from its clip when it first speaks."

@@ -7,18 +7,18 @@ from pydantic import BaseModel, Field
 from registry.storage.tables import (
     MAX_WARNINGS,
     STORED,
+    ClipType,
     Count,
     Counter,
     Decibels,
-    Description,
     Instant,
     Labels,
-    MediaType,
     Seconds,
     Sha256,
     SpeakDefaults,
     StoredName,
     Transcript,
+    VoiceDescription,
     VoiceId,
     Warned,
 )
@@ -28,7 +28,7 @@ class ClipPublic(BaseModel):
     model_config = STORED
 
     sha256: Sha256
-    media_type: MediaType
+    media_type: ClipType
     bytes: Count
     duration_s: Seconds
     sample_rate: Count
@@ -58,7 +58,7 @@ class VoicePublic(BaseModel):
 
     id: VoiceId
     name: StoredName
-    description: Description
+    description: VoiceDescription
     labels: Labels
     defaults: SpeakDefaults
     version: Counter

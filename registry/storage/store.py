@@ -42,7 +42,7 @@ from registry.storage.purge import (
     unfinished,
     unneeded,
 )
-from registry.storage.queries import find, find_row, page, refuse_taken
+from registry.storage.queries import find, find_row, model_in_use, page, refuse_taken
 from registry.storage.rows import (
     NewVoice,
     add_voice,
@@ -330,7 +330,7 @@ class VoiceStore:
 
     def model_in_use(self) -> ModelInUse | None:
         with self._db.read() as session:
-            return session.get(ModelInUse, 1)
+            return model_in_use(session)
 
     def adopt_model(self, source: str, model: ModelRef) -> None:
         """Record the model at first use. Raises ModelMismatch if the directory has another."""

@@ -11,20 +11,20 @@ from sqlmodel import SQLModel
 import registry.storage.tables  # noqa: F401  registers the tables
 from registry.storage import sqlite
 
-Part = tuple[object, ...]
+SchemaPart = tuple[object, ...]
 UNLISTED = ("WITHOUT ROWID", "CHECK", "COLLATE", "CONFLICT", "GENERATED", "STRICT")
 MIGRATED = "alembic_version"  # Alembic's own table
 
 
-def wanted() -> set[Part]:
+def wanted() -> set[SchemaPart]:
     """Every column, key and index that the models ask for."""
     with sqlite.in_memory() as memory:
         SQLModel.metadata.create_all(sqlite.memory_engine(memory), checkfirst=False)
         return parts(memory)
 
 
-def parts(connection: sqlite.Connection) -> set[Part]:
-    found: set[Part] = set()
+def parts(connection: sqlite.Connection) -> set[SchemaPart]:
+    found: set[SchemaPart] = set()
     for kind, name, sql in sqlite.named_schema(connection):
         if kind == "table" and name != MIGRATED:
             found |= {*_of_a_table(connection, name, sql)}
@@ -33,7 +33,7 @@ def parts(connection: sqlite.Connection) -> set[Part]:
     return found
 
 
-def _of_a_table(connection: sqlite.Connection, name: str, sql: str) -> Iterator[Part]:
+def _of_a_table(connection: sqlite.Connection, name: str, sql: str) -> Iterator[SchemaPart]:
     yield "table", name
     yield "table", name, *map(sql.upper().count, UNLISTED)  # what no description tells
     for kind, described in sqlite.described(connection, name):
@@ -57,13 +57,13 @@ def differences(found: Path, fresh: Path) -> list[str]:
     return sorted(said + [f"{_named(part)} does not belong there" for part in strange])
 
 
-def _statements(path: Path) -> set[Part]:
+def _statements(path: Path) -> set[SchemaPart]:
     with sqlite.opened(path) as connection:
         listed = sqlite.schema(connection)
     return {(kind, name, " ".join(str(sql).split()), table) for kind, name, sql, table in listed}
 
 
-def _named(part: Part) -> str:
+def _named(part: SchemaPart) -> str:
     if part[0] in ("table", "index", "trigger", "view"):
         return f"the {part[0]} {part[1]!r}"
     if part[0] == "column":

@@ -2,7 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 from pydantic import Field as Documented
@@ -20,10 +20,9 @@ from sqlalchemy import (
 from sqlmodel import Field, SQLModel
 
 from registry.audio import report
+from registry.contract import SAMPLING_RANGES, Mode
 from registry.invisible import is_invisible
 from registry.storage import sqlite
-
-Mode = Literal["auto", "icl", "xvec"]
 
 
 def _plain(value: str) -> str:
@@ -60,14 +59,22 @@ def described(format: str, longest: int) -> Any:
     return Documented(json_schema_extra=rules)
 
 
+def in_range(name: str) -> Any:
+    """What the contract says of a number by which codes are sampled."""
+    low, high = SAMPLING_RANGES[name]
+    return Documented(ge=low, le=high)
+
+
 MAX_LABELS, MAX_WARNINGS = 32, 64
 MAX_TRANSCRIPT = 2000
 NOT_PLAIN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
 PlainText = Annotated[
     str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": f"^[^{NOT_PLAIN}]*$"})
 ]
-Seed = Annotated[int, Documented(ge=0, lt=2**31), BeforeValidator(_whole)]
-TopK = Annotated[int, Documented(ge=1, le=3072), BeforeValidator(_whole)]
+Seed = Annotated[int, in_range("seed"), BeforeValidator(_whole)]
+Temperature = Annotated[float, in_range("temperature")]
+TopK = Annotated[int, in_range("top_k"), BeforeValidator(_whole)]
+TopP = Annotated[float, in_range("top_p")]
 # Their rules are code (names.py, text.py); the schema says how long they are, and names the rules.
 VoiceName = Annotated[str, described("voice-name", 64)]
 Words = Annotated[str, described("spoken-text", 5000)]
@@ -81,7 +88,7 @@ Labels = Annotated[
     AfterValidator(_few),
     Documented(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_LABELS}),
 ]
-Description = Annotated[PlainText, StringConstraints(max_length=2000)]
+VoiceDescription = Annotated[PlainText, StringConstraints(max_length=2000)]
 Transcript = Annotated[PlainText, StringConstraints(min_length=1, max_length=MAX_TRANSCRIPT)]
 Warned = Annotated[PlainText, StringConstraints(max_length=2000)]
 
@@ -106,7 +113,7 @@ Instant = Annotated[
         pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
     ),
 ]
-MediaType = Annotated[str, AfterValidator(_audio)]
+ClipType = Annotated[str, AfterValidator(_audio)]
 Count = Annotated[int, Documented(ge=0, le=2**53)]
 Counter = Annotated[int, Documented(ge=1, le=2**52)]  # which may be counted on
 Seconds = Annotated[float, Documented(gt=0, le=100)]  # of a clip, which has 61 at most
@@ -242,6 +249,6 @@ class SpeakDefaults(BaseModel):
     mode: Mode | None = Documented(
         None, description="`auto` (the model's default): `icl` where there is a transcript."
     )
-    temperature: float | None = Documented(None, ge=0, le=2)
+    temperature: Temperature | None = None
     top_k: TopK | None = None
-    top_p: float | None = Documented(None, ge=0.001, le=1)
+    top_p: TopP | None = None

@@ -60,7 +60,7 @@ MOST_VALUES = 3 * MOST_FILES + 100  # of JSON in a manifest
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_]{1,32}$")]
 
 
-class Entry(BaseModel):
+class BackupFile(BaseModel):
     model_config = STORED | ConfigDict(frozen=True, extra="forbid")
 
     sha256: Sha256
@@ -79,7 +79,7 @@ class Manifest(BaseModel):
     created_at: Instant
     voices: Count
     deleted: Count  # voices that are marked so; their rows and files are in the backup too
-    files: dict[str, Entry]
+    files: dict[str, BackupFile]
     missing: list[str]  # what rows name, but was missing or damaged where the backup was made
 
     @property
@@ -242,7 +242,7 @@ def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
     return None
 
 
-def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Entry:
+def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> BackupFile:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = (
@@ -252,7 +252,7 @@ def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> En
     )
     file.seek(0)
     tar.addfile(member, file)
-    return Entry(sha256=digest, bytes=member.size)
+    return BackupFile(sha256=digest, bytes=member.size)
 
 
 def promised_files(database: Path) -> dict[str, Promised]:

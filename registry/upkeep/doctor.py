@@ -31,10 +31,11 @@ from registry.storage.database import (
 )
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import share_folder
+from registry.storage.queries import model_in_use as of_directory
 from registry.storage.renames import rename, renames
 from registry.storage.row_faults import RowFault, row_faults
 from registry.storage.rows import index_name
-from registry.storage.tables import Features, ModelInUse, NameVariant, Voice, VoiceVersion
+from registry.storage.tables import Features, NameVariant, Voice, VoiceVersion
 
 GONE = "is missing or damaged"
 Severity = Literal["repairable", "repaired", "loss", "foreign", "model"]
@@ -169,7 +170,7 @@ class _Examination:
     repair: bool
     keep: Callable[[Sequence[Path]], None]
 
-    def findings(self, kinds: Iterable["Kind"]) -> dict["Kind", list[Finding]]:
+    def findings(self, kinds: Iterable["Examiner"]) -> dict["Examiner", list[Finding]]:
         return {kind: [*kind(self)] for kind in kinds}
 
     def names(self) -> Iterator[Finding]:
@@ -279,8 +280,8 @@ class _Examination:
         return _fault(path, sha256, self.read_data)
 
 
-Kind = Callable[[_Examination], Iterator[Finding]]
-KINDS: tuple[Kind, ...] = (
+Examiner = Callable[[_Examination], Iterator[Finding]]
+KINDS: tuple[Examiner, ...] = (
     _Examination.names,
     _Examination.clips,
     _Examination.prompts,
@@ -295,7 +296,7 @@ def model_in_use(data: DataDir) -> tuple[str, str] | None:
     if not data.database.exists() or schema_revision(data.database) is None:
         return None
     with Database(data.database) as database, database.read() as session:
-        row = session.get(ModelInUse, 1)
+        row = of_directory(session)
         return None if row is None else (row.source, row.revision)
 
 

@@ -35,7 +35,7 @@ from registry.upkeep.backup import (
     MANIFEST,
     MIB,
     MOST_FILES,
-    Entry,
+    BackupFile,
     Manifest,
     beginning,
     counts,
@@ -67,7 +67,7 @@ def unpack_backup(file: BinaryIO, root: Path) -> Manifest:
     The folder is a data directory then, of this program's schema, and on the disk. Raises
     BackupRefused, which names what is wrong; OSError, of a full disk for example.
     """
-    unpacked: dict[str, Entry] = {}
+    unpacked: dict[str, BackupFile] = {}
     members = _members(file)
     for name, size in members:
         if name == MANIFEST:
@@ -128,7 +128,7 @@ def _parts(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
         yield part
 
 
-def _unpack(file: BinaryIO, name: str, size: int, target: Path) -> Entry:
+def _unpack(file: BinaryIO, name: str, size: int, target: Path) -> BackupFile:
     make_folder(target.parent)
     digest = hashlib.sha256()
     with open(target, "xb", opener=private.opener) as out:
@@ -137,10 +137,12 @@ def _unpack(file: BinaryIO, name: str, size: int, target: Path) -> Entry:
             out.write(part)
         out.flush()
         os.fsync(out.fileno())
-    return Entry(sha256=digest.hexdigest(), bytes=size)
+    return BackupFile(sha256=digest.hexdigest(), bytes=size)
 
 
-def _refuse_differences(unpacked: Mapping[str, Entry], listed: Mapping[str, Entry]) -> None:
+def _refuse_differences(
+    unpacked: Mapping[str, BackupFile], listed: Mapping[str, BackupFile]
+) -> None:
     for name in sorted(unpacked.keys() | listed.keys()):
         if name not in unpacked:
             raise BackupRefused(f"{name} is listed in the backup's manifest, but not there.")

@@ -14,7 +14,7 @@ from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import DTYPES
 from inference.engine.model_config import ModelConfig, read_model_config
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from inference.engine.weights import Weights
 from registry.errors import ModelUnavailable
 
@@ -27,7 +27,7 @@ class HostCheckpoint:
 
     model_config: ModelConfig
     weights: Weights  # on the CPU, in the dtype that is served
-    text: PlainText
+    text: TextTokenizer
 
     @classmethod
     def read(cls, folder: Path, dtype: str) -> "HostCheckpoint":

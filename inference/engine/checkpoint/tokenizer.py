@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from inference.engine.text import PlainText
+from inference.engine.text import TextTokenizer
 from registry.errors import ModelUnavailable
 
 PIECES = (
@@ -27,9 +27,9 @@ Vocabulary = dict[str, int]
 Merges = list[tuple[str, str]]
 
 
-def load_tokenizer(folder: Path) -> PlainText:
+def load_tokenizer(folder: Path) -> TextTokenizer:
     """The tokenizer of the checkpoint in `folder`, for users' text; ModelUnavailable."""
-    return PlainText(read_tokenizer(folder))
+    return TextTokenizer(read_tokenizer(folder))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -13,9 +13,9 @@ from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
 from registry.api.uploads import client_of
 from registry.audio.formats import SpeechFormat
-from registry.contract import Deadline, SpeakParams, SpeechRequest
+from registry.contract import Deadline, Mode, SpeakParams, SpeechRequest
 from registry.settings import Settings
-from registry.storage.tables import Mode, PlainText, Seed, TopK, Words
+from registry.storage.tables import PlainText, Seed, Temperature, TopK, TopP, Words
 from registry.text import clean_text
 
 router = APIRouter(tags=["speak"], route_class=CheckedRoute)
@@ -49,9 +49,9 @@ class SpeechFields(BaseModel):
     seed: Seed | None = Field(
         None, description="The same seed gives the same audio. Default: random."
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy.")
+    temperature: Temperature | None = Field(None, description="0 is greedy.")
     top_k: TopK | None = None
-    top_p: float | None = Field(None, ge=0.001, le=1)
+    top_p: TopP | None = None
 
     def params(self) -> SpeakParams:
         return SpeakParams(**self.model_dump(include={one.name for one in fields(SpeakParams)}))

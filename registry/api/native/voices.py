@@ -36,11 +36,11 @@ from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import (
     MAX_LABELS,
-    Description,
     GivenTranscript,
     Labels,
     PlainText,
     SpeakDefaults,
+    VoiceDescription,
     VoiceName,
 )
 from registry.storage.uploads import Upload
@@ -107,7 +107,7 @@ class EnrolmentForm(BaseModel):
     audio: ReferenceAudio
     transcript: ClipWords = None
     language: PlainText | None = Field(None, max_length=32, examples=["english"])
-    description: Description = ""
+    description: VoiceDescription = ""
     labels: Annotated[str, WithJsonSchema(LABELS.json_schema())] = Field(
         "{}",
         description="A JSON object of strings.",
@@ -130,7 +130,7 @@ class VoicePatch(BaseModel):
     )
 
     name: VoiceName | None = None
-    description: Description | None = None
+    description: VoiceDescription | None = None
     labels: Labels | None = None
     defaults: SpeakDefaults | None = None
     transcript: GivenTranscript | None = Field(
