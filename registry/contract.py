@@ -1,7 +1,7 @@
 """What the registry and inference share: what crosses between them, and how it is named.
 
-Ids and hashes cross, never clips or features. The standard library and numpy only, for this is
-the one module that both sides import.
+Ids and hashes cross, never clips or features. The standard library and numpy only: both sides
+import this module, and `registry.errors`, which says what can go wrong.
 """
 
 import hashlib

@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DEMO = {"inference/demo/model.safetensors", "inference/demo/speech_tokenizer/model.safetensors"}
+TESTING = "inference/testing/"
 PACKAGES = {"registry", "inference", "cli", "migrations"}
 OWNERS = """
 import importlib, importlib.metadata, importlib.util, sys
@@ -33,6 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = build(Path(folder))
         assert set(contents(wheel)) >= DEMO, DEMO
+        assert not [name for name in contents(wheel) if name.startswith(TESTING)]
         top_level = {name.split("/")[0] for name in contents(wheel)}
         assert {n for n in top_level if not n.endswith(".dist-info")} == PACKAGES, top_level
         python = install(wheel, Path(folder))
