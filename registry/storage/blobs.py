@@ -1,5 +1,4 @@
-"""Blobs by key, as files that outlive a power cut when they are written, and are not believed when
-they are read.
+"""Blobs by key: files that survive a power cut once written, and are not trusted when read.
 
 Standard library only, so that inference may share it.
 """
@@ -20,8 +19,8 @@ from typing import BinaryIO, Protocol
 from registry.storage import private
 
 TMP_PREFIX = ".tmp-"
-MOST_BYTES = 20 * 1024 * 1024  # of one file: the largest upload
-PART_BYTES = 256 * 1024  # of a file that is read in parts
+MOST_BYTES = 20 * 1024 * 1024  # that are read of a file: the size of the largest upload
+PART_BYTES = 256 * 1024  # that are read of a file at once
 PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW  # neither waits for a pipe nor goes where a link leads
 NO_FILE: tuple[int, ...] = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devices
@@ -29,17 +28,17 @@ NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devic
 
 @dataclass(frozen=True)
 class StoredContent:
-    """A file whose hash was looked at, to be read in parts.
+    """A stored file whose hash was checked, to be read in parts.
 
-    Nothing of it is open in between: who takes the parts slowly holds neither its bytes nor a
-    descriptor, which would keep a Volume from being reloaded. A file never changes under its name.
+    No file is open between two parts: a slow reader holds neither its bytes nor a descriptor, which
+    would keep a Volume from being reloaded. A file never changes under its name.
     """
 
     size: int
     read: Callable[[int, int], bytes]  # from a byte to before another; less if the file is gone
 
     def parts(self, start: int, end: int) -> Iterator[bytes]:
-        """Raises EOFError if the file is gone before its last part was read."""
+        """Yield the bytes from `start` to before `end`. Raises EOFError if the file is gone."""
         while start < end:
             part = self.read(start, min(end, start + PART_BYTES))
             if not part:
@@ -49,53 +48,55 @@ class StoredContent:
 
 
 class BlobStore(Protocol):
-    """What is stored under keys such as `clips/<sha256>`: whole or not there, until it is deleted.
+    """Stores bytes under keys such as `clips/<sha256>`: whole or not at all, until deleted.
 
-    A key is a name below the folders of a data directory; one that ends in `/` is all below it.
-    Nothing is believed: what is there and can't be read is an OSError, what is not there is empty.
+    A key is a name below the folders of a data directory; one that ends in `/` means all below it.
+    A blob that is not there reads as empty; one that is there and can't be read raises OSError.
     """
 
     def put(self, key: str, content: bytes) -> bool:
-        """Store once under a key that is made of the hash; False if it was there, and is young."""
+        """Store once under a key made of the hash; return False, and renew it, if it was there."""
 
     def replace(self, key: str, content: bytes) -> None:
-        """Store, whatever is there."""
+        """Store `content`, whatever is there."""
 
     def take(self, key: str, file: FileIO, *, move: bool) -> None:
-        """Store what a temporary file holds, which may be moved."""
+        """Store what a temporary file holds; the file itself may be moved if `move` is true."""
 
     def read(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
-        """Nothing if it is not there, or larger."""
+        """Return the content, or nothing if it is not there or larger than `most_bytes`."""
 
-    def read_part(self, key: str, start: int, end: int) -> bytes: ...
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        """Return the bytes from `start` to before `end`, or as many as there are."""
 
     def digest(self, key: str) -> tuple[str, int]:
-        """SHA-256 and size of what `read` would give."""
+        """Return the SHA-256 and the size of what `read` would give."""
 
     def open(self, key: str) -> AbstractContextManager[FileIO | None]:
-        """To be read by a decoder; None if it is not there."""
+        """Open a blob to be read by a decoder; give None if it is not there."""
 
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """Tell whether there is a blob, or a folder for a key that ends in `/`."""
 
     def written_s(self, key: str) -> float | None:
-        """When it was stored, or was last made young; None if nothing at all is there."""
+        """Return when it was stored or last renewed; None if nothing at all is there."""
 
     def renew(self, key: str) -> None:
-        """Make it young."""
+        """Set the time at which it was written to now, so that no clean-up takes it as old."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys of all that is stored directly below one that ends in `/`, in order."""
+        """Yield in order the keys of all that is stored directly below a key ending in `/`."""
 
     def delete(self, key: str) -> None:
-        """What is not there is gone already; of one that ends in `/`, only its empty folder."""
+        """Delete a blob, if it is there; for a key that ends in `/`, only its empty folder."""
 
     def delete_all(self, prefix: str) -> None:
-        """All below a key that ends in `/`."""
+        """Delete all below a key that ends in `/`."""
 
 
 @dataclass(frozen=True)
 class FolderBlobs:
-    """Files below a folder."""
+    """A BlobStore whose blobs are files below one folder."""
 
     root: Path
 
@@ -109,7 +110,7 @@ class FolderBlobs:
         write_atomically(self.path(key), content)
 
     def take(self, key: str, file: FileIO, *, move: bool) -> None:
-        """Moves a file that has not moved before, and is on the same disk; else copies it."""
+        """Move a file that was not moved before and is on the same disk; copy any other."""
         path = self.path(key)
         if not (move and _moved(file, path)):
             file.seek(0)
@@ -144,7 +145,7 @@ class FolderBlobs:
         os.utime(self.path(key))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Files that are neither links nor being written."""
+        """Yield the keys of files that are neither links nor still being written."""
         try:
             with os.scandir(self.path(prefix)) as found:
                 plain = [entry.name for entry in found if entry.is_file(follow_symlinks=False)]
@@ -174,14 +175,14 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Make `path` hold `data` or leave it as it was."""
+    """Make `path` hold `data`, or leave it as it was."""
     with replacing(path) as file:
         file.write(data)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """`whole_file` in a folder that is made if it is not there."""
+    """Do as `whole_file` does, in a folder that is made if it is not there."""
     private.refuse_link(path.parent)
     make_folder(path.parent)
     with whole_file(path) as file:
@@ -190,7 +191,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """What the block writes becomes `path`: temp file, fsync, rename, fsync of the folder.
+    """Make `path` of what the block writes: temp file, fsync, rename, fsync of the folder.
 
     The order is the promise: a reader sees the old file or the whole new one, power cut or not.
     """
@@ -207,7 +208,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """What is stored under a name; nothing if it is not there, or is no file of that size.
+    """Return what a file holds; nothing if it is not there, no plain file, or too large.
 
     A pipe in its place is not waited for, and a device is not read. OSError if it can't be read.
     """
@@ -216,7 +217,7 @@ def read_stored(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def read_part(path: Path, start: int, end: int) -> bytes:
-    """The bytes from `start` to before `end` of what is stored, or as many as there are."""
+    """Return the bytes from `start` to before `end` of a stored file, or as many as there are."""
     with opened(path) as file:
         if file is None:
             return b""
@@ -226,7 +227,7 @@ def read_part(path: Path, start: int, end: int) -> bytes:
 
 
 def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
-    """The SHA-256 of what `read_stored` would give, and its size, without holding it."""
+    """Return the SHA-256 and size of what `read_stored` would give, without holding it."""
     hashed, size = hashlib.sha256(), 0
     with opened(path) as file:
         while file and (part := file.read(PART_BYTES)):
@@ -238,7 +239,7 @@ def hash_stored(path: Path, most_bytes: int = MOST_BYTES) -> tuple[str, int]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[FileIO | None]:
-    """None if there is no such file; OSError if it can't be read."""
+    """Open a plain file to read; yield None if there is none. OSError if it can't be read."""
     try:
         private.refuse_link(path.parent)
         descriptor = os.open(path, os.O_RDONLY | PLAIN)
@@ -256,9 +257,10 @@ def opened(path: Path) -> Iterator[FileIO | None]:
 
 
 def write_once(path: Path, data: bytes) -> bool:
-    """Store `data` under a name made of its hash: a sound file is kept, and made young again.
+    """Store `data` under a name made of its hash; a sound file is kept, and renewed.
 
-    False if it was there. A crash can leave wrong content under a right name, so it is read first.
+    Returns False if it was there. A crash can leave wrong content under a right name, so it is read
+    first.
     """
     with suppress(FileNotFoundError):  # a clean-up takes it at this moment
         if read_stored(path) == data:
@@ -269,7 +271,7 @@ def write_once(path: Path, data: bytes) -> bool:
 
 
 def _moved(file: FileIO, target: Path) -> bool:
-    """False where the file has gone before, or another disk begins."""
+    """Move a file; return False if it was moved before, or if `target` is on another disk."""
     make_folder(target.parent)
     os.fsync(file.fileno())
     try:

@@ -58,28 +58,31 @@ def conditioned_key(source: PromptSource) -> str:
 
 
 def voice_prefix(voice_id: str) -> str:
-    """Of a voice's own files; those of a transient one are all below it."""
+    """Return the key below which a voice's own files are: prompts, or all of a transient voice."""
     return f"{'transient' if is_transient(voice_id) else 'prompts'}/{voice_id}/"
 
 
 def prompt_key(ref: PromptRef) -> str:
-    """Where the file is written: two that rebuild at once write two files."""
+    """Return the key that a prompt file is written to: two concurrent rebuilds write two files."""
     return f"{voice_prefix(ref.voice_id)}{ref.fingerprint}-{ref.sha256[:16]}.safetensors"
 
 
 def former_prompt_key(ref: PromptRef) -> str:
-    """Where it lies if it was written before its own hash was in its name."""
+    """Return the key used by versions that did not put the file's own hash in its name."""
     return f"{voice_prefix(ref.voice_id)}{ref.fingerprint}.safetensors"
 
 
 def stored_prompt_key(blobs: BlobStore, ref: PromptRef) -> str:
-    """Where it is read."""
+    """Return the key under which a prompt file is there now: the current or former one."""
     key, former = prompt_key(ref), former_prompt_key(ref)
     return former if not blobs.exists(key) and blobs.exists(former) else key
 
 
 def keys_of(blobs: BlobStore, clips: Collection[str]) -> Iterator[str]:
-    """These clips, and what any version has made of them: one look, however many they are."""
+    """Yield the keys of these clips and of what any version conditioned from them.
+
+    The folder of conditioned clips is listed once, however many clips there are.
+    """
     yield from filter(blobs.exists, map(clip_key, clips))
     for key in blobs.list("conditioned/") if clips else ():
         name = key.removeprefix("conditioned/")
@@ -89,7 +92,7 @@ def keys_of(blobs: BlobStore, clips: Collection[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class DataDir:
-    """The layout under one root: blobs, and what is a folder's own."""
+    """The layout of a data directory: its blobs, and the files that only a folder can have."""
 
     root: Path
 
@@ -127,7 +130,7 @@ class DataDir:
 
     @property
     def uploads(self) -> Path:
-        """Of clips on their way in, on the disk that they stay on."""
+        """The folder of clips being uploaded; they can move to the clips, on the same disk."""
         return self.root / "uploads"
 
     @property
@@ -135,7 +138,10 @@ class DataDir:
         return self.root / "ballast"
 
     def create(self) -> None:
-        """What can't be made is left out: a full or read-only disk may still be read."""
+        """Create the folders and the ballast; leave out what can't be made.
+
+        A full or read-only disk may still be read.
+        """
         with suppress(OSError):
             for name in ("clips", "conditioned", "prompts"):
                 make_folder(self.root / name)
@@ -144,22 +150,22 @@ class DataDir:
             self.drop_dead_transients()
 
     def drop_ballast(self) -> bool:
-        """Give a full disk the room that a deletion needs; True if there was any to give."""
+        """Delete the ballast to give a full disk the room of a deletion; False without one."""
         if not self.ballast.exists():
             return False
         self.ballast.unlink()
         return True
 
     def content_files(self) -> Iterator[Path]:
-        """Every file that some row should refer to."""
+        """Yield every file that some row should refer to."""
         yield from (path for path, is_ours in self._contents() if is_ours)
 
     def strangers(self) -> Iterator[Path]:
-        """What lies among them, and no program of ours has put there: it is left alone."""
+        """Yield what lies among them and was not put there by this program: it is left alone."""
         yield from (path for path, is_ours in self._contents() if not is_ours)
 
     def _contents(self) -> Iterator[tuple[Path, bool]]:
-        """What is in the folders, but for what is being written, and whether it looks like ours."""
+        """Yield each finished entry of the folders, and whether its name is one that we give."""
         for name, pattern in FILE_NAMES.items():
             for entry in _settled_entries(self.root / name):
                 if name == "prompts" and is_voice_folder(entry):
@@ -169,25 +175,25 @@ class DataDir:
                     yield Path(entry), name != "prompts" and _is_ours(entry, pattern)
 
     def empty_folders(self) -> Iterator[Path]:
-        """Prompt folders of enrolments that were killed before their first file."""
+        """Yield prompt folders of enrolments that were killed before their first file."""
         folders = filter(is_voice_folder, _entries(self.root / "prompts"))
         yield from (Path(folder) for folder in folders if not _entries(folder))
 
     def transients(self) -> Iterator[Path]:
-        """Folders of voices that are spoken with at this moment, or were when a server died."""
+        """Yield folders of voices for one speech that are in use, or were when a server died."""
         for entry in _entries(self.root / "transient"):
             if TRANSIENT_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 yield Path(entry)
 
     def drop_dead_transients(self) -> bool:
-        """Those that no server can be speaking with any more; True if there were any."""
+        """Remove the transient folders too old to be in use; True if there were any."""
         dead = [*filter(is_settled, self.transients())]
         for folder in dead:
             shutil.rmtree(folder)
         return bool(dead)
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files that a killed writer left behind."""
+        """Yield temporary files that a killed writer left behind."""
         folders = [self.root / name for name in (".", "uploads", *FILE_NAMES)]
         folders += map(Path, filter(is_voice_folder, _entries(self.root / "prompts")))
         for entry in chain.from_iterable(map(_entries, folders)):
@@ -196,7 +202,7 @@ class DataDir:
 
 
 def _entries(folder: "Path | os.DirEntry[str]") -> "list[os.DirEntry[str]]":
-    """Nothing of a folder that is not there; OSError of one that can't be read."""
+    """List a folder by name; nothing if it is not there, OSError if it can't be read."""
     try:
         with os.scandir(folder) as found:
             return sorted(found, key=lambda entry: entry.name)
@@ -221,7 +227,7 @@ def is_plain(path: Path) -> bool:
 
 
 def is_settled(path: Path) -> bool:
-    """`is_old` of what is there."""
+    """Tell whether there is something at `path`, and `is_old` is true of it."""
     try:
         return is_old(path.lstat().st_mtime)
     except FileNotFoundError:
@@ -229,8 +235,8 @@ def is_settled(path: Path) -> bool:
 
 
 def is_old(written_s: float | None) -> bool:
-    """True if it was written before any write that could still be under way.
+    """Tell whether it was written before any write that could still be under way.
 
-    Or in a future that is further away: the clock was wrong when it was written.
+    A time that far in the future counts as well: the clock was wrong when it was written.
     """
     return written_s is not None and abs(time.time() - written_s) > GRACE_S

@@ -1,5 +1,6 @@
-"""The database: whose turn it is to write, what makes it read-only, how its schema is brought up to
-date. sqlite.py has how it is opened and locked, docs/storage.md the promises.
+"""The database: whose turn it is to write, when it becomes read-only, how its schema is migrated.
+
+sqlite.py has how it is opened and locked, docs/storage.md the promises.
 """
 
 import fcntl
@@ -23,17 +24,17 @@ from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
 
 SCHEMA = "0001"
-WRITERS = 16  # of one process that may wait: each holds a thread that requests share
-PLACE_S = 3.0  # for one of those places, which are free at once where nothing holds the database
-CHECKED_BYTES = 64 * 1024 * 1024  # about 20,000 voices, 0.3 s
+WRITERS = 16  # that may wait in one process: each holds a thread that requests share
+PLACE_S = 3.0  # to wait for a place among them; there is one at once if nothing holds the database
+CHECKED_BYTES = 64 * 1024 * 1024  # that a start checks: about 20,000 voices, 0.3 s
 NO_DATABASE = "missing or empty, but files of voices are here"
 
 
 class Database:
-    """One engine, until it is left; `read()` and `write()` are the only ways to a session.
+    """Gives sessions on one database file, by `read()` and `write()` alone, until it is closed.
 
-    Both raise what the storage refuses as errors of the registry's own. Once something is found
-    damaged, nothing is written any more: DatabaseDamaged.
+    Both raise what the storage refuses as errors of the registry's own. Once damage was found,
+    `write()` raises DatabaseDamaged and nothing is written any more.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +56,7 @@ class Database:
 
     @contextmanager
     def copy(self) -> Iterator[Session]:
-        """All rows as of now, in memory: a read that takes long keeps writers from committing."""
+        """Copy all rows into memory and read there: a long read of the file would block commits."""
         with sqlite.in_memory() as memory:
             with self.read() as session:
                 sqlite.copy(session, memory)
@@ -63,22 +64,23 @@ class Database:
                 yield session
 
     def copy_to(self, target: Path) -> None:
-        """The same in a new file."""
+        """Copy all rows, as of one moment, to a new file."""
         private.touch(target)
         with self.read() as session:
             sqlite.copy_to_file(session, target)
 
     def size(self) -> int:
-        """In bytes."""
+        """Return its size in bytes."""
         with self.read() as session:
             return sqlite.size(session)
 
     @contextmanager
     def write(self, *, references: bool = True) -> Iterator[Session]:
-        """A transaction that no other writer can slip into; commits on leaving, or rolls back.
+        """Begin a transaction that no other writer can slip into; commit on leaving, or roll back.
 
-        Without `references` none is looked up, of which each costs a look at all near names:
-        whoever removes a row removes what refers to it.
+        Without `references` SQLite checks none, each of which costs a look at all near names:
+        whoever removes a row then removes what refers to it.
+
         Raises Overloaded after BUSY_TIMEOUT_S, or where WRITERS wait for longer than PLACE_S.
         """
         if self._damage:
@@ -94,7 +96,7 @@ class Database:
 
     @contextmanager
     def _turn_to_write(self, wait_s: float) -> Iterator[None]:
-        """One at a time, in this process; less than no time to wait is all that it takes."""
+        """Wait for this process's turn to write, `wait_s` seconds or, if negative, for ever."""
         if not self._places.acquire(timeout=PLACE_S):
             raise Overloaded(f"{WRITERS} changes wait to be stored. Try again later.", 1)
         try:
@@ -109,6 +111,7 @@ class Database:
 
     @contextmanager
     def _noticing(self, *, writing: bool) -> Iterator[None]:
+        """Raise the registry's own errors, and remember damage, which ends all writing."""
         try:
             with storage_errors(self._home, writing=writing):
                 yield
@@ -126,14 +129,14 @@ class Database:
         self._reading.dispose()
 
     def reopen(self, path: Path) -> None:
-        """Another file from here on; sessions that are open end with the one they have."""
+        """Use another file from here on; open sessions end with the one they have."""
         before = self._reading
         self._open(path)
         before.dispose()
 
 
 def refuse_damage(path: Path) -> None:
-    """DatabaseDamaged if pages or tables are not sound.
+    """Raise DatabaseDamaged if pages or tables are not sound.
 
     The pages of a large file are left to the doctor, and to the first read that meets the damage:
     at 100,000 voices (316 MB) a look at all of them takes 1.5 s.
@@ -147,16 +150,16 @@ def refuse_damage(path: Path) -> None:
 
 
 def database_faults(path: Path) -> list[str]:
-    """All that is wrong with pages, references and tables; takes 7 s at 100,000 voices.
+    """Return all faults of pages, references and tables; takes 7 s at 100,000 voices.
 
-    They are looked at in a copy of the pages, so that no writer waits.
+    A copy of the pages is checked, so that no writer waits.
     """
     with sqlite.copied(path) as copy:
         return sqlite.all_faults(copy) or sqlite.quick_faults(copy, path) or structure.faults(copy)
 
 
 def schema_revision(path: Path) -> str | None:
-    """The Alembic revision recorded in the file, or None for a new or empty one."""
+    """Return the Alembic revision recorded in the file; None for a new or empty one."""
     if not path.exists():
         return None
     with sqlite.opened(path) as connection:
@@ -187,10 +190,10 @@ def migrate(data: DataDir) -> None:
 
 
 def is_usable(path: Path) -> bool:
-    """True if its schema is this program's, or a newer one that this program may still use.
+    """Tell whether its schema is this program's, or a newer one that it may still use.
 
-    A migration that only adds leaves the number of the oldest schema whose programs get along
-    with it in the file's `user_version`.
+    A migration that only adds leaves the number of the oldest schema whose programs get along with
+    it in the file's `user_version`.
     """
     found = schema_revision(path)
     if found is None or found < SCHEMA:
@@ -210,7 +213,7 @@ def _refuse_unknown(found: str | None, data: DataDir) -> None:
 
 
 def _refuse_lost(found: str | None, data: DataDir) -> None:
-    """A new database beside old files would make them look like files that belong to no voice."""
+    """Raise DatabaseLost beside old files: with a new database they would belong to no voice."""
     if found is None and any(data.content_files()):
         raise DatabaseLost(
             f"{data.database} is {NO_DATABASE}. Put back a copy of registry.db, or move the folder "

@@ -25,7 +25,7 @@ from registry.storage.tables import SpeakDefaults, Voice, VoiceVersion, utc_now
 
 @dataclass(frozen=True)
 class NewVersion:
-    """The same clip enrolled with other words, or with none; its files are written already."""
+    """The same clip enrolled with another transcript or none; its files are written already."""
 
     source: PromptSource
     clip: ReferenceClip
@@ -35,7 +35,7 @@ class NewVersion:
 
 @dataclass(frozen=True)
 class VoiceEdit:
-    """None leaves a field as it is; `labels` and `defaults` replace what was there."""
+    """The changes of an edit: None leaves a field as it is, `labels` and `defaults` replace."""
 
     name: str | None = None
     description: str | None = None
@@ -45,7 +45,7 @@ class VoiceEdit:
 
 
 def refuse_stale(row: Voice, expected: int | None) -> None:
-    """EditConflict if `expected` is given and is not the current row_version."""
+    """Raise EditConflict if `expected` is given and is not the current row_version."""
     if expected is not None and expected != row.row_version:
         raise EditConflict(
             f"{row.name!r} is at edit {row.row_version}, not {expected}: someone changed it. "
@@ -55,7 +55,7 @@ def refuse_stale(row: Voice, expected: int | None) -> None:
 
 
 def refuse_icl(name: str, mode: str | None, transcript: str | None) -> None:
-    """ModeUnavailable if a voice without a transcript would speak in icl by default."""
+    """Raise ModeUnavailable if a voice without a transcript would speak in icl by default."""
     if mode == "icl" and transcript is None:
         raise ModeUnavailable(
             f"{name!r} would speak in icl mode by default, which needs a transcript, and have "
@@ -64,7 +64,11 @@ def refuse_icl(name: str, mode: str | None, transcript: str | None) -> None:
 
 
 def apply(session: Session, voice: StoredVoice, edit: VoiceEdit) -> None:
-    """An edit that says what is so already changes nothing, and is not counted."""
+    """Make an edit, and count it unless it leaves everything as it was.
+
+    Raises NameTaken, or ModeUnavailable if the voice would lack the transcript that its default
+    mode needs.
+    """
     row = voice.row
     changes = (
         _apply_name(session, row, edit.name),
@@ -117,7 +121,7 @@ def _apply_defaults(row: Voice, defaults: SpeakDefaults | None) -> bool:
 
 
 def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None) -> bool:
-    """Another edit may have brought the same words meanwhile."""
+    """Add the enrolment, unless another edit has brought the same transcript meanwhile."""
     if new is None or new.source.transcript == voice.enrolment.transcript:
         return False
     row = voice.row
@@ -128,7 +132,7 @@ def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None)
 
 
 def mark_deleted(session: Session, row: Voice) -> None:
-    """Its name is free from here on."""
+    """Mark a voice as deleted; its name is free from here on."""
     row.deleted_at = row.updated_at = utc_now()
     row.row_version = next_edit(row.row_version)
     session.add(row)
@@ -138,7 +142,10 @@ def mark_deleted(session: Session, row: Voice) -> None:
 def record(
     session: Session, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
 ) -> None:
-    """What was made anew of an enrolment. StorageUnavailable if that has been forgotten by now."""
+    """Record the features and warnings made anew for an enrolment.
+
+    Raises StorageUnavailable if the enrolment has been forgotten by now.
+    """
     number = voice.enrolment.number
     row = session.get(VoiceVersion, (voice.row.id, number))
     if row is None:

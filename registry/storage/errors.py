@@ -1,6 +1,6 @@
-"""What a disk or the database refuses, as the registry's own errors; each names the folder.
+"""Turns what a disk or the database refuses into the registry's own errors, which name the folder.
 
-Errors of files that are not in the data directory are none of it, and stay what they are.
+Errors of files outside the data directory are not touched: they stay what they are.
 """
 
 import errno
@@ -28,7 +28,7 @@ DENIED = (errno.EACCES, errno.EPERM)
 
 @contextmanager
 def storage_errors(home: Path, *, writing: bool) -> Iterator[None]:
-    """What the storage of `home` refuses within is raised as a RegistryError."""
+    """Raise as a RegistryError what the storage of `home` refuses within the block."""
     try:
         yield
     except STORAGE_ERRORS as error:
@@ -39,7 +39,7 @@ def storage_errors(home: Path, *, writing: bool) -> Iterator[None]:
 
 
 def storage_error(error: Exception, home: Path, *, writing: bool) -> RegistryError | None:
-    """The registry's word for it; None if it says nothing about the storage in `home`."""
+    """Return the registry's error for this one; None if it is not about the storage in `home`."""
     if isinstance(error, OSError):
         return _of_a_file(error, home, writing)
     return _of_the_database(error, home, writing)

@@ -1,4 +1,4 @@
-"""Who works in a data directory: any number of programs that share it, or one that replaces it.
+"""Locks on a data directory: any number of programs share it, or one replaces it.
 
 The lock is on the folder itself (flock), so a kill gives it back, and a folder that was exchanged
 takes its lock along.
@@ -16,7 +16,7 @@ from registry.storage import private
 
 @contextmanager
 def share_folder(root: Path) -> Iterator[None]:
-    """Within, nobody replaces the folder. FolderInUse if someone is about to."""
+    """Keep others from replacing the folder; raise FolderInUse if someone is about to."""
     said = f"A backup is being restored to {root}. Try again when that is done."
     with _locked(root, fcntl.LOCK_SH, said):
         yield
@@ -24,7 +24,7 @@ def share_folder(root: Path) -> Iterator[None]:
 
 @contextmanager
 def own_folder(root: Path) -> Iterator[None]:
-    """Within, nobody else opens the folder, which need not be there yet. FolderInUse."""
+    """Keep all others out of the folder, which need not be there yet; raise FolderInUse."""
     said = (
         f"A program is at work in {root}. Stop the server, or wait until the command is done; then "
         "restore again."
@@ -41,7 +41,7 @@ def own_folder(root: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_files(folder: Path) -> Iterator[None]:
-    """Within, no file of a voice that is forgotten is removed; waits for one who is at it."""
+    """Keep the files of forgotten voices from being removed; wait for a removal under way."""
     with _opened(folder) as descriptor:
         if descriptor is not None:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -50,7 +50,7 @@ def hold_files(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def may_remove(folder: Path) -> Iterator[bool]:
-    """Whether nobody holds the files, nor does within."""
+    """Try to get the exclusive file lock, and yield whether it was got."""
     with _opened(folder) as descriptor:
         try:
             if descriptor is not None:
@@ -63,7 +63,7 @@ def may_remove(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int | None]:
-    """None of a folder that is not there: then no file is in it."""
+    """Open a folder; yield None if it is not there, for then there is no file to protect."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:

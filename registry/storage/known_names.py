@@ -1,4 +1,4 @@
-"""Names for a shell that completes them: read at once, without a model, a lock or a migration."""
+"""Names for a shell that completes them, read at once, without a model, a lock or a migration."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ BEGINNING_SO = """
 
 
 def names_beginning(database: Path, beginning: str, most: int) -> list[str]:
-    """None of a database that is not there, or can't be read now."""
+    """Return up to `most` names, by name; none if the database is missing or unreadable now."""
     key = name_key(beginning)
     try:
         with sqlite.read_only(database, BUSY_S) as connection:

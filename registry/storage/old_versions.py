@@ -1,7 +1,7 @@
-"""Enrolments that a voice had before its current one: the last few are kept, older ones go.
+"""Forgets enrolments that a voice had before its current one, but for the last few.
 
-Rows go with the edit that adds one; then, in another transaction, the files that no row names.
-A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
+Rows go with the edit that adds one; then, in another transaction, the files that no row names. A
+kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ KEPT = 16
 
 @dataclass(frozen=True)
 class ForgottenVersions:
-    """What enrolments named whose rows are gone."""
+    """Clips and prompts that the deleted enrolments referred to."""
 
     voice_id: str
     prompts: frozenset[PromptRef]
@@ -47,8 +47,10 @@ def forget_old_versions(session: Session, voice: Voice) -> ForgottenVersions:
 
 
 def forget_all_old_versions(data: DataDir) -> None:
-    """The same for all voices of a directory that nobody else has open: no more stays than an edit
-    leaves, in rows, files or free pages."""
+    """Forget the old enrolments of all voices of a directory that nobody else has open.
+
+    No more stays of them than an edit leaves, in rows, files or free pages.
+    """
     with Database(data.database) as database:
         with database.write() as session:
             forgotten = [forget_old_versions(session, voice) for voice in _crowded(session)]
@@ -61,7 +63,7 @@ def forget_all_old_versions(data: DataDir) -> None:
 
 
 def _crowded(session: Session) -> Sequence[Voice]:
-    """Deleted ones too."""
+    """Return the voices, deleted ones too, that have enrolments older than the last KEPT."""
     older = col(VoiceVersion.number) <= col(Voice.version) - KEPT
     of_voice = col(VoiceVersion.voice_id) == col(Voice.id)
     return session.exec(select(Voice).where(exists().where(of_voice, older))).all()
@@ -70,8 +72,10 @@ def _crowded(session: Session) -> Sequence[Voice]:
 def forgotten_files(
     blobs: BlobStore, session: Session, forgotten: ForgottenVersions, *, young: bool = False
 ) -> list[str]:
-    """Keys of those files of theirs that no row names; a clip that is `young`, and may be being
-    enrolled again, only if it is asked for."""
+    """Return the keys of forgotten clips and prompts that no row names.
+
+    A clip written lately may be being enrolled again, and is left out unless `young` is true.
+    """
     clips = {sha256 for sha256 in forgotten.clips if not is_named(session, sha256)}
     found = (key for key in keys_of(blobs, clips) if young or is_old(blobs.written_s(key)))
     return [*_prompts(blobs, session, forgotten), *found]
@@ -84,7 +88,7 @@ def _prompts(blobs: BlobStore, session: Session, forgotten: ForgottenVersions) -
         Features.voice_id == forgotten.voice_id
     )
     named = {PromptRef(forgotten.voice_id, *row) for row in session.exec(of_voice.distinct())}
-    # Not by their hashes: by the name of before, one file may be that of several.
+    # Compared by key, not by hash: a file with a former key may belong to several of them.
     gone = _stored(blobs, forgotten.prompts) - _stored(blobs, named)
     yield from (key for key in prompts_of(blobs, forgotten.voice_id) if key in gone)
 

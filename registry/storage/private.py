@@ -1,7 +1,7 @@
-"""Folders and files for their owner alone, whatever the umask: a voice is biometric data.
+"""Makes folders and files for their owner alone, whatever the umask: a voice is biometric data.
 
 All of the data directory is made through here, and every backup. A mode is given where the folder
-or file is made, so at no moment others can read it; an old one is changed by the doctor alone.
+or file is made, so at no moment others can read it; only the doctor changes an old one.
 """
 
 import errno
@@ -14,14 +14,14 @@ OTHERS = 0o077  # the group is others, too
 
 
 def make(folder: Path, *, exist_ok: bool = False) -> None:
-    """One folder, whose parent is there. FileExistsError."""
+    """Make one folder, whose parent is there. Raises FileExistsError unless `exist_ok` is true."""
     folder.mkdir(FOLDER, exist_ok=exist_ok)
     if ~folder.stat().st_mode & FOLDER:  # the umask took from the owner, too
         folder.chmod(FOLDER)
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(path, mode, opener=private.opener)`: what is made by it is private."""
+    """Open a file so that one made by it is private: `open(path, mode, opener=private.opener)`."""
     descriptor = os.open(path, flags, FILE)
     if ~os.fstat(descriptor).st_mode & FILE:
         os.fchmod(descriptor, FILE)
@@ -29,7 +29,7 @@ def opener(path: str, flags: int) -> int:
 
 
 def touch(path: Path) -> None:
-    """An empty file for SQLite or `copyfile` to fill, unless there is one.
+    """Make an empty file for SQLite or `copyfile` to fill, unless there is one.
 
     One that is there is not opened: closing it would give up SQLite's locks on it. Journals get the
     mode of their database.
@@ -39,11 +39,11 @@ def touch(path: Path) -> None:
 
 
 def is_open(path: Path) -> bool:
-    """Whether its mode lets others do anything with it; its folder may still keep them out."""
+    """Tell whether its mode lets others do anything with it; its folder may still keep them out."""
     return bool(path.stat().st_mode & OTHERS)
 
 
 def refuse_link(folder: Path) -> None:
-    """All prompts may be on another disk; the folder of one voice is no link, nor is any file."""
+    """Raise OSError if the folder of one voice is a link; that of all prompts may be one."""
     if folder.parent.name in ("prompts", "transient") and folder.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))

@@ -1,7 +1,7 @@
-"""Deleted voices that are forgotten: rows in one transaction, then the files that no row names.
-And files whose row did not come.
+"""Forgets deleted voices: rows in one transaction, then the files that no row names.
 
-A kill between the two leaves files without rows, which `voices doctor` takes. Knows no lock.
+It also finds the files whose row was never written. A kill between the two leaves files without
+rows, which `voices doctor` takes. Knows no lock.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,12 +27,12 @@ from registry.storage.queries import current_model
 from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion
 
 MOST = 100  # voices of one transaction
-CLOCK_S = 0.001  # what times in rows are rounded by
+CLOCK_S = 0.001  # by which times in rows are rounded
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """A voice whose rows go, and what they named."""
+    """A deleted voice whose rows are to go, and the clips that they name."""
 
     voice_id: str
     deleted_at: str
@@ -40,8 +40,10 @@ class Forgotten:
 
 
 def surplus(session: Session, keep: int) -> list[Sequence[str]]:
-    """The ids of deleted voices, but for the `keep` that were deleted last: the oldest first, in
-    parts of one transaction each."""
+    """Return the ids of deleted voices, but for the `keep` that were deleted last.
+
+    The oldest come first, in lists of one transaction each.
+    """
     deleted = select(Voice.id).where(col(Voice.deleted_at).is_not(None))
     newest_first = deleted.order_by(col(Voice.deleted_at).desc(), col(Voice.id))
     found = session.exec(newest_first.offset(keep)).all()[::-1]
@@ -49,10 +51,11 @@ def surplus(session: Session, keep: int) -> list[Sequence[str]]:
 
 
 def forgettable(blobs: BlobStore, session: Session, voices: Sequence[str]) -> list[Forgotten]:
-    """Those of the voices that are deleted, but for the last to name a clip that must stay now.
+    """Return those of the voices that are deleted and may be forgotten now.
 
-    A clip that was touched lately, since the deletion, may be being enrolled again, or was
-    restored: without a row nobody would know of it later.
+    A clip that was written since the deletion, and lately, may be being enrolled again, or was
+    restored. The last voice that names such a clip stays: without a row nobody would know of it
+    later.
     """
     found = dict[str, Forgotten]()
     for voice in _deleted(session, voices):
@@ -76,7 +79,7 @@ def _deleted(session: Session, voices: Sequence[str]) -> Iterator[Forgotten]:
 
 
 def is_named(session: Session, sha256: str, but: Iterable[str] = ()) -> bool:
-    """By a voice that lives or is deleted, and is none of these."""
+    """Tell whether a voice, live or deleted, names this clip; those in `but` do not count."""
     of_clip = select(VoiceVersion.voice_id).where(VoiceVersion.clip_sha256 == sha256)
     others = of_clip.where(col(VoiceVersion.voice_id).not_in([*but]))
     return session.exec(others.limit(1)).first() is not None
@@ -88,11 +91,11 @@ def _is_young(blobs: BlobStore, clip: str, deleted_at: str) -> bool:
 
 
 def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
-    """Remove all of their rows, in a session that looks up no references."""
+    """Remove all rows of these voices, in a session that checks no references."""
     voices = [voice.voice_id for voice in forgotten]
     keys = select(Voice.id, Voice.name_key).where(col(Voice.id).in_(voices))
     for voice_id, key in session.exec(keys).all():
-        near = sorted(variants(str(key)))  # found by the names: the index of them has no other way
+        near = sorted(variants(str(key)))  # the index is ordered by variant, not by voice
         of_voice = (col(NameVariant.variant).in_(near), col(NameVariant.voice_id) == voice_id)
         session.exec(delete(NameVariant).where(*of_voice))
     for table in (Features, Label, VoiceVersion):
@@ -101,7 +104,10 @@ def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
 
 
 def unneeded(blobs: BlobStore, session: Session, forgotten: Sequence[Forgotten]) -> list[str]:
-    """Keys of their files that no row names; under the write lock, so that none can appear."""
+    """Return the keys of their files that no row names; call it under the write lock.
+
+    Only then no such row can appear.
+    """
     clips, prompts = set[str](), list[str]()
     for voice in forgotten:
         if is_voice_id(voice.voice_id) and session.get(Voice, voice.voice_id) is None:
@@ -112,7 +118,7 @@ def unneeded(blobs: BlobStore, session: Session, forgotten: Sequence[Forgotten])
 
 
 def prompts_of(blobs: BlobStore, voice_id: str) -> list[str]:
-    """What is ours of a voice's own files, and last its folder."""
+    """Return the keys of a voice's prompt files, and last that of their folder."""
     prefix = voice_prefix(voice_id)
     if not blobs.exists(prefix):
         return []
@@ -123,7 +129,7 @@ def prompts_of(blobs: BlobStore, voice_id: str) -> list[str]:
 def unfinished(
     blobs: BlobStore, session: Session, source: PromptSource, *, clip: bool
 ) -> list[str]:
-    """What was written for a row that did not come, and no row names."""
+    """Return the keys of files that were written for a row that never came, and no row names."""
     found = list[str]()
     if clip and not is_named(session, source.clip_sha256):
         found += filter(blobs.exists, (clip_key(source.clip_sha256), conditioned_key(source)))
@@ -134,7 +140,7 @@ def unfinished(
 
 
 def _unnamed(session: Session, source: PromptSource, prompts: Iterable[str]) -> Iterator[str]:
-    """Of a voice that has rows, what was made from this source for the model in use."""
+    """Yield a voice's prompts made from this source for the model in use that no row names."""
     model = current_model(session)
     if model is None:
         return
@@ -149,7 +155,7 @@ def _unnamed(session: Session, source: PromptSource, prompts: Iterable[str]) -> 
 
 
 def _seconds(deleted_at: str) -> float:
-    """The beginning of time for what is no time, in a row that is damaged."""
+    """Return when a voice was deleted; 0 if its row is damaged and holds no time."""
     try:
         return datetime.fromisoformat(deleted_at).timestamp() + CLOCK_S
     except ValueError:

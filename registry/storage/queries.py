@@ -30,8 +30,10 @@ BLOCK = 50  # voices of a page that are read at once
 
 
 def find(session: Session, reference: str) -> StoredVoice:
-    """The live voice with this id or name. Raises VoiceNotFound with the names that look alike,
-    VoiceDamaged if its enrolment is gone."""
+    """Return the live voice with this id or name.
+
+    Raises VoiceNotFound with the names that look alike, VoiceDamaged if its enrolment is gone.
+    """
     row = find_row(session, reference)
     voices = _load(session, [row])
     if not voices:
@@ -45,7 +47,7 @@ def find(session: Session, reference: str) -> StoredVoice:
 
 
 def find_row(session: Session, reference: str) -> Voice:
-    """What is left of a voice that is damaged, too. Raises VoiceNotFound."""
+    """Return the row of a live voice, even of a damaged one. Raises VoiceNotFound."""
     if is_voice_id(reference):
         condition = col(Voice.id) == reference
     else:
@@ -59,7 +61,10 @@ def find_row(session: Session, reference: str) -> Voice:
 def page(
     session: Session, limit: int, after: str | None, search: str, labels: Sequence[str]
 ) -> Page:
-    """Live voices by name: `search` is anywhere in it, all `labels` (`key`, `key=value`) hold."""
+    """Return live voices by name that hold `search` anywhere in it and have all `labels`.
+
+    A label is given as `key` or `key=value`.
+    """
     statement = _live().order_by(col(Voice.name_key)).limit(limit + 1)
     statement = statement.where(*_conditions(after, name_key(search)))
     for label in labels:
@@ -77,19 +82,20 @@ def page(
 
 
 def holder_of(session: Session, key: str) -> str | None:
-    """The name of the live voice that has this key."""
+    """Return the name of the live voice that has this key, if any."""
     condition = (col(Voice.name_key) == key, col(Voice.deleted_at).is_(None))
     return session.exec(select(Voice.name).where(*condition)).first()
 
 
 def refuse_taken(session: Session, name: str) -> None:
+    """Raise NameTaken if a live voice has this name or one alike."""
     holder = holder_of(session, name_key(name))
     if holder is not None:
         raise NameTaken(name, holder)
 
 
 def near_names(session: Session, wanted: str) -> list[str]:
-    """Names one slip away from `wanted`, or that begin with it, best first."""
+    """Return the names one slip away from `wanted`, or that begin with it, best first."""
     key = name_key(wanted[: 4 * MAX_LENGTH])[:MAX_LENGTH]
     candidates = {*_one_slip_away(session, key), *_beginning_with(session, key)}
     ranked = sorted(candidates, key=lambda name: (-likeness(key, name_key(name)), name))
@@ -124,12 +130,15 @@ def _conditions(after: str | None, part: str) -> Iterator[ColumnElement[bool]]:
 
 
 def _begins_with(prefix: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """As a range, which the index on names serves; LIKE would read every row."""
+    """Ask for a range, which the index on names serves; LIKE would read every row."""
     return col(Voice.name_key) >= prefix, col(Voice.name_key) < prefix + LAST_CHARACTER
 
 
 def _labelled(session: Session, label: str) -> ColumnElement[bool]:
-    """Few holders are read by their ids; many are soon met on the way along the names."""
+    """Ask for voices with a label: by their ids if they are few, else along the names.
+
+    Where many have it, some are soon met in the order of names.
+    """
     key, equals, value = label.partition("=")
     conditions = [col(Label.key) == key]
     if equals:
@@ -152,7 +161,7 @@ def _key_of(cursor: str) -> str:
 
 
 def model_in_use(session: Session) -> ModelInUse | None:
-    """The one row that says which model the voices of this directory are for."""
+    """Return the one row that says which model the voices of this directory are for."""
     return session.get(ModelInUse, 1)
 
 
@@ -162,7 +171,7 @@ def current_model(session: Session) -> ModelRef | None:
 
 
 def _load(session: Session, rows: Sequence[Voice]) -> list[StoredVoice]:
-    """Voices with all that belongs to them, in four reads for any number; none without a clip."""
+    """Load voices with all that belongs to them, in four reads; leave out any without enrolment."""
     if not rows:
         return []
     ids = [row.id for row in rows]
@@ -179,7 +188,7 @@ def _load(session: Session, rows: Sequence[Voice]) -> list[StoredVoice]:
 
 
 def _enrolments(session: Session, ids: list[str]) -> dict[str, VoiceVersion]:
-    """The current ones alone, however many a voice had before."""
+    """Return the current enrolment of each, without reading the ones before."""
     current = (col(Voice.id) == VoiceVersion.voice_id) & (col(Voice.version) == VoiceVersion.number)
     statement = select(VoiceVersion).join(Voice, current).where(col(Voice.id).in_(ids))
     return {found.voice_id: found for found in session.exec(statement)}
@@ -196,7 +205,7 @@ def _labels(session: Session, ids: list[str]) -> dict[str, dict[str, str]]:
 def _features(
     session: Session, voices: list[StoredVoice], model: ModelRef | None
 ) -> dict[tuple[str, str | None], Features]:
-    """Of the current enrolments, by the whole key of their table."""
+    """Return the features of current enrolments by voice and fingerprint, read by whole keys."""
     if model is None:
         return {}
     current = (col(Voice.id) == Features.voice_id) & (col(Voice.version) == Features.version)

@@ -1,6 +1,6 @@
-"""Names that an older version took and this one would not: written anew, so that none is lost.
+"""Renames voices whose names an older version took and this one would not: none is lost.
 
-Only what nobody sees of a name changes. What is refused for another reason stays a fault.
+Only characters that nobody sees are changed. A name refused for another reason stays a fault.
 """
 
 from collections import defaultdict
@@ -15,12 +15,14 @@ from registry.invisible import is_unseen_mark
 from registry.names import LONGEST, MAX_LENGTH, check_name, name_key
 from registry.storage.tables import Voice
 
-UNNAMED = "unnamed"  # one of which nothing was seen
-BEGINNING = MAX_LENGTH - 9  # of a name, which a number up to 99,999,999 leaves of it
+UNNAMED = "unnamed"  # the name for one of which nothing was seen
+BEGINNING = MAX_LENGTH - 9  # characters of a name that a number up to 99,999,999 leaves
 
 
 @dataclass(frozen=True)
 class Rename:
+    """A voice's name, and what it has to be today."""
+
     voice_id: str
     old: str
     new: str
@@ -32,7 +34,7 @@ class Rename:
 
 
 def renames(session: Session) -> list[Rename]:
-    """For every voice whose name or key is not what it would be today; no two live ones alike."""
+    """Find each voice whose name or key would be another today; no two live ones get one name."""
     asked = select(Voice.id, Voice.name, Voice.name_key, Voice.deleted_at)
     rows = session.exec(asked.where(func.length(Voice.name) <= LONGEST).order_by(col(Voice.id)))
     taken, odd = set[str](), list[tuple[str, str, str, bool]]()
@@ -46,7 +48,7 @@ def renames(session: Session) -> list[Rename]:
 
 
 def rename(session: Session, found: list[Rename]) -> None:
-    """Keys are out of the way first: a new one may be another's old one."""
+    """Write new names and keys, after all old keys: a new one may be another's old one."""
     for one in found:
         _write(session, one.voice_id, name_key=one.voice_id)
     for one in found:
@@ -54,7 +56,7 @@ def rename(session: Session, found: list[Rename]) -> None:
 
 
 def _renamed(odd: list[tuple[str, str, str, bool]], taken: set[str]) -> Iterator[Rename]:
-    # For the next of all whose beginnings, once cut for a number, may be one.
+    # The numbers still free for names that share a beginning, once cut for a number.
     numbers = defaultdict[str, Iterator[int]](lambda: count(2))
     for voice_id, name, new, is_live in odd:
         if is_live:
@@ -64,7 +66,7 @@ def _renamed(odd: list[tuple[str, str, str, bool]], taken: set[str]) -> Iterator
 
 
 def _today(name: str) -> str | None:
-    """None for a name that is refused whatever is left out of it."""
+    """Return the name without what nobody sees; None if it is refused even so."""
     seen = "".join(" " if is_unseen_mark(character) else character for character in name)
     is_blank = name.strip() and not seen.strip()
     try:
@@ -81,7 +83,7 @@ def _free(name: str, taken: set[str], numbers: Iterator[int]) -> str:
 
 
 def _numbered(name: str, end: str) -> str:
-    """With as much of the name as leaves it and its key a name of today."""
+    """Append a number to as much of the name as leaves it and its key valid today."""
     longest = MAX_LENGTH - len(end)
     shorter = (f"{name[:length].strip()}{end}" for length in range(longest, 0, -1))
     return next(other for other in shorter if _today(other) == other)

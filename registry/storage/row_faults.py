@@ -1,7 +1,7 @@
-"""Rows held against what the API would have taken: of a backup, or of a database that was changed.
+"""Checks rows against what the API would have taken, in a backup or a database changed by others.
 
-Every voice is read through the models that the API answers with, deleted ones and enrolments of
-before too. Knows nothing of files.
+Every voice is read through the models that the API answers with, deleted ones and earlier
+enrolments too. Knows nothing of files.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,12 +32,12 @@ from registry.storage.tables import (
 )
 
 CHUNK = 500  # voices
-MOST_BYTES = 64 * 1024  # of a value: that of a request's JSON
+MOST_BYTES = 64 * 1024  # the limit of a value: that of a request's JSON
 
 
 @dataclass(frozen=True)
 class RowFault:
-    """`voice_id` is empty for a row that belongs to no voice."""
+    """What is wrong with a row; `voice_id` is empty if the row belongs to no voice."""
 
     voice_id: str
     name: str
@@ -76,7 +76,10 @@ DELETED_AT = TypeAdapter(Instant | None)
 
 
 def row_faults(session: Session) -> Iterator[RowFault]:
-    """The first fault of every row that has one, in no order; no others where a value is huge."""
+    """Yield the first fault of every row that has one, in no order.
+
+    Where a value is huge, only huge values are reported, and no row is read.
+    """
     if huge := [*_huge(session)]:
         yield from huge
         return
@@ -88,7 +91,7 @@ def row_faults(session: Session) -> Iterator[RowFault]:
 
 
 def _huge(session: Session) -> Iterator[RowFault]:
-    """Values beyond any that the API takes, one of each column, found without reading them."""
+    """Yield values larger than any that the API takes, one of each column, without reading them."""
     for table in SQLModel.metadata.sorted_tables:
         owner = table.columns.get("voice_id", table.columns.get("id"))
         for column in table.columns:
@@ -127,7 +130,7 @@ def _of_some(session: Session, ids: Iterable[str]) -> Iterator[RowFault]:
 
 
 def _is_later(version: VoiceVersion, row: Voice) -> bool:
-    """Its number is that of an edit to come."""
+    """Tell whether an enrolment has a higher number than the voice's current one."""
     numbers = (version.number, row.version)
     return all(isinstance(number, int) for number in numbers) and version.number > row.version
 

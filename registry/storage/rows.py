@@ -1,4 +1,4 @@
-"""The rows that writes leave behind: of a voice, an enrolment, its features, labels, near names."""
+"""Makes the rows that writes leave: voices, enrolments, features, labels, variants of names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,13 +42,13 @@ class NewVoice:
 
 
 def next_edit(row_version: object) -> int:
-    """Of a damaged counter, the first: an edit or a deletion leaves a sound one."""
+    """Return the number after this edit; 1 after a damaged one, so that a sound one is left."""
     sound = isinstance(row_version, int) and 0 < row_version < MOST_EDITS
     return int(row_version) + 1 if sound else 1  # type: ignore[call-overload]
 
 
 def voice_row(new: NewVoice, version: int, now: str) -> Voice:
-    """`version` is the number of its current enrolment."""
+    """Make the row of a new voice; `version` is the number of its current enrolment."""
     return Voice(
         id=new.source.voice_id,
         name=new.name,
@@ -65,7 +65,7 @@ def voice_row(new: NewVoice, version: int, now: str) -> Voice:
 def add_voice(
     session: Session, new: NewVoice, clip: ReferenceClip, prompt: ExtractedPrompt
 ) -> None:
-    """All rows of a voice with its first enrolment."""
+    """Add all rows of a voice with its first enrolment."""
     voice_id, now = new.source.voice_id, utc_now()
     row = voice_row(new, FIRST_VERSION, now)
     session.add(row)
@@ -77,7 +77,7 @@ def add_voice(
 
 
 def add_version(session: Session, row: VoiceVersion, prompt: ExtractedPrompt) -> None:
-    """An enrolment with its features."""
+    """Add an enrolment with its features."""
     session.add(row)
     session.flush()
     keep_features(session, row.voice_id, row.number, prompt, row.created_at)
@@ -104,7 +104,7 @@ def version_row(
 def keep_features(
     session: Session, voice_id: str, number: int, prompt: ExtractedPrompt, now: str
 ) -> None:
-    """Of one enrolment; another of the same words may name another file."""
+    """Add or replace the features of one enrolment; another enrolment may name another file."""
     session.merge(features_row(voice_id, number, prompt, now))
 
 
@@ -129,7 +129,7 @@ def model_row(source: str, model: ModelRef) -> ModelInUse:
 
 
 def adopt_model(session: Session, source: str, model: ModelRef) -> None:
-    """The model in use from now on, if there is none. Raises ModelMismatch if there is another."""
+    """Record the model in use if there is none; raise ModelMismatch if there is another."""
     current = current_model(session)
     if current is None:
         session.add(model_row(source, model))

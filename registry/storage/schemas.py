@@ -25,6 +25,8 @@ from registry.storage.tables import (
 
 
 class ClipPublic(BaseModel):
+    """The reference clip of a voice, as the API shows it."""
+
     model_config = STORED
 
     sha256: Sha256
@@ -42,6 +44,8 @@ class ClipPublic(BaseModel):
 
 
 class PromptPublic(BaseModel):
+    """The prompt features of a voice for the model in use."""
+
     model_config = STORED
 
     state: Literal["ready", "stale"] = Field(
@@ -73,6 +77,8 @@ class VoicePublic(BaseModel):
 
 
 class VoicePage(BaseModel):
+    """One page of the list of voices."""
+
     data: list[VoicePublic]
     damaged: list[str] = Field(
         description="Ids of voices of this page that can't be shown: `voices doctor` says why."

@@ -1,8 +1,8 @@
-"""All that is SQLite's own: how a file of it is opened and locked, copied and checked, and what its
-errors mean. The rest of the storage says what it wants; tests hold that no other module says how.
+"""All that is SQLite's own: opening, locking, copying and checking a file, and its errors.
 
-Knows no table of ours. SQLAlchemy is imported where an engine is made: a shell that completes names
-does without.
+The rest of the storage says what it wants; tests hold that no other module says how. Knows no table
+of ours. SQLAlchemy is imported where an engine is made, because a shell that completes names needs
+none.
 """
 
 import os
@@ -24,9 +24,9 @@ Error = sqlite3.Error
 DatabaseError = sqlite3.DatabaseError
 Connection = sqlite3.Connection
 BUSY_TIMEOUT_S = 15.0
-# What is no UTF-8 is read as what it looks like: one such row hides no other.
+# Bytes that are no UTF-8 are read as escapes, so that one such row hides no other.
 TEXT = partial(str, encoding="utf-8", errors="backslashreplace")
-WITHOUT_ROWID = {"sqlite_with_rowid": False}  # of a table that is its own index
+WITHOUT_ROWID = {"sqlite_with_rowid": False}  # for a table that is its own index
 SETTINGS = (  # docs/storage.md has the promises
     "journal_mode=TRUNCATE",  # with FULL it survives a power cut without side files
     "synchronous=FULL",
@@ -39,14 +39,14 @@ SETTINGS = (  # docs/storage.md has the promises
 
 @contextmanager
 def opened(path: Path) -> Iterator[Connection]:
-    """Past SQLAlchemy, for what is asked before the tables are known to be there."""
+    """Open a plain sqlite3 connection, for use before the schema is known."""
     with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
         yield connection
 
 
 @contextmanager
 def at_rest(path: Path) -> Iterator[Connection]:
-    """Nobody commits between the reads of it."""
+    """Open a connection within one read transaction: nobody commits between its reads."""
     with opened(path) as connection:
         connection.isolation_level = None
         connection.execute("BEGIN")
@@ -55,7 +55,7 @@ def at_rest(path: Path) -> Iterator[Connection]:
 
 @contextmanager
 def read_only(path: Path, wait_s: float) -> Iterator[Connection]:
-    """Neither the file nor a journal is made or changed."""
+    """Open a connection that neither makes nor changes the file or a journal."""
     uri = f"file:{quote(str(path))}?mode=ro"
     with closing(sqlite3.connect(uri, timeout=wait_s, uri=True)) as connection:
         yield connection
@@ -63,16 +63,18 @@ def read_only(path: Path, wait_s: float) -> Iterator[Connection]:
 
 @contextmanager
 def in_memory() -> Iterator[Connection]:
+    """Open an empty database in memory."""
     with closing(sqlite3.connect(":memory:", check_same_thread=False)) as connection:
         yield connection
 
 
 def engine(path: Path) -> "Engine":
+    """Make an SQLAlchemy engine of a file, whose transactions only read until they write."""
     from sqlalchemy import URL, create_engine, event
 
     url = URL.create("sqlite", database=str(path))  # a path is no URL: `?` and `%` mean themselves
     waits = {"timeout": BUSY_TIMEOUT_S}
-    # Threads are what bounds the connections: nobody waits for one.
+    # The number of threads bounds that of connections: nobody waits for one.
     made = create_engine(url, connect_args=waits, hide_parameters=True, max_overflow=-1)
     event.listen(made, "connect", _configure)
     event.listen(made, "begin", _begin)
@@ -80,6 +82,7 @@ def engine(path: Path) -> "Engine":
 
 
 def memory_engine(memory: Connection) -> "Engine":
+    """Make an SQLAlchemy engine of a database in memory."""
     from sqlalchemy import StaticPool, create_engine, event
 
     made = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
@@ -88,8 +91,11 @@ def memory_engine(memory: Connection) -> "Engine":
 
 
 def writing(reading: "Engine", *, references: bool = True) -> "Engine":
-    """The same, whose transactions hold the write lock from their beginning: two processes that
-    read, change and write lose no update. Without `references` none is looked up."""
+    """Derive an engine whose transactions hold the write lock from their beginning.
+
+    So two processes that read, change and write lose no update. Without `references` SQLite checks
+    none.
+    """
     foreign_keys = "ON" if references else "OFF"
     return reading.execution_options(begin="BEGIN IMMEDIATE", foreign_keys=foreign_keys)
 
@@ -111,14 +117,14 @@ def _begin(connection: "sqlalchemy.Connection") -> None:
 
 
 def only_where(condition: "TextClause") -> dict[str, Any]:
-    """For an Index: it has the rows alone of which this is true."""
+    """Return the arguments that limit an Index to the rows for which this is true."""
     return {"sqlite_where": condition}
 
 
 def add_missing(
     session: "Session", table: type["SQLModel"], rows: Sequence[Mapping[str, object]]
 ) -> None:
-    """Rows that are there already stay as they are."""
+    """Insert rows; those that are there already stay as they are."""
     from sqlalchemy.dialects.sqlite import insert
 
     session.connection().execute(insert(table).on_conflict_do_nothing(), rows)
@@ -128,14 +134,14 @@ def add_missing(
 
 
 def copy(session: "Session", target: Connection) -> None:
-    """All pages as of one moment, in place of those of the target."""
+    """Replace all pages of the target by those of the session's database, as of one moment."""
     source = session.connection().connection.driver_connection
     assert isinstance(source, Connection)
     source.backup(target)
 
 
 def copy_to_file(session: "Session", target: Path) -> None:
-    """With nothing of what was deleted."""
+    """Copy the session's database to a file, without anything that was deleted."""
     with opened(target) as connection:
         copy(session, connection)
         connection.execute("VACUUM")
@@ -143,7 +149,7 @@ def copy_to_file(session: "Session", target: Path) -> None:
 
 @contextmanager
 def copied(path: Path) -> Iterator[Connection]:
-    """The pages in memory, so that no writer waits for who looks at them."""
+    """Copy a database into memory, so that no writer waits for whoever examines it."""
     with in_memory() as memory:
         with opened(path) as connection:
             connection.backup(memory)
@@ -151,13 +157,13 @@ def copied(path: Path) -> Iterator[Connection]:
 
 
 def vacuum(path: Path) -> None:
-    """Leave nothing of removed rows in free pages."""
+    """Rewrite a database, so that nothing of removed rows is left in free pages."""
     with opened(path) as connection:
         connection.execute("VACUUM")
 
 
 def vacuum_into(path: Path, target: Path) -> None:
-    """A copy in an empty file."""
+    """Write a copy into an empty file."""
     with opened(path) as connection:
         # As bytes, for a path need not be UTF-8.
         connection.execute("VACUUM INTO CAST(? AS TEXT)", (os.fsencode(target),))
@@ -167,12 +173,13 @@ def vacuum_into(path: Path, target: Path) -> None:
 
 
 def size(session: "Session") -> int:
+    """Return the size of the database in bytes."""
     asked = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
     return int(session.connection().exec_driver_sql(asked).scalar_one())
 
 
 def user_version(connection: Connection) -> int:
-    """A number that SQLite keeps for its users."""
+    """Return the number that SQLite keeps for programs that use it."""
     (number,) = connection.execute("PRAGMA user_version").fetchone()
     return int(number)
 
@@ -183,13 +190,13 @@ def has_table(connection: Connection, name: str) -> bool:
 
 
 def schema(connection: Connection) -> list[tuple[str, str, str | None, str]]:
-    """Kind, name, statement and table of all that is there."""
+    """Return kind, name, statement and table of all that is in the database."""
     listed = connection.execute("SELECT type, name, sql, tbl_name FROM sqlite_master")
     return listed.fetchall()
 
 
 def named_schema(connection: Connection) -> list[tuple[str, str, str]]:
-    """Kind, name and statement of what is not SQLite's own."""
+    """Return kind, name and statement of all that is not SQLite's own."""
     ours = "name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     listed = connection.execute(f"SELECT type, name, sql FROM sqlite_master WHERE {ours}")  # nosec B608 # a constant
     return listed.fetchall()
@@ -203,7 +210,7 @@ DESCRIPTIONS = {
 
 
 def described(connection: Connection, table: str) -> Iterator[tuple[str, tuple[object, ...]]]:
-    """Columns, keys and indexes of a table, each with what SQLite says of it."""
+    """Yield the columns, keys and indexes of a table, each with what SQLite says of it."""
     for kind, query in DESCRIPTIONS.items():
         for row in connection.execute(query, (table,)):
             yield kind, row[1:]
@@ -213,9 +220,9 @@ def described(connection: Connection, table: str) -> Iterator[tuple[str, tuple[o
 
 
 def quick_faults(connection: Connection, path: Path) -> list[str]:
-    """The first that is wrong with its pages, and a last one that is cut short."""
+    """Return the first fault of the database's pages, and whether its last one is cut short."""
     rows = connection.execute("PRAGMA quick_check(1)").fetchall()
-    said = [row[0].splitlines()[-1] for row in rows if row[0] != "ok"]  # after a heading
+    said = [row[0].splitlines()[-1] for row in rows if row[0] != "ok"]  # the line after a heading
     (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     if path.stat().st_size % page_bytes:
         said.append("its last page is cut short")
@@ -223,15 +230,17 @@ def quick_faults(connection: Connection, path: Path) -> list[str]:
 
 
 def all_faults(connection: Connection) -> list[str]:
-    """All that is wrong with its pages and references."""
+    """Return every fault of the database's pages and references."""
     rows = connection.execute("PRAGMA integrity_check").fetchall()
     rows += connection.execute("PRAGMA foreign_key_check").fetchall()
     return [" ".join(map(str, row)) for row in rows if row[0] != "ok"]
 
 
 def strange_faults(path: Path, most_bytes: int) -> list[str]:
-    """The same of a stranger's file, and what it does by itself; its checks may make no value
-    that is larger."""
+    """Return every fault of a stranger's file, and what in it acts by itself, as triggers.
+
+    While it is checked, no value larger than `most_bytes` may come to be.
+    """
     try:
         with opened(path) as connection:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most_bytes)
@@ -247,8 +256,10 @@ def strange_faults(path: Path, most_bytes: int) -> list[str]:
 
 
 class DatabaseFault(Enum):
-    MOVED = auto()  # the file, while it was open
-    CUT_OFF = auto()  # a write, which can't be undone where nothing can be written
+    """What an error of SQLite says about the file."""
+
+    MOVED = auto()  # the file was moved while it was open
+    CUT_OFF = auto()  # a write was, and can't be undone where nothing can be written
     FULL = auto()
     BUSY = auto()
     READ_ONLY = auto()
@@ -274,7 +285,7 @@ NOT_OUR_SCHEMA = ("no such table", "no such column", "has no column")
 
 
 def refusal(error: Exception) -> DatabaseFault | None:
-    """None for what says nothing about the file. SQLAlchemy's errors have SQLite's in them."""
+    """Tell what an error of SQLite or SQLAlchemy means for the file; None if nothing."""
     code = _code(error)
     found = REFUSALS.get(code) or REFUSALS.get(code & 0xFF)
     if found is None and reason(error).startswith(NOT_OUR_SCHEMA):
@@ -283,16 +294,17 @@ def refusal(error: Exception) -> DatabaseFault | None:
 
 
 def reason(error: Exception) -> str:
+    """Return SQLite's own words, which are inside an error of SQLAlchemy."""
     return str(getattr(error, "orig", error))
 
 
 def is_damage(error: Exception) -> bool:
-    """True for what only a broken file says: neither busy nor full nor unreadable for now."""
+    """Tell whether only a broken file raises this: neither busy, full nor unreadable for now."""
     plain = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
     return _code(error) & 0xFF in plain
 
 
 def _code(error: Exception) -> int:
-    """SQLite's extended result code; SQLITE_ERROR for an error that has none."""
+    """Return SQLite's extended result code; SQLITE_ERROR for an error that has none."""
     code: int = getattr(getattr(error, "orig", error), "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code

@@ -57,11 +57,13 @@ log = logging.getLogger("registry")
 
 
 class VoiceStore:
-    _files: AbstractContextManager[object] = nullcontext()  # around all that opens files
-    _moves_uploads = True  # to where they stay, open as they are
+    """Stores voices in a data directory: rows in its database, clips and prompts as blobs."""
+
+    _files: AbstractContextManager[object] = nullcontext()  # held around all that opens files
+    _moves_uploads = True  # the open file of an upload may itself become the clip
 
     def __init__(self, data: DataDir) -> None:
-        """Keeps restores away until it is closed. FolderInUse while one is under way.
+        """Open a directory, and keep restores from replacing it; raise FolderInUse during one.
 
         A directory that can't be written is opened too, if its schema is this program's.
         """
@@ -89,7 +91,7 @@ class VoiceStore:
     # Reading
 
     def get(self, reference: str) -> StoredVoice:
-        """By id or name, through an index. Raises VoiceNotFound with the names that look alike."""
+        """Return a voice by id or name. Raises VoiceNotFound with the names that look alike."""
         with self._db.read() as session:
             return find(session, reference)
 
@@ -98,12 +100,12 @@ class VoiceStore:
             return page(session, limit, after, search, labels)
 
     def refuse_taken(self, name: str) -> None:
-        """The cheap look before the work; `insert` looks again under the write lock."""
+        """Raise NameTaken before any work; `insert` checks again under the write lock."""
         with self._db.read() as session:
             refuse_taken(session, name)
 
     def clip_content(self, voice: StoredVoice) -> StoredContent:
-        """The reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
+        """Return the reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
         sha256 = voice.enrolment.clip_sha256
         content = self._content(clip_key(sha256), sha256)
         if content is None:
@@ -112,7 +114,7 @@ class VoiceStore:
 
     @contextmanager
     def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
-        """The same, at its first byte, for a decoder."""
+        """Open the reference clip for a decoder, at its first byte. Raises ClipDamaged."""
         sha256 = voice.enrolment.clip_sha256
         with (
             storage_errors(self.data.root, writing=False),
@@ -124,7 +126,7 @@ class VoiceStore:
             yield file
 
     def prompt_content(self, voice: StoredVoice) -> StoredContent:
-        """The prompt file of the model in use. Raises PromptNotReady: reading rebuilds nothing."""
+        """Return the prompt file of the model in use; raise PromptNotReady, for it makes none."""
         ref = voice.ready_prompt()
         content = self._content(stored_prompt_key(self.blobs, ref), ref.sha256)
         if content is None:
@@ -132,7 +134,7 @@ class VoiceStore:
         return content
 
     def _content(self, key: str, sha256: str) -> StoredContent | None:
-        """None if there is no such file, or another under its name."""
+        """Return what is stored; None if there is none, or if its hash is another."""
         with self._files, storage_errors(self.data.root, writing=False):
             found, size = self.blobs.digest(key)
         return StoredContent(size, partial(self._read_part, key)) if found == sha256 else None
@@ -142,7 +144,7 @@ class VoiceStore:
             return self.blobs.read_part(key, start, end)
 
     def read_blob(self, key: str) -> bytes:
-        """Nothing if there is none."""
+        """Return the bytes of a blob; nothing if there is none."""
         with self._files, storage_errors(self.data.root, writing=False):
             return self.blobs.read(key)
 
@@ -150,15 +152,15 @@ class VoiceStore:
         return self._db.size()
 
     def copy_database(self, target: Path) -> None:
-        """All rows as of one moment, in a new file."""
+        """Copy all rows, as of one moment, to a new file."""
         self._db.copy_to(target)
 
     # Writing
 
     def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
-        """Store the clip, and what inference reads of it. False if both were there.
+        """Store the clip, and what inference reads of it; return False if both were there.
 
-        Without an `upload` the clip is that of a voice, and stays as it is.
+        Without an `upload` the clip is that of a stored voice, and stays as it is.
         """
         with self._files, storage_errors(self.data.root, writing=True):
             moved = upload is not None and upload.keep(
@@ -167,7 +169,7 @@ class VoiceStore:
             return self.blobs.put(conditioned_key(source), clip.conditioned_wav) or moved
 
     def keep_transient(self, source: PromptSource, clip: ReferenceClip) -> None:
-        """What inference reads of a clip that is not enrolled, until `drop_transient`."""
+        """Store what inference reads of a clip not enrolled, until `drop_transient`."""
         with self._files:
             self.blobs.replace(conditioned_key(source), clip.conditioned_wav)
 
@@ -176,7 +178,7 @@ class VoiceStore:
             self.blobs.delete_all(voice_prefix(voice_id))
 
     def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
-        """Remove prompt files, and the clip if it is to go, of work that got no row.
+        """Remove the prompt files, and the clip if `clip`, of work that got no row.
 
         What another row names stays. `insert` writes anew what goes meanwhile.
         """
@@ -187,7 +189,7 @@ class VoiceStore:
             self._remove(unfinished(self.blobs, session, source, clip=clip))
 
     def transaction(self) -> AbstractContextManager[Session]:
-        """What is written within, to tables of any module, is stored as one or not at all.
+        """Begin a write: what the block writes, to any table, is stored together or not at all.
 
         Nobody else writes meanwhile; rows follow files, so files come first in it.
         """
@@ -201,7 +203,7 @@ class VoiceStore:
         clip: ReferenceClip,
         prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        """The voice of a transaction, which ends with it. Raises NameTaken if another came first.
+        """Add a voice as part of the caller's transaction; raise NameTaken if the name is in use.
 
         Its files are written once more: now that nobody else writes, no clean-up can take them.
         """
@@ -211,7 +213,7 @@ class VoiceStore:
         return find(session, new.source.voice_id)
 
     def edit(self, reference: str, edit: VoiceEdit, expected: int | None) -> StoredVoice:
-        """Raises EditConflict if `expected` is given and is not the current row_version.
+        """Edit a voice. Raises EditConflict if `expected` is given and is not its row_version.
 
         A new version makes the oldest go, unless a backup is being made: then the next one does.
         """
@@ -233,7 +235,7 @@ class VoiceStore:
         return edited
 
     def _drop_forgotten(self, forgotten: ForgottenVersions) -> None:
-        """The edit is stored by now, and is no error if a file can't be removed."""
+        """Remove files of forgotten enrolments; log errors, for the edit is stored already."""
         try:
             with self._db.read() as session, self._files:  # a write may be work for nothing
                 if not forgotten_files(self.blobs, session, forgotten):
@@ -262,19 +264,19 @@ class VoiceStore:
             mark_deleted(session, row)
 
     def purge_surplus(self, keep: int) -> int:
-        """Forget deleted voices but for the `keep` that were deleted last; how many were."""
+        """Forget deleted voices, but for the last `keep`; return how many were forgotten."""
         return sum(map(self.purge, self.surplus(keep)))
 
     def surplus(self, keep: int) -> list[Sequence[str]]:
-        """The ids of those, the oldest first, in parts of one transaction each."""
+        """Return the ids that `purge_surplus` forgets, oldest first, one transaction a list."""
         with self._db.read() as session:
             return surplus(session, keep)
 
     def purge(self, voices: Sequence[str], most: int | None = None) -> int:
-        """Remove the deleted ones of these for good, by their ids: rows first, then their files.
+        """Remove deleted voices for good, rows first, then files; return how many were removed.
 
-        At most the first so many of those that may go.
-        None while a backup is being made, which must find the files of the rows that it has.
+        At most the first `most` of those that may go; none during a backup, which needs their
+        files.
         """
         with may_remove(self._held()) as free:
             with self._db.read() as session:  # a write is work for nothing where all must stay
@@ -293,7 +295,7 @@ class VoiceStore:
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
-        """Around what removes files, within the transaction that keeps rows for them away."""
+        """Hold the files for a removal, in a transaction that keeps rows from appearing."""
         with self._files, storage_errors(self.data.root, writing=True):
             yield
 
@@ -307,7 +309,7 @@ class VoiceStore:
             self.data.drop_dead_transients()
 
     def holding_files(self) -> AbstractContextManager[None]:
-        """Within, the files of all rows that were there at its beginning stay."""
+        """Keep the files of all rows that are there when the block begins."""
         return hold_files(self._held())
 
     def _held(self) -> Path:
@@ -316,10 +318,10 @@ class VoiceStore:
     def record_features(
         self, voice: StoredVoice, prompt: ExtractedPrompt, warnings: Sequence[str]
     ) -> StoredVoice:
-        """Features made anew, and what is noticed about clip and transcript by now.
+        """Record features made anew, and the warnings about clip and transcript found with them.
 
-        Raises VoiceNotFound if the voice was deleted meanwhile, StorageUnavailable if it was
-        edited so often that its enrolment is gone.
+        Raises VoiceNotFound if the voice was deleted meanwhile, StorageUnavailable if it was edited
+        so often that its enrolment is gone.
         """
         with self.transaction() as session:
             find_row(session, voice.row.id)
@@ -333,7 +335,7 @@ class VoiceStore:
             return model_in_use(session)
 
     def adopt_model(self, source: str, model: ModelRef) -> None:
-        """Record the model at first use. Raises ModelMismatch if the directory has another."""
+        """Record the model at first use; raise ModelMismatch if the directory has another."""
         known = self.model_in_use()
         if known is not None and ModelRef(known.model_id, known.revision) == model:
             return

@@ -1,5 +1,7 @@
-"""A voice as it was read from the database, and as it is shown: rows are believed no more than
-requests, for a backup of someone else's may have brought them."""
+"""A voice as it was read from the database, and as it is shown.
+
+Rows are trusted no more than requests, for a backup of someone else's may have brought them.
+"""
 
 import base64
 import logging
@@ -17,7 +19,7 @@ from registry.storage.tables import AUDIO_TYPES, Features, SpeakDefaults, Voice,
 
 log = logging.getLogger("registry")
 
-PAGE_CHARACTERS = 256 * 1024  # of a page, so that it is no more than a few MiB
+PAGE_CHARACTERS = 256 * 1024  # that end a page, so that it is no more than a few MiB
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class StoredVoice:
 
     @property
     def defaults(self) -> SpeakDefaults:
-        """Raises VoiceDamaged."""
+        """What it speaks with unless a request says otherwise. Raises VoiceDamaged."""
         with self._believed("defaults"):
             return SpeakDefaults.model_validate(self.row.defaults)
 
@@ -46,20 +48,22 @@ class StoredVoice:
 
     @property
     def clip_type(self) -> str:
-        """What the clip may be served as."""
+        """The media type that the clip may be served as."""
         clip = self.enrolment.clip if isinstance(self.enrolment.clip, dict) else {}
         kind = str(clip.get("media_type"))
         return kind if kind in AUDIO_TYPES else "application/octet-stream"
 
     def characters(self) -> int:
-        """Roughly, of what people wrote into it."""
+        """Count roughly the characters that people wrote into it."""
         labels, warnings = self.labels.values(), self.enrolment.warnings
         words = (self.row.description, self.enrolment.transcript, *labels, warnings)
         return sum(len(str(word)) for word in words)
 
     def fingerprint(self) -> str | None:
-        """The key of the features that the model in use needs; None before any model was used,
-        or where the row holds no text."""
+        """Return the key of the features that the model in use needs.
+
+        None before any model was used, or where the row holds no text.
+        """
         parts = (self.enrolment.clip_sha256, self.enrolment.transcript or "")
         if self.model is None or not all(isinstance(part, str) for part in parts):
             return None
@@ -78,7 +82,7 @@ class StoredVoice:
         )
 
     def ready_prompt(self) -> PromptRef:
-        """Raises PromptNotReady, for whoever makes none."""
+        """Return its prompt for the model in use; raise PromptNotReady if none was made yet."""
         ref = self.prompt_ref()
         if ref is None:
             raise PromptNotReady(
@@ -88,7 +92,7 @@ class StoredVoice:
         return ref
 
     def public(self) -> VoicePublic:
-        """Raises VoiceDamaged for what no request could have stored."""
+        """Return what the API shows; raise VoiceDamaged for what no request could have stored."""
         clip, sha256 = self.enrolment.clip, {"sha256": self.enrolment.clip_sha256}
         row = self.row.model_dump(exclude={"name_key", "deleted_at", "defaults"}, warnings=False)
         shown = row | {
@@ -110,6 +114,7 @@ class StoredVoice:
 
     @contextmanager
     def _believed(self, within: str = "") -> Iterator[None]:
+        """Raise VoiceDamaged for what a model refuses within the block."""
         try:
             yield
         except ValidationError as error:
@@ -133,12 +138,17 @@ class StoredVoice:
 
 @dataclass(frozen=True)
 class Page:
+    """Voices of one page, and the cursor of the next."""
+
     voices: list[StoredVoice]
     next: str | None
     damaged: list[str]  # ids of those that have no enrolment
 
     def public(self) -> VoicePage:
-        """One voice that is damaged hides no other. Voices with many words make a shorter page."""
+        """Return what the API shows of the page: damaged voices by their ids, all others whole.
+
+        It ends early, with a cursor, after voices with many words.
+        """
         shown, damaged, characters = list[VoicePublic](), [*self.damaged], 0
         following = self.next
         for before, voice in zip((None, *self.voices), self.voices, strict=False):
@@ -155,15 +165,15 @@ class Page:
 
 
 def is_full(voices: Sequence[StoredVoice]) -> bool:
-    """Whether a page of these has no room for another."""
+    """Tell whether a page of these has no room for another."""
     return sum(voice.characters() for voice in voices) > PAGE_CHARACTERS
 
 
 def cursor(name_key: str) -> str:
-    """Of the page that begins after this name."""
+    """Return the cursor of the page that begins after this name."""
     return base64.urlsafe_b64encode(name_key.encode()).decode().rstrip("=")
 
 
 def shown_id(voice_id: object) -> str:
-    """An id is what it should be, or is shown as what it is."""
+    """Return an id as it is if it is valid; anything else escaped, and cut short."""
     return str(voice_id) if is_voice_id(voice_id) else ascii(voice_id)[:80]

@@ -1,4 +1,4 @@
-"""What the tables of a registry look like, as the database describes them, and what they should.
+"""Compares the tables, columns, keys and indexes of a database with those that a registry has.
 
 Knows no rows. A database may do nothing by itself: no trigger, no view, no generated column.
 """
@@ -17,7 +17,7 @@ MIGRATED = "alembic_version"  # Alembic's own table
 
 
 def wanted() -> set[SchemaPart]:
-    """Every column, key and index that the models ask for."""
+    """Return every column, key and index that the models ask for."""
     with sqlite.in_memory() as memory:
         SQLModel.metadata.create_all(sqlite.memory_engine(memory), checkfirst=False)
         return parts(memory)
@@ -41,7 +41,10 @@ def _of_a_table(connection: sqlite.Connection, name: str, sql: str) -> Iterator[
 
 
 def faults(connection: sqlite.Connection) -> list[str]:
-    """In words; tables, columns and indexes that a newer program added are none."""
+    """Describe what is missing or changed; what a newer program added is no fault.
+
+    Triggers and views are faults always.
+    """
     found, expected = parts(connection), wanted()
     said = [f"{_named(part)} is missing or changed" for part in expected - found]
     added = [part for part in found - expected if part[0] in ("trigger", "view")]
@@ -49,7 +52,10 @@ def faults(connection: sqlite.Connection) -> list[str]:
 
 
 def differences(found: Path, fresh: Path) -> list[str]:
-    """In words, and to the letter: a constraint can be written in many ways, or hidden there."""
+    """Describe where the statements of the schema differ, letter by letter.
+
+    So strict, because a constraint can be written in many ways, or be hidden in a statement.
+    """
     ours, expected = _statements(found), _statements(fresh)
     said = [f"{_named(part)} is missing or changed" for part in expected - ours]
     names = {part[:2] for part in expected}

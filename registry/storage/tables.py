@@ -26,7 +26,7 @@ from registry.storage import sqlite
 
 
 def _plain(value: str) -> str:
-    """With the line ends of Unix, whatever those of the sender."""
+    """Give a text the line ends of Unix; ValueError for control characters and lone surrogates."""
     value = value.replace("\r\n", "\n").replace("\r", "\n")
     for character in value:
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
@@ -35,12 +35,12 @@ def _plain(value: str) -> str:
 
 
 def _whole(number: object) -> object:
-    """JSON knows no integers: 3.0 is one, by its schema."""
+    """Make an integer of a float like 3.0, which is one by JSON's schema."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _seen(key: object) -> object:
-    """What a pattern refuses, too; but of these characters it could only say that it does."""
+    """Refuse an invisible character and say which; the pattern refuses it too, but can't say."""
     for character in key if isinstance(key, str) else "":
         if is_invisible(character):
             raise ValueError(f"holds U+{ord(character):04X}, which nobody sees")
@@ -54,13 +54,13 @@ def _few(labels: dict[str, str]) -> dict[str, str]:
 
 
 def described(format: str, longest: int) -> Any:
-    """What OpenAPI says of a text that is checked elsewhere."""
+    """Describe to OpenAPI a text that is checked elsewhere."""
     rules: JsonDict = {"format": format, "minLength": 1, "maxLength": longest}
     return Documented(json_schema_extra=rules)
 
 
 def in_range(name: str) -> Any:
-    """What the contract says of a number by which codes are sampled."""
+    """Return the contract's limits for a number by which codes are sampled."""
     low, high = SAMPLING_RANGES[name]
     return Documented(ge=low, le=high)
 
@@ -115,13 +115,13 @@ Instant = Annotated[
 ]
 ClipType = Annotated[str, AfterValidator(_audio)]
 Count = Annotated[int, Documented(ge=0, le=2**53)]
-Counter = Annotated[int, Documented(ge=1, le=2**52)]  # which may be counted on
-Seconds = Annotated[float, Documented(gt=0, le=100)]  # of a clip, which has 61 at most
+Counter = Annotated[int, Documented(ge=1, le=2**52)]  # one that can still be increased
+Seconds = Annotated[float, Documented(gt=0, le=100)]  # a clip's length, which is 61 at most
 Decibels = Annotated[float, Documented(ge=-1000, le=1000)]
 
 
 class StoredJson(TypeDecorator[Any]):
-    """JSON whose text may be none: then the text itself, which no model takes for its value."""
+    """A column of JSON; text that is no JSON is read as it is, which no model takes for a value."""
 
     impl = JSON
     cache_ok = True
@@ -139,12 +139,12 @@ def _decoded(decode: Any, value: object) -> object:
 
 
 def utc_now() -> str:
-    """RFC 3339 in UTC with milliseconds: sortable as text, readable in the file."""
+    """Return the time in UTC, RFC 3339 with milliseconds, which sorts as text."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Voice(SQLModel, table=True):
-    """A named row. Deleting marks it; the partial index frees the name at once."""
+    """A named voice. Deleting marks the row; the partial index frees the name at once."""
 
     __tablename__ = "voice"
     __table_args__ = (
@@ -205,6 +205,8 @@ class Features(SQLModel, table=True):
 
 
 class Label(SQLModel, table=True):
+    """One label of a voice: a key and its value."""
+
     __tablename__ = "label"
     __table_args__ = (Index("label_value", "key", "value", "voice_id"),)
 

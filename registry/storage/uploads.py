@@ -1,4 +1,4 @@
-"""A clip on its way in: a file on the disk of the voices, hashed while it is written.
+"""A clip being uploaded: a file on the disk of the voices, hashed while it is written.
 
 It is never in memory as a whole. Its file is locked for as long as its server lives, so that the
 next start can tell what a dead one left; it goes with the request, or becomes a voice's clip.
@@ -23,7 +23,7 @@ DECODERS = 2
 
 
 class Clip(Protocol):
-    """What a decoder reads, and for whom it does."""
+    """A clip to be decoded, and the client for whom this is done."""
 
     @property
     def sha256(self) -> str: ...
@@ -31,12 +31,12 @@ class Clip(Protocol):
     def client(self) -> str: ...
     @property
     def open(self) -> Callable[[], AbstractContextManager[BinaryIO]]:
-        """At its first byte, to be read alone. Blocks."""
+        """Opens the clip at its first byte, for this reader alone. Blocks."""
 
 
 @dataclass(frozen=True)
 class StoredClip:
-    """The clip of a voice, which the server reads for itself."""
+    """The clip of a stored voice, decoded again by the server for itself."""
 
     sha256: str
     open: Callable[[], AbstractContextManager[BinaryIO]]
@@ -44,10 +44,10 @@ class StoredClip:
 
 
 class Upload:
-    """A clip that comes in parts. All but `close` may block, and raise what the storage refuses."""
+    """A clip that comes in parts. All methods but `close` may block and raise storage errors."""
 
     def __init__(self, folder: Path, client: str, gone: Callable[[], object]) -> None:
-        """Nothing is made in the folder before the first part."""
+        """Prepare an upload; nothing is made in the folder before the first part."""
         self._folder, self._gone = folder, gone
         self._file: FileIO | None = None
         self._hash = hashlib.sha256()
@@ -58,6 +58,7 @@ class Upload:
         return self._hash.hexdigest()
 
     def write(self, part: bytes | bytearray) -> None:
+        """Append a part to the file, which the first one makes."""
         with storage_errors(self._folder.parent, writing=True):
             if self._file is None:
                 self._file = locked_file(self._folder)
@@ -67,14 +68,14 @@ class Upload:
         self._hash.update(part)
 
     def open(self) -> FileIO:
-        """Its own descriptor for the decoder, which must not change what was hashed."""
+        """Open the file once more for a decoder, which must not change what was hashed."""
         with storage_errors(self._folder.parent, writing=False):
             return FileIO(self._written.name)
 
     def keep(self, blobs: BlobStore, key: str, *, move: bool = True) -> bool:
-        """Make this clip the blob of that key, for good; False if it is it already.
+        """Make this clip the blob of that key, for good; return False if it is it already.
 
-        The file itself may become it, unless it may not `move`.
+        The file itself may become it, unless `move` is false.
         """
         if blobs.digest(key)[0] == self.sha256:
             blobs.renew(key)
@@ -83,7 +84,7 @@ class Upload:
         return True
 
     def close(self) -> None:
-        """Whoever has opened it may read on."""
+        """Delete the file, unless it has moved; whoever has opened it may read on."""
         if self._file is not None:
             with suppress(OSError):  # it has moved
                 os.unlink(self._file.name)
@@ -98,7 +99,7 @@ class Upload:
 
 
 def locked_file(folder: Path) -> FileIO:
-    """A new temporary file, which `drop_abandoned` leaves alone until it is closed."""
+    """Make a temporary file, which `drop_abandoned` leaves alone until it is closed."""
     make_folder(folder)
     while True:
         path = folder / f"{TMP_PREFIX}{secrets.token_hex(8)}"
@@ -110,7 +111,7 @@ def locked_file(folder: Path) -> FileIO:
 
 
 def drop_abandoned(folder: Path) -> None:
-    """Remove the locked files of programs that have ended, however they did."""
+    """Remove the temporary files of programs that have ended, however they did."""
     for path in folder.glob(f"{TMP_PREFIX}*"):
         with suppress(OSError), opened(path) as file:  # locked, or a folder that is read only
             if file is not None:

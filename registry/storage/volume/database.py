@@ -27,23 +27,23 @@ from registry.storage.volume.snapshots import (
     digest_of,
 )
 
-PATIENCE_S = 45.0  # of one write, for another container's
-EXPIRY_S = 20.0  # of a claim that nothing comes of: several times what a write takes
+PATIENCE_S = 45.0  # that one write waits for another container's
+EXPIRY_S = 20.0  # until a claim without an outcome is given up: several times what a write takes
 LOOK_S = 0.2  # between two looks at another's claim
 FRESH_S = 5.0  # for so long reads don't ask whether another container has written
 MOST_ABANDONED = 16  # numbers above the newest state: each is asked about at every look
 
 
 class SnapshotDatabase(Database):
-    """Reads are local. A write that returns is in every snapshot from then on."""
+    """A database that reads a local copy; a write is in every later snapshot once it returns."""
 
     def __init__(
         self, folder: Path, mount: Mount, claims: Claims, prepare: Callable[[Path], None]
     ) -> None:
-        """Starts with the newest snapshot; `folder` is of this container alone.
+        """Start with the newest snapshot; `folder` must be of this container alone.
 
         `prepare` brings a database file to the schema of this program, or makes it. Raises
-        DatabaseLost for what only a backup mends, StorageUnavailable.
+        DatabaseLost for what only a backup mends, and StorageUnavailable.
         """
         self._local, self._prepare = folder, prepare
         self._ledger = Ledger(claims)
@@ -60,7 +60,7 @@ class SnapshotDatabase(Database):
 
     @property
     def number(self) -> int:
-        """Of the snapshot that reads see; 0 before there is any."""
+        """The number of the snapshot that reads see; 0 before there is any."""
         return self._base.number
 
     @contextmanager
@@ -70,13 +70,16 @@ class SnapshotDatabase(Database):
             yield session
 
     def look_around(self, after_s: float = 0.0) -> bool:
-        """See what another container wrote, if nobody has looked for so long; True if it did."""
+        """Fetch what other containers wrote, unless that was done less than `after_s` ago.
+
+        Returns True if there was something new.
+        """
         if time.monotonic() - self._looked_s < after_s or not self._turn.acquire(blocking=False):
             return False
         before = self._base
         try:
             self._looked_s = time.monotonic()
-            with suppress(StorageUnavailable):  # then what is known must do
+            with suppress(StorageUnavailable):  # then reads go on with what is known
                 number = self._ledger.following(before.number)
                 if self._ledger.outcome(number) is not None:
                     self._catch_up()
@@ -89,7 +92,10 @@ class SnapshotDatabase(Database):
 
     @contextmanager
     def write(self, *, references: bool = True) -> Iterator[Session]:
-        """A transaction on a copy, which readers see once it is published. StorageUnavailable."""
+        """Begin a transaction on a copy, which readers see once it is published.
+
+        Raises StorageUnavailable if it can't be published.
+        """
         with self._draft() as draft, _writing(draft, references) as session:
             yield session
 
@@ -105,18 +111,19 @@ class SnapshotDatabase(Database):
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
-        """A copy of the newest state to change; published on leaving, or forgotten."""
+        """Yield a copy of the newest state to change; publish it on leaving, or forget it."""
         with self._turn_to_write(-1):
             try:
                 with self._in_turn() as draft:
                     yield draft
             except RegistryError as error:
                 if not isinstance(error, StorageUnavailable):
-                    self._seal()  # the answer tells the newest state
+                    self._seal()  # the client is told of the newest state
                 raise
 
     @contextmanager
     def _in_turn(self) -> Iterator[Path]:
+        """Do as `_draft` does, for a caller whose turn it is to write."""
         number, base = self._claimed(), self._base
         draft = self._local / "draft.db"
         private.touch(draft)
@@ -149,7 +156,7 @@ class SnapshotDatabase(Database):
     # Before a write: its number, and the newest state
 
     def _claimed(self) -> int:
-        """A number of ours alone, all before which are in the newest state or abandoned."""
+        """Claim a number, all before which are in the newest state or abandoned; return it."""
         deadline_s = time.monotonic() + PATIENCE_S
         while True:
             base, number = self._base, self._ledger.following(self._base.number)
@@ -166,7 +173,10 @@ class SnapshotDatabase(Database):
                 time.sleep(LOOK_S)
 
     def _has_come(self, number: int) -> bool:
-        """See what came of a number that someone has claimed; when nothing does, abandon it."""
+        """See what came of a number that someone has claimed; when nothing does, abandon it.
+
+        Returns False as long as it may still come.
+        """
         self._catch_up()
         if self._base.number >= number:
             return True
@@ -187,10 +197,10 @@ class SnapshotDatabase(Database):
             self._prepare(fetched)
             self._take(newest, fetched)
 
-    # After it
+    # After a write
 
     def _publish(self, draft: Path, snapshot: Snapshot) -> None:
-        """Raises unless the snapshot counts. An error that came too late to matter is none."""
+        """Publish a snapshot; raise unless it counts, whatever errors came on the way."""
         failed: StorageUnavailable | None = None
         try:
             self._shelf.publish(draft, snapshot, self._base)
@@ -203,7 +213,10 @@ class SnapshotDatabase(Database):
             raise StorageUnavailable(f"Nothing was stored; try again. {reason}")
 
     def _take_back(self, snapshot: Snapshot) -> None:
-        """Raises StorageUnavailable where it may stay, and count once the ledger is forgotten."""
+        """Withdraw a snapshot that does not count.
+
+        Raises StorageUnavailable if it may stay, and so count once the ledger is forgotten.
+        """
         try:
             self._shelf.withdraw(snapshot)
         except StorageUnavailable as error:
@@ -218,7 +231,7 @@ class SnapshotDatabase(Database):
             raise _not_known(error) from error
 
     def _take(self, snapshot: Snapshot, file: Path) -> None:
-        """Readers see the new state from here on; who reads the old one ends in peace."""
+        """Let readers see the new state from here on; those at work in the old one can finish."""
         old, new = self._file(self._base), self._file(snapshot)
         os.replace(file, new)
         self._base = snapshot
@@ -244,7 +257,7 @@ def _writing(path: Path, references: bool) -> Iterator[Session]:
 
 
 def _check(path: Path) -> None:
-    """Raises DatabaseLost for a file that is no sound database."""
+    """Raise DatabaseLost for a file that is no sound database."""
     try:
         with sqlite.opened(path) as connection:
             faults = sqlite.quick_faults(connection, path)

@@ -15,6 +15,8 @@ from registry.storage.volume.snapshots import Mount
 
 
 class RemovedClips:
+    """Keeps copies of removed clips for an hour, and puts back those that a voice needs."""
+
     def __init__(self, mount: Mount, data: DataDir) -> None:
         self._mount, self._data = mount, data
         self._folder = mount.path / "removed"
@@ -22,7 +24,7 @@ class RemovedClips:
     def keep(self, paths: Iterable[Path]) -> None:
         """Copy those of the files that are sound clips, for everyone, before they are removed.
 
-        Not in one publication with the removal: who dies in the middle of it has published a part.
+        In a commit of its own: who dies in the middle of one has published a part of it.
         """
         with self._mount.gate:
             clips = [path for path in paths if self._is_clip(path)]
@@ -30,16 +32,18 @@ class RemovedClips:
                 self._mount.commit()
 
     def has(self, sha256: str) -> bool:
+        """Tell whether there is a copy of this clip, once the Volume is reloaded."""
         with self._mount.gate:
             self._mount.reload()
             return is_plain(self._folder / sha256)
 
     def is_any(self) -> bool:
+        """Tell whether there are any copies, whole or not."""
         with self._mount.gate:
             return any(self._copies()) or any(self._unfinished())
 
     def put_back(self, sha256: str) -> None:
-        """One that a row names, within a transaction, so that none of a removal is under way."""
+        """Put back a clip that a row names; within a transaction, so that no removal runs."""
         with self._mount.gate:
             clip = self._data.clip(sha256)
             is_sound = hash_stored(clip)[0] == sha256
@@ -49,7 +53,7 @@ class RemovedClips:
     def finish(self, is_named: Callable[[str], bool]) -> None:
         """Put back what a row names, and remove copies that are older than any removal's delay.
 
-        Within a transaction, so that what is named stays so.
+        Call it within a transaction, so that what is named stays so.
         """
         with self._mount.gate:
             for copy in [*self._copies()]:
@@ -71,7 +75,7 @@ class RemovedClips:
         yield from (path for path in self._entries() if is_sha256(path.name))
 
     def _unfinished(self) -> Iterator[Path]:
-        """Of containers that died while they wrote a copy."""
+        """Yield the temporary files of containers that died while they wrote a copy."""
         yield from (path for path in self._entries() if path.name.startswith(TMP_PREFIX))
 
     def _entries(self) -> list[Path]:
@@ -79,7 +83,7 @@ class RemovedClips:
 
 
 def copy_sound(path: Path, target: Path) -> bool:
-    """Whether the file has the content that its name says; then `target` has it too."""
+    """Copy a file to `target` if its content has the hash in its name; return whether it has."""
     content = read_stored(path)
     if sha256_of(content) != path.name:
         return False

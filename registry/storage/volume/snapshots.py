@@ -24,22 +24,25 @@ KEPT = 5  # snapshots
 
 
 class Volume(Protocol):
-    """What of modal.Volume is used; both raise StorageUnavailable."""
+    """The part of modal.Volume that is used; its methods raise StorageUnavailable."""
 
     def commit(self) -> None: ...
     def reload(self) -> None: ...
 
 
 class Claims(Protocol):
-    """What of modal.Dict is used; both raise StorageUnavailable."""
+    """The part of modal.Dict that is used; its methods raise StorageUnavailable."""
 
     def put(self, key: str, value: str, *, skip_if_exists: bool) -> bool: ...
     def get(self, key: str) -> Any: ...
 
 
 class Mount:
-    """A Volume's folder. Whoever opens files in it holds `gate`, and has closed them on leaving:
-    a commit or reload fails over an open file, and meanwhile the folder may look empty."""
+    """The folder of a Volume, and the lock around all use of its files.
+
+    Whoever opens files in it holds `gate`, and has closed them on leaving: a commit or reload fails
+    over an open file, and meanwhile the folder may look empty.
+    """
 
     def __init__(self, path: Path, volume: Volume) -> None:
         self.path, self._volume = path, volume
@@ -47,7 +50,7 @@ class Mount:
         self.dirty = False  # something was written that no commit is known to hold
 
     def commit(self) -> None:
-        """Everyone who reloads from now on sees what was written here."""
+        """Publish what was written: everyone who reloads from now on sees it."""
         with self.gate:
             self._volume.commit()
             self.dirty = False
@@ -59,7 +62,7 @@ class Mount:
 
 @dataclass(frozen=True, order=True)
 class Snapshot:
-    """A whole database; its name says what its bytes must be."""
+    """A whole database; its name says which number it has and what its bytes must be."""
 
     number: int
     digest: str
@@ -73,14 +76,14 @@ NOTHING = Snapshot(0, "")
 
 
 class Ledger:
-    """Whose numbers are: one owner may try a number, and one outcome is settled for ever."""
+    """Records for each number who alone may try it, and its one outcome, which never changes."""
 
     def __init__(self, claims: Claims) -> None:
         self._claims = claims
         self._owner = secrets.token_hex(8)
 
     def claim(self, number: int) -> bool:
-        """True for the first who asks."""
+        """Claim a number; return True for the first who does."""
         return self._claims.put(f"claim {number}", self._owner, skip_if_exists=True)
 
     def is_claimed(self, number: int) -> bool:
@@ -90,7 +93,10 @@ class Ledger:
         return bool(self._claims.get(f"claim {number}") == self._owner)
 
     def abandon(self, number: int, *, late: bool) -> str:
-        """The outcome, which may be another; `late` if its snapshot may come to the Volume yet."""
+        """Settle a number as abandoned, and return its outcome, which may be another.
+
+        `late` says that its snapshot may come to the Volume yet.
+        """
         if late:  # before the outcome, so that whoever sees that sees this
             self._claims.put(f"late {number}", self._owner, skip_if_exists=True)
         return self.settle(number, ABANDONED)
@@ -99,24 +105,25 @@ class Ledger:
         return self._claims.get(f"late {number}") is not None
 
     def settle(self, number: int, outcome: str) -> str:
-        """The outcome of a number: this one if none was settled before."""
+        """Settle the outcome of a number unless it has one, and return what it is."""
         if self._claims.put(f"outcome {number}", outcome, skip_if_exists=True):
             return outcome
         return str(self._claims.get(f"outcome {number}"))
 
     def outcome(self, number: int) -> str | None:
+        """Return the outcome of a number: a snapshot's name, ABANDONED, or None for now."""
         found = self._claims.get(f"outcome {number}")
         return None if found is None else str(found)
 
     def following(self, number: int) -> int:
-        """The first number after this one that is not abandoned."""
+        """Return the first number after this one that is not abandoned."""
         while self.outcome(number + 1) == ABANDONED:
             number += 1
         return number + 1
 
 
 class Shelf:
-    """The snapshots in the shared folder, and which of them count."""
+    """The folder of snapshots that containers share; decides with the ledger which count."""
 
     def __init__(self, mount: Mount, ledger: Ledger) -> None:
         self._mount, self._ledger = mount, ledger
@@ -126,9 +133,9 @@ class Shelf:
         return self._mount.path / "snapshots"
 
     def newest(self, known: Snapshot) -> Snapshot:
-        """The highest that counts, after a reload; one that nobody has settled is settled to count.
+        """Reload, and return the highest snapshot that counts, or `known` if none above it does.
 
-        `known` if there is none above it. DatabaseLost if one that counts is damaged or gone.
+        An unsettled one is settled to count. DatabaseLost if one that counts is damaged or gone.
         """
         before = None
         while True:
@@ -153,7 +160,7 @@ class Shelf:
             shutil.copyfile(self._folder / snapshot.name, target)
 
     def publish(self, source: Path, snapshot: Snapshot, base: Snapshot) -> None:
-        """Under its name for everyone; files before the rows that name them."""
+        """Commit a snapshot under its name; files come before the rows that name them."""
         with self._mount.gate:
             if self._mount.dirty:
                 self._mount.commit()
@@ -163,14 +170,14 @@ class Shelf:
             self._mount.commit()
 
     def withdraw(self, *snapshots: Snapshot) -> None:
-        """Take back what does not count, lest it does when the ledger has forgotten it."""
+        """Remove snapshots that do not count, lest they do when the ledger has forgotten them."""
         with self._mount.gate:
             for snapshot in snapshots:
                 (self._folder / snapshot.name).unlink(missing_ok=True)
             self._mount.commit()
 
     def _withdraw_abandoned(self, newest: Snapshot) -> None:
-        """Take back what was abandoned above the newest that counts; its writer may be dead.
+        """Remove what was abandoned above the newest that counts; its writer may be dead.
 
         An error here is the caller's: whoever goes on tells someone that those writes did not
         happen, and the ledger remembers that for a week only.
@@ -195,19 +202,19 @@ class Shelf:
         return outcome == snapshot.name
 
     def _prune(self, base: Snapshot) -> None:
-        """Only below one that counts: of those above it, who knows which will."""
+        """Remove old snapshots below one that counts; which of those above will count is open."""
         below = sorted(snapshot for snapshot in self._present() if snapshot.number < base.number)
         for snapshot in below[: -(KEPT - 2)]:
             (self._folder / snapshot.name).unlink(missing_ok=True)
 
 
 def digest_of(path: Path) -> str:
-    """The beginning of a file's sha256."""
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _copy(source: Path, target: Path) -> None:
-    """`target` is whole or absent, to whoever looks."""
+    """Copy a file so that whoever looks finds `target` whole or absent."""
     with open(source, "rb") as original, replacing(target) as made:
         shutil.copyfileobj(original, made)

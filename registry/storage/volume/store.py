@@ -1,4 +1,4 @@
-"""VolumeStore: the same store over a Volume that containers share, as Modal has them.
+"""VolumeStore: the store over a Volume that containers share, as Modal has them.
 
 Files are written once and committed before anyone is told their names; rows are in snapshots.
 """
@@ -30,7 +30,7 @@ from registry.upkeep.doctor import Finding, examine_files
 
 @dataclass(frozen=True)
 class VolumeDir(DataDir):
-    """Files on the Volume, one database file on the container's own disk."""
+    """A data directory on the Volume, whose database file is on the container's own disk."""
 
     file: Path
 
@@ -44,11 +44,11 @@ class VolumeDir(DataDir):
 
     @property
     def uploads(self) -> Path:
-        """Not on the Volume, which can't be committed while a file on it is open."""
+        """The folder of uploads; not on the Volume, which can't be committed with a file open."""
         return self.file.parent / "uploads"
 
     def create(self) -> None:
-        """Writers make their folders; a Volume is never full, and needs no ballast."""
+        """Make only the folder of the database: writers make theirs, and a Volume is never full."""
         make_folder(self.file.parent)
 
 
@@ -70,8 +70,11 @@ class SharedVolume:
 
 @dataclass(frozen=True)
 class SharedDict:
-    """A modal.Dict, or what acts like one. `lineage` is the Volume's own id: claims on another
-    Volume, that once had its name, are not claims on this one."""
+    """A modal.Dict, or what acts like one.
+
+    `lineage` is the Volume's own id: claims on another Volume, that once had its name, are not
+    claims on this one.
+    """
 
     entries: Any
     lineage: str
@@ -89,6 +92,7 @@ class SharedDict:
 
 @contextmanager
 def said(failures: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise StorageUnavailable in place of these failures."""
     try:
         yield
     except failures as error:
@@ -97,12 +101,17 @@ def said(failures: tuple[type[Exception], ...]) -> Iterator[None]:
 
 
 class VolumeStore(VoiceStore):
+    """A VoiceStore whose files are on a Volume and whose rows are in snapshots on it."""
+
     database: type[SnapshotDatabase] = SnapshotDatabase
     _db: SnapshotDatabase
     _moves_uploads = False  # no file on a Volume is open when it is committed
 
     def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
-        """`local` is a folder of this container alone. DatabaseLost, StorageUnavailable."""
+        """Open the Volume; `local` must be a folder of this container alone.
+
+        Raises DatabaseLost and StorageUnavailable.
+        """
         self._mount, self._claims, self._local, self._files = mount, claims, local, mount.gate
         data = VolumeDir(mount.path, local / "registry.db")
         self._removed = RemovedClips(mount, data)
@@ -122,7 +131,7 @@ class VolumeStore(VoiceStore):
         migrate(VolumeDir(self._mount.path, path))
 
     def get(self, reference: str) -> StoredVoice:
-        """Looks once more if another container may have written it a moment ago."""
+        """Return a voice; look again if another container may have written it a moment ago."""
         try:
             return super().get(reference)
         except VoiceNotFound:
@@ -140,7 +149,7 @@ class VolumeStore(VoiceStore):
 
     @contextmanager
     def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
-        """A copy on the container's own disk: the Volume must not wait for a decoder."""
+        """Copy the clip to the container's own disk: the Volume must not wait for a decoder."""
         with TemporaryFile(dir=self._local) as copy:
             try:
                 self._copy_clip(voice, copy)
@@ -156,7 +165,7 @@ class VolumeStore(VoiceStore):
             shutil.copyfileobj(clip, copy)
 
     def _put_back(self, sha256: str) -> bool:
-        """A clip that a removal took though it did not count, if it was one."""
+        """Put back a clip whose removal never counted; return whether a row names it."""
         if not self._removed.has(sha256):
             return False
         with self.transaction() as session:
@@ -165,7 +174,7 @@ class VolumeStore(VoiceStore):
             return named
 
     def keep_clip(self, source: PromptSource, upload: Upload | None, clip: ReferenceClip) -> bool:
-        """Every container can read the files once this returns."""
+        """Store the clip; every container can read the files once this returns."""
         with self._mount.gate:
             known, self._mount.dirty = self._mount.dirty, True
             written = super().keep_clip(source, upload, clip)
@@ -180,20 +189,20 @@ class VolumeStore(VoiceStore):
             self._mount.commit()
 
     def drop_transient(self, voice_id: str) -> None:
-        """Inference wrote there too, in another container."""
+        """Remove a transient voice; reload first, for inference wrote in another container."""
         with self._mount.gate:
             self._mount.reload()
             super().drop_transient(voice_id)
             self._mount.commit()
 
     def drop_unfinished(self, source: PromptSource, *, clip: bool) -> None:
-        """Inference wrote there too, in another container."""
+        """Remove unfinished work; reload first, for inference wrote in another container."""
         self._mount.reload()
         super().drop_unfinished(source, clip=clip)
 
     @contextmanager
     def _removing(self) -> Iterator[None]:
-        """Committed with the snapshot of the transaction that this is in."""
+        """Leave removals uncommitted: the snapshot of the transaction around them commits them."""
         with super()._removing():
             self._mount.dirty = True
             yield
@@ -204,7 +213,7 @@ class VolumeStore(VoiceStore):
         super()._remove(keys)
 
     def tidy(self) -> None:
-        """Also put right, or finish, what removals have left."""
+        """Remove leftovers, and also put right, or finish, what removals have left."""
         with self._mount.gate:
             self._mount.reload()
             if self.data.drop_dead_transients():
@@ -214,6 +223,7 @@ class VolumeStore(VoiceStore):
                 self._removed.finish(partial(is_named, session))
 
     def _held(self) -> Path:
+        """Return a local folder: a backup in another container has the files of its last reload."""
         return self._local  # a backup in another container has the files of its last reload
 
     def restore(self, unpacked: DataDir) -> None:
@@ -233,11 +243,11 @@ class VolumeStore(VoiceStore):
 
         put(missing_alone=False)
         self._mount.commit()
-        # Once more: with a number of ours, no purge takes what was there already.
+        # What is missing is put once more: from here on no purge takes what was there already.
         self._db.replace(unpacked.database, partial(put, missing_alone=True))
 
     def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
-        """What `voices doctor` finds in a local directory, once this is tidy."""
+        """Return what `voices doctor` finds in a local directory, once this one is tidy."""
         self.tidy()
         keep = self._removed.keep
         return examine_files(self.data, self._db, self._files, read_data, repair, keep)
