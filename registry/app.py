@@ -12,7 +12,11 @@ from registry.api import docs, problems
 from registry.api.cross_origin import allow_origins
 from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
 from registry.api.native import clone, health, speak, voices
+from registry.api.openai import errors as openai_errors
+from registry.api.openai import models as openai_models
 from registry.api.pace import Pace
+from registry.api.problems import Render
+from registry.api.request_ids import IdentifyingApp
 from registry.api.requests import MIB, BodyLimit, HeadAsGet
 from registry.api.services import Services
 from registry.api.uploads import Uploads, client_of
@@ -60,7 +64,7 @@ def create_app(
         await app.state.services.end_unfinished()
         store.close()
 
-    app = FastAPI(
+    app = IdentifyingApp(
         title="Voice registry",
         version=VERSION,
         description=DESCRIPTION,
@@ -85,10 +89,16 @@ def create_app(
     app.add_middleware(Pace, grace_s=settings.body_timeout_s)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
-    problems.add_handlers(app)
-    for module in (voices, speak, clone, health, docs):
+    problems.add_handlers(app, render_of)
+    for module in (voices, speak, clone, health, openai_models, docs):
         app.include_router(module.router)
     return app
+
+
+def render_of(scope: Scope) -> Render:
+    """By the path alone: most that is refused is refused before a route is found."""
+    is_openai = scope["path"].startswith("/v1/")
+    return openai_errors.rendered if is_openai else problems.rendered
 
 
 def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask, ...]]:

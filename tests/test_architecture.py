@@ -78,6 +78,7 @@ LAYERS = (  # of the registry: each imports of itself and of those before it
     ("voices",),
     ("api",),
     ("api.native",),
+    ("api.openai",),
     ("app",),
     ("modal",),
 )

@@ -12,7 +12,7 @@ from fuzzed_requests import REQUESTS
 from fuzzing import Parser, fuzz
 
 from cli.output import visible
-from registry.api.problems import _invalid, from_error, rendered
+from registry.api.problems import _invalid, of_error, rendered
 from registry.errors import RegistryError
 
 PARSERS: dict[str, Parser[Any]] = REQUESTS | FILES
@@ -21,7 +21,7 @@ PARSERS: dict[str, Parser[Any]] = REQUESTS | FILES
 def told(refused: Exception) -> bytes:
     """As the one who sent it reads it."""
     if isinstance(refused, RegistryError):
-        return bytes(from_error(refused).body)
+        return bytes(rendered(of_error(refused)).body)
     if isinstance(refused, RequestValidationError):
         return bytes(rendered(_invalid(refused)).body)
     if isinstance(refused, click.ClickException):

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from api import add, problem
 from fakes import FakeInference
+from fastapi import FastAPI
 from faults import quick_app
 from serving import serving
 from starlette.requests import Request
@@ -31,6 +32,7 @@ from cli.http_server import Limits, Server, config
 from registry.api import pace
 from registry.api.limits import RequestLimit
 from registry.api.pace import KEY, Exchange, Pace, end_slowest
+from registry.api.problems import add_handlers, rendered
 from registry.api.requests import while_connected
 from registry.api.uploads import AT_ONCE, OF_ONE_CLIENT, Uploads
 from registry.app import create_app
@@ -41,6 +43,8 @@ from registry.storage.store import VoiceStore
 KIB = 1024
 MIB = 1024 * KIB
 GRACE_S = 60
+OURS = FastAPI()
+add_handlers(OURS, lambda _: rendered)
 Part = tuple[float, int]  # after so many seconds, so many bytes
 
 
@@ -336,7 +340,7 @@ def test_requests_make_room_too() -> None:
 
         def ask() -> "asyncio.Task[None]":
             body = sent()
-            scope = {"type": "http", "path": "/speak", KEY: body}
+            scope = {"type": "http", "path": "/speak", "app": OURS, KEY: body}
             return asyncio.create_task(limit(scope, body.receive, send))
 
         first, second = ask(), ask()
@@ -478,7 +482,11 @@ def test_those_who_read_nothing_keep_nobody_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pace, "UNREAD_S", NEVER_S := 3600)
-    app = Pace(RequestLimit(endless, most=8), grace_s=NEVER_S)
+    limited = Pace(RequestLimit(endless, most=8), grace_s=NEVER_S)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await limited({**scope, "app": OURS}, receive, send)
+
     server = Server(config(app, Limits(100, body_s=NEVER_S), log_level="warning"))
     with running(server) as url, httpx.Client(base_url=url) as client, ExitStack() as held:
         readers = []

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
 from string import ascii_lowercase
-from types import SimpleNamespace
 
 import pytest
 from fastapi import Request
@@ -17,7 +16,7 @@ from registry.api.file_answers import spans_of
 from registry.api.forms import FormPart, _name
 from registry.api.host_and_origin import Hosts, _parse_origin
 from registry.api.requests import (
-    _refuse_odd_query,
+    _query_names,
     deadline_of,
     parse_json,
     refuse_other_type,
@@ -150,4 +149,4 @@ def test_long_names_that_begin_alike_are_numbered_at_once() -> None:
 def test_a_query_of_many_is_read_at_once(query: str) -> None:
     scope = {"type": "http", "query_string": query.encode() * N}
     with suppress(RegistryError):
-        _refuse_odd_query(Request(scope), {"label": SimpleNamespace(), "limit": None}, {"label"})
+        _query_names(Request(scope), {"label"})

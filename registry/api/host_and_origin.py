@@ -96,7 +96,8 @@ class Fence:
                 headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
-        answer = from_error(refused) if (refused := self._refusal(scope)) else self._app
+        refused = self._refusal(scope)
+        answer = from_error(refused, scope) if refused else self._app
         await answer(scope, receive, for_our_pages)
 
     def _refusal(self, scope: Scope) -> HostUnknown | OriginRefused | None:

@@ -1,6 +1,6 @@
 """How many requests are answered at once, and what is asked before one is read.
 
-Who sends no request at all is the HTTP server's to leave; here every refusal is a problem document.
+Who sends no request at all is the HTTP server's to leave; here every refusal is an answer.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ class Gate:
                 for ask in self._asks.get((scope["method"], scope["path"]), ()):
                     ask(scope)
             except Overloaded as refused:
-                return await from_error(refused)(scope, receive, send)
+                return await from_error(refused, scope)(scope, receive, send)
         await self._app(scope, receive, send)
 
 
@@ -64,7 +64,7 @@ class SpeechShares:
             return await self._app(scope, receive, send)
         client = client_of(scope)
         if self._under_way[client] and (refused := self._refusal(client)):
-            return await from_error(refused)(scope, receive, send)
+            return await from_error(refused, scope)(scope, receive, send)
         self._under_way[client] += 1
         try:
             await self._app(scope, receive, send)
@@ -103,7 +103,7 @@ class RequestLimit:
         if scope["type"] != "http" or scope["path"] == ALWAYS_ANSWERED:
             return await self._app(scope, receive, send)
         if not self._has_room():
-            return await from_error(ServerBusy(_busy(self._most), 1))(scope, receive, send)
+            return await from_error(ServerBusy(_busy(self._most), 1), scope)(scope, receive, send)
         exchange = exchange_of(scope)
         self._answering.add(exchange)
         try:

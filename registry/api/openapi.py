@@ -49,6 +49,7 @@ CLIPS: Codes = {
 KEPT_CLIPS: Codes = {500: ("reference-corrupt",)}
 KEPT_PROMPTS: Codes = {409: ("prompt-not-ready",)}
 RANGES: Codes = {412: ("edit-conflict",), 416: ("range-unsatisfiable",)}
+MODELS: Codes = {404: ("model-not-found",)}
 MODEL: Codes = {
     503: ("inference-off", "model-unavailable", "model-cannot-clone", "model-mismatch"),
 }
@@ -80,21 +81,28 @@ CONTENT_RANGE = {"Content-Range": "Which bytes, of how many."}
 
 def problems(*groups: Codes) -> Responses:
     """The responses of these codes and of those that any route may have, by status."""
+    return {status: _problem(status, codes) for status, codes in by_status(*groups).items()}
+
+
+def by_status(*groups: Codes) -> dict[int, list[str]]:
     codes: dict[int, list[str]] = {}
     for group in (ALWAYS, *groups):
         for status, some in group.items():
             known = codes.setdefault(status, [])
             known += [code for code in some if code not in known]
-    return {status: _problem(status, codes[status]) for status in sorted(codes)}
+    return {status: codes[status] for status in sorted(codes)}
 
 
 def _problem(status: int, codes: list[str]) -> dict[str, object]:
     schema = ProblemDocument.model_json_schema()
     schema["properties"]["code"] |= {"enum": codes}
-    about: dict[str, object] = {
-        "description": " · ".join(f"`{code}`" for code in codes),
-        "content": {MEDIA_TYPE: {"schema": schema}},
-    }
+    return refusal(status, codes, {MEDIA_TYPE: {"schema": schema}})
+
+
+def refusal(status: int, codes: Iterable[str], content: Mapping[str, object]) -> dict[str, object]:
+    """What is said of a status, in whichever shape."""
+    described = " · ".join(f"`{code}`" for code in codes)
+    about: dict[str, object] = {"description": described, "content": content}
     return about | ({"headers": headers(RETRY_AFTER)} if status == 503 else {})
 
 

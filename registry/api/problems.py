@@ -1,11 +1,11 @@
 """What is told of everything that goes wrong, and our shape of it: RFC 9457, with a stable `code`.
 
-A route whose class has another `render` tells the same in its own shape.
+The clients of another API read another shape: which, is the composition's to say, by the request.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import quote
@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
+from starlette.types import Scope
 
+from registry.api.request_ids import request_id
 from registry.errors import FieldInvalid, RegistryError
 from registry.storage.errors import storage_error
 
@@ -46,6 +48,8 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, object] = field(default_factory=dict)
 
+
+Render = Callable[[Problem], Response]
 
 UNEXPECTED = Problem(
     500,
@@ -87,25 +91,30 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 def request_line(request: Request) -> str:
     """For a log, whoever shows it: without what a path could say to a terminal."""
-    return f"{request.method} {quote(request.url.path)[:200]}"
+    return f"{request_id(request.scope)} {request.method} {quote(request.url.path)[:200]}"
 
 
-def add_handlers(app: FastAPI) -> None:
+def add_handlers(app: FastAPI, render_of: Callable[[Scope], Render]) -> None:
+    """`render_of` has the shape in which the client of a request is told what goes wrong."""
+    app.state.render_of = render_of
     for kind in (RegistryError, RequestValidationError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, _answered)
     app.add_exception_handler(ClientGone, _client_gone)
 
 
 def _answered(request: Request, error: Exception) -> Response:
-    """In the dialect of the route; what has none, or comes before any, is ours."""
     problem = problem_of(request, error)
     if problem is UNEXPECTED:
         log.error("%s failed", request_line(request), exc_info=error)
     elif problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s: %s", request_line(request), problem.detail)
-    render = getattr(request.scope.get("route"), "render", rendered)
-    response: Response = render(problem)
-    return response
+    return answer_to(request.scope, problem)
+
+
+def answer_to(scope: Scope, problem: Problem) -> Response:
+    """In the shape that the client of this request reads."""
+    render: Render = scope["app"].state.render_of(scope)
+    return render(problem)
 
 
 def problem_of(request: Request, error: Exception) -> Problem:
@@ -140,9 +149,9 @@ def rendered(problem: Problem) -> Response:
     return ProblemResponse(content, problem.status, dict(problem.headers))
 
 
-def from_error(error: RegistryError) -> Response:
+def from_error(error: RegistryError, scope: Scope) -> Response:
     """Of what is refused before there is a route."""
-    return rendered(of_error(error))
+    return answer_to(scope, of_error(error))
 
 
 def _invalid(error: RequestValidationError) -> Problem:

@@ -20,7 +20,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.api.charset import NotText, decode
-from registry.api.problems import ClientGone, Problem, rendered
+from registry.api.ignored import ignore, tell_ignored
+from registry.api.problems import ClientGone
 from registry.contract import Deadline
 from registry.errors import ContentTypeUnsupported, FieldInvalid, PathInvalid, RequestMalformed
 
@@ -103,13 +104,10 @@ class HeadAsGet:
 class CheckedRoute(APIRoute):
     """A route that takes text only as what it is: of its own type, in UTF-8, under known names.
 
-    A dialect of another API has a subclass with its own `render`.
+    One for the clients of other APIs passes over names that it does not know, and tells which.
     """
 
-    @staticmethod
-    def render(problem: Problem) -> Response:
-        """What a client of this route gets for an error."""
-        return rendered(problem)
+    refuses_unknown = True
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -118,7 +116,14 @@ class CheckedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             _refuse_odd_path(request)
-            _refuse_odd_query(request, known, repeated)
+            names = _query_names(request, repeated)
+            if self.refuses_unknown:
+                for name in names:
+                    refuse_unknown(name, known, "a query parameter here")
+            ignore(request, (name for name in names if name not in known))
+            return tell_ignored(request, await answered(request))
+
+        async def answered(request: Request) -> Response:
             if self.body_field is None:
                 return await handle(request)
             refuse_other_type(request, "application/json")
@@ -249,16 +254,16 @@ def _refuse_odd_path(request: Request) -> None:
         raise PathInvalid(f"The path {error}.") from error
 
 
-def _refuse_odd_query(request: Request, known: Collection[str], repeated: Collection[str]) -> None:
+def _query_names(request: Request, repeated: Collection[str]) -> list[str]:
+    """Raises FieldInvalid for what is no text, and for a name that is there twice."""
     try:
         decode(unquote_to_bytes(request.scope["query_string"]))
     except NotText as error:
         raise FieldInvalid(f"The query {error}.") from error
     names = [name for name, _ in request.query_params.multi_items()]
-    for name in names:
-        refuse_unknown(name, known, "a query parameter here")
     if twice := _first_twice(name for name in names if name not in repeated):
-        raise FieldInvalid(f"The query parameter {twice!r} is given twice.", field=twice)
+        raise FieldInvalid(f"The query parameter {twice[:80]!r} is given twice.", field=twice[:80])
+    return names
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -52,5 +52,10 @@ def _name_of(given: str) -> str:
     return key
 
 
+def codes_of(languages: Sequence[str]) -> list[str]:
+    """The code of each, as people are told it."""
+    return [ALSO[name][0] for name in languages if name in ALSO]
+
+
 def _told(name: str) -> str:
     return f"{name} ({ALSO[name][0]})" if name in ALSO else name

@@ -18,11 +18,12 @@ from registry.api.forms import MEDIA_TYPE, read_form
 from registry.api.host_and_origin import Fence, Hosts
 from registry.api.native.voices import EnrolmentForm, LabelQuery, VoicePatch, _labels
 from registry.api.requests import (
-    _refuse_odd_query,
+    _query_names,
     _refuse_unknown_fields,
     deadline_of,
     parse_json,
     refuse_other_type,
+    refuse_unknown,
 )
 from registry.errors import (
     ContentTypeUnsupported,
@@ -291,7 +292,8 @@ LANGUAGE = Parser(
 def read_a_query(query: bytes) -> None:
     """What a page of voices is asked by, up to the database."""
     request = Request(scope() | {"query_string": query})
-    _refuse_odd_query(request, {"after": AFTER, "label": AFTER, "search": AFTER}, {"label"})
+    for name in _query_names(request, {"label"}):
+        refuse_unknown(name, ("after", "label", "search"), "a query parameter here")
     for label in request.query_params.getlist("label"):
         LABEL.validate_python(label)
     if (after := request.query_params.get("after")) is not None:
@@ -299,7 +301,6 @@ def read_a_query(query: bytes) -> None:
     name_key(request.query_params.get("search", "")).encode()
 
 
-AFTER: Any = None
 LABEL: TypeAdapter[str] = TypeAdapter(LabelQuery)
 QUERY = Parser(
     read_a_query,
