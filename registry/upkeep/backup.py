@@ -46,14 +46,14 @@ FORMAT, VERSION = "voices-backup", 1
 DATABASE, MANIFEST = "registry.db", "manifest.json"
 MIB = 2**20
 QUOTED = 300  # characters
-LAYOUT = (  # all the names that a member may have, and its most bytes
-    (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # what a tar of the plain kind holds
+LAYOUT = (  # every name that a member may have, and its largest size
+    (re.compile(r"registry\.db"), 8 * 2**30 - 1),  # the most that a tar of the plain kind holds
     (re.compile(r"clips/[0-9a-f]{64}"), 20 * MIB),
     (re.compile(r"prompts/voice_[0-9a-f]{32}/[0-9a-f]{64}(-[0-9a-f]{16})?\.safetensors"), MIB),
     (re.compile(r"manifest\.json"), 256 * MIB),
 )
 
-MOST_FILES = 500_000  # of which the manifest can tell in its most bytes
+MOST_FILES = 500_000  # as many as a manifest of the largest size can list
 MOST_VALUES = 3 * MOST_FILES + 100  # of JSON in a manifest
 
 
@@ -61,6 +61,8 @@ Revision = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_]{1,32}$")]
 
 
 class BackupFile(BaseModel):
+    """The hash and size of one file in a backup."""
+
     model_config = STORED | ConfigDict(frozen=True, extra="forbid")
 
     sha256: Sha256
@@ -68,9 +70,9 @@ class BackupFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a backup holds. It is the last member, so a backup that was cut off has none.
+    """Lists what a backup holds. It is the last member, so a backup that was cut off has none.
 
-    On its way back nothing here is believed: restore.py holds it against the files and the rows.
+    A restore trusts nothing in it: restore.py compares it with the files and the rows.
     """
 
     model_config = STORED | ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +86,7 @@ class Manifest(BaseModel):
 
     @property
     def lost(self) -> list[str]:
-        """Of what is missing, that which nothing else can be made into."""
+        """The missing files that can't be made again from others: clips."""
         return [name for name in self.missing if name.startswith("clips/")]
 
     @property
@@ -94,14 +96,16 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Promised:
-    """A file that a row names. It may lie, and be in older backups, under its former name."""
+    """A file that a row names; its former name is where it may lie, or be in older backups."""
 
     sha256: str
     former_name: str
 
 
 class _Sealed(BaseModel):
-    model_config = STORED | ConfigDict(extra="allow")  # of another version
+    """The manifest as it is written, with its hash; another version may have more fields."""
+
+    model_config = STORED | ConfigDict(extra="allow")  # those of another version
 
     format: Literal["voices-backup"]
     version: Counter
@@ -110,7 +114,10 @@ class _Sealed(BaseModel):
 
 
 def read_manifest(content: bytes) -> Manifest:
-    """BackupRefused, unless it is as it was written; whether it is true is another question."""
+    """Parse a manifest; raise BackupRefused unless it is as it was written.
+
+    Whether it tells the truth is not checked here.
+    """
     try:
         sealed = _Sealed.model_validate(_parsed(content))
         if sealed.version != VERSION:
@@ -128,7 +135,10 @@ def read_manifest(content: bytes) -> Manifest:
 
 
 def _parsed(content: bytes) -> object:
-    """ValueError, RecursionError. Values take far more memory than text: they are counted first."""
+    """Parse JSON; raise ValueError or RecursionError if it is bad or has too many values.
+
+    Values are counted first, for they take far more memory than their text.
+    """
     if sum(content.count(before) for before in (b"[", b"{", b",")) > MOST_VALUES:
         raise ValueError("more values than a manifest has")
     return json.loads(content.decode(), object_pairs_hook=_without_repeats)
@@ -153,7 +163,7 @@ def _canonical(content: object) -> bytes:
 
 
 def most_bytes(name: str) -> int | None:
-    """None for a name that no member may have."""
+    """Return the largest size of a member; None for a name that none may have."""
     return next((most for pattern, most in LAYOUT if pattern.fullmatch(name)), None)
 
 
@@ -161,9 +171,9 @@ def most_bytes(name: str) -> int | None:
 
 
 def save_backup(store: VoiceStore, target: Path) -> Manifest:
-    """Write a backup that is whole or not there, and that only its owner may read.
+    """Write a backup to a file that only its owner may read, and that is whole or not there.
 
-    Replaces a file of that name. OSError if it can't be written, BackupRefused.
+    Replaces a file of that name. Raises BackupRefused, or OSError if it can't be written.
     """
     with whole_file(target.resolve()) as out:
         return write_backup(store, out)
@@ -190,7 +200,7 @@ def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
 
 
 def _refuse_small_folder(store: VoiceStore, folder: Path) -> None:
-    """The copy is written, and then written once more without what was deleted from it."""
+    """Refuse a folder too small for the copy, and for the same without what was deleted."""
     needed, free = 3 * store.database_bytes(), shutil.disk_usage(folder).free
     if needed > free:
         raise BackupRefused(
@@ -200,7 +210,7 @@ def _refuse_small_folder(store: VoiceStore, folder: Path) -> None:
 
 
 def _refuse_too_much(copy: Path, files: int) -> None:
-    """Told before the work, and not by the restore that comes too late."""
+    """Refuse before the work what a restore could not take, and would refuse too late."""
     if files > MOST_FILES:
         raise BackupRefused(
             f"The voices here have {files:,} files; a backup holds at most {MOST_FILES:,}. Copy "
@@ -234,7 +244,7 @@ def _write_members(
 
 
 def _content(store: VoiceStore, name: str, promised: Promised) -> bytes | None:
-    """None if it is missing or damaged."""
+    """Return the bytes of a file; None if it is missing or damaged."""
     for at in (name, promised.former_name):
         content = store.read_blob(at)
         if sha256_of(content) == promised.sha256:
@@ -256,7 +266,7 @@ def _pack(tar: tarfile.TarFile, name: str, file: BytesIO | BufferedReader) -> Ba
 
 
 def promised_files(database: Path) -> dict[str, Promised]:
-    """The files that rows name, deleted voices' too, by their names."""
+    """Return the files that rows name, those of deleted voices too, by their names."""
     found: dict[str, Promised] = {}
     with rows_of(database) as session:
         for sha256 in session.exec(select(VoiceVersion.clip_sha256).distinct()):
@@ -269,7 +279,7 @@ def promised_files(database: Path) -> dict[str, Promised]:
 
 
 def counts(database: Path) -> dict[str, int]:
-    """What a manifest says of the voices."""
+    """Count live and deleted voices, as the manifest tells them."""
     with rows_of(database) as session:
         live = func.count(col(Voice.id)).filter(col(Voice.deleted_at).is_(None))
         voices, both = session.exec(select(live, func.count(col(Voice.id)))).one()
@@ -283,15 +293,15 @@ def rows_of(path: Path) -> Iterator[Session]:
 
 
 def refuse_damaged(path: Path) -> None:
-    """A database whose pages or references are not sound, or that does things by itself.
+    """Refuse a database with bad pages or references, or that does things by itself.
 
-    Of any schema: what its tables should be is asked once it is migrated.
+    It may be of any schema: its tables are checked once it is migrated.
     """
     if faults := sqlite.strange_faults(path, MIB):
         raise BackupRefused(f"{DATABASE} is damaged: {beginning(faults[0])}.")
 
 
 def beginning(said: object) -> str:
-    """As much as a person reads of what a stranger's file has a say in."""
+    """Cut what a stranger's file may have written to as much as a person reads."""
     text = str(said)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]} …"

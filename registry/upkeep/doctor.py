@@ -1,4 +1,4 @@
-"""Holds the data directory against itself: database, rows, references to files, files without them.
+"""Checks that database, rows and files of a data directory agree with each other.
 
 `repair` does only what loses nothing, and doing it twice changes nothing more. A clip that is gone
 or damaged can't be repaired: it is reported, for a backup to mend. What is not ours is left alone.
@@ -43,22 +43,27 @@ Severity = Literal["repairable", "repaired", "loss", "foreign", "model"]
 
 @dataclass(frozen=True)
 class NamedVoice:
+    """A voice by id and name, as a finding shows it."""
+
     id: str
     name: str
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`foreign` is what no program of ours put there; all else may be sound. `model` is a fault of
-    the model's files, which are to be had again."""
+    """One thing that is wrong, how badly, and with which voices.
+
+    `foreign` is what no program of ours put there; all else may be sound. `model` is a fault of the
+    model's files, which can be downloaded again.
+    """
 
     severity: Severity
     what: str
-    voices: tuple[NamedVoice, ...] = ()  # whose it is
+    voices: tuple[NamedVoice, ...] = ()  # those that it concerns
 
 
 def examine(data: DataDir, *, read_data: bool, repair: bool) -> list[Finding]:
-    """All that is wrong; with `read_data` every file is read and its sha256 compared.
+    """Return all that is wrong; with `read_data` every file is read and its SHA-256 compared.
 
     Nothing is repaired while the database itself is damaged: what its rows no longer tell would
     look like files that belong to no voice. Raises SchemaTooNew for a newer program's directory,
@@ -99,12 +104,13 @@ def examine_files(
     repair: bool,
     keep: Callable[[Sequence[Path]], None] = lambda paths: None,
 ) -> list[Finding]:
-    """All but the database itself, which is open. Files are only touched within `files`; `keep`
-    is told of those that will be removed.
+    """Examine all but the database itself, which is open, and return the findings.
 
-    Rows are looked at in a copy, and files after it, so that nobody waits meanwhile. What is wrong
-    there is looked at again, for it may have changed: in another copy, or to be repaired, within a
-    transaction, by the kinds that were found alone.
+    Files are only touched within `files`; `keep` is told of those that will be removed.
+
+    Rows are read in a copy, and files after it, so that nobody waits meanwhile. The kinds of fault
+    that were found are looked for again, for things may have changed: in another copy, or, to
+    repair them, within a transaction.
     """
     with database.copy() as session:
         renamed = {one.voice_id for one in renames(session)}
@@ -130,7 +136,7 @@ def _unbelieved(fault: RowFault) -> Finding:
 
 
 def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
-    """The files that rows promise, with the sha256 they must have."""
+    """Yield the files that rows promise, with the SHA-256 that they must have."""
     for sha256 in filter(is_sha256, session.exec(select(VoiceVersion.clip_sha256).distinct())):
         yield data.clip(sha256), sha256
     for row in session.exec(select(Features)):
@@ -139,7 +145,7 @@ def _named_files(data: DataDir, session: Session) -> Iterator[tuple[Path, str]]:
 
 
 def _names_a_file(row: Features) -> bool:
-    """What does not, is a fault of the row."""
+    """Tell whether a row can name a file; if not, the row itself is reported."""
     return is_sha256(row.fingerprint) and is_sha256(row.sha256) and is_voice_id(row.voice_id)
 
 
@@ -148,7 +154,7 @@ def _ref(row: Features) -> PromptRef:
 
 
 def _fault(path: Path, sha256: str, read_data: bool) -> str:
-    """Why it is not what it should be; nothing if it is."""
+    """Return why a file is not what it should be; nothing if it is."""
     try:
         if read_data:
             sound = sha256_of(read_stored(path)) == sha256
@@ -161,11 +167,14 @@ def _fault(path: Path, sha256: str, read_data: bool) -> str:
 
 @dataclass(frozen=True)
 class _Examination:
-    """Under the write lock when it repairs, so that no row can appear for a file it removes."""
+    """Examines one kind of fault after another, with what was found of each file before.
+
+    To repair, it needs the write lock, so that no row can appear for a file that it removes.
+    """
 
     data: DataDir
     session: Session
-    faults: Mapping[tuple[Path, str], str]  # as of a moment ago
+    faults: Mapping[tuple[Path, str], str]  # as they were a moment ago
     read_data: bool
     repair: bool
     keep: Callable[[Sequence[Path]], None]
@@ -196,7 +205,7 @@ class _Examination:
         yield from (NamedVoice(*row) for row in self.session.exec(joined.order_by(Voice.name)))
 
     def prompts(self) -> Iterator[Finding]:
-        """A damaged prompt is forgotten: the voice is stale then, and made anew from its clip."""
+        """Find damaged prompts. A repair forgets them: they are made anew from their clips."""
         joined = select(Features, Voice.name).join(Voice, col(Voice.id) == Features.voice_id)
         for row, name in self.session.exec(joined).all():
             if not _names_a_file(row):
@@ -240,13 +249,13 @@ class _Examination:
         orphans = [*filter(is_settled, sorted([*orphans, *self.data.leftovers()]))]
         if self.repair:
             self.keep(orphans)
-        for path in orphans:  # none of an enrolment that may be under way
+        for path in orphans:  # only settled ones: none of an enrolment under way
             if self.repair:
                 self._remove(path, path.parent not in referred)
             yield self._mend(f"{path.relative_to(self.data.root)} belongs to no voice")
 
     def _remove(self, path: Path, with_folder: bool) -> None:
-        """The prompt folder of an enrolment that got no row goes with its last file."""
+        """Remove a file or folder, and the prompt folder of an enrolment with its last file."""
         if path.parent.name == "transient":
             return shutil.rmtree(path)
         if path.is_dir():
@@ -274,7 +283,7 @@ class _Examination:
             yield Finding("foreign", f"{ascii(where)[1:-1]} is no file of ours, and left alone")
 
     def _fault(self, path: Path, sha256: str) -> str:
-        """Looked at again only if it was not sound, or not named, a moment ago."""
+        """Examine a file again only if it was not sound, or not named, a moment ago."""
         if self.faults.get((path, sha256)) == "":
             return ""
         return _fault(path, sha256, self.read_data)
@@ -292,7 +301,7 @@ KINDS: tuple[Examiner, ...] = (
 
 
 def model_in_use(data: DataDir) -> tuple[str, str] | None:
-    """How the model of the voices is named, and its revision; None before any was used."""
+    """Return the name and revision of the voices' model; None before any was used."""
     if not data.database.exists() or schema_revision(data.database) is None:
         return None
     with Database(data.database) as database, database.read() as session:
@@ -301,7 +310,7 @@ def model_in_use(data: DataDir) -> tuple[str, str] | None:
 
 
 def summary(data: DataDir) -> dict[str, object]:
-    """What a person asks first about a data directory."""
+    """Return what a person asks first about a data directory: place, schema, files, bytes."""
     files = list(data.content_files())
     return {
         "home": str(data.root),

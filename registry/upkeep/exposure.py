@@ -1,4 +1,4 @@
-"""What of a data directory is open to others, as directories of older versions are: told, closed.
+"""Finds, and closes, what of a data directory is open to others, as older versions left it.
 
 Only what programs of ours have made is looked at, and no link is followed.
 """
@@ -25,8 +25,10 @@ OURS = re.compile(  # files, and folders on the way to them
 
 
 def examine_modes(data: DataDir, *, repair: bool) -> list[Finding]:
-    """With `repair`, folders become 0700 and files 0600, each folder before what is in it: nobody
-    else can exchange what is about to be closed."""
+    """Return what is open to others; with `repair`, folders become 0700 and files 0600.
+
+    Each folder is closed before what is in it: nobody else can exchange what comes next.
+    """
     if not data.root.is_dir():
         return []
     with storage_errors(data.root, writing=repair):

@@ -1,4 +1,4 @@
-"""From a backup to a data directory: unpacked beside it, checked whole, then swapped in one step.
+"""Restores a backup: it is unpacked beside the directory, checked whole, then swapped in at once.
 
 A backup is not trusted: neither its names and sizes nor its rows. backup.py has the format.
 """
@@ -54,6 +54,8 @@ AT_FDCWD, EXCHANGE = -100, 2  # of renameat2 (Linux); renamex_np (macOS) has the
 
 @dataclass(frozen=True)
 class Restored:
+    """The manifest of a restored backup, and where the directory from before it is."""
+
     manifest: Manifest
     before: Path | None  # where the directory is now that was there before
 
@@ -86,10 +88,10 @@ def unpack_backup(file: BinaryIO, root: Path) -> Manifest:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int]]:
-    """Name and size of each; its bytes must be read before the next is asked for.
+    """Yield name and size of each member; read its bytes before asking for the next.
 
-    Headers are read here one by one, not by a TarFile, so that none can mean more than it says:
-    no links, no devices, no sparse files, no names and sizes from other headers.
+    Headers are read here one by one, not by a TarFile, so that none can mean more than it says: no
+    links, no devices, no sparse files, no names and sizes from other headers.
     """
     seen: set[str] = set()
     last = "its beginning"
@@ -153,7 +155,7 @@ def _refuse_differences(
 
 
 def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
-    """The rows are those of a registry, sound, and name just the files that are here."""
+    """Refuse rows unless they are a registry's, sound, and name just the files that are here."""
     refuse_damaged(data.database)
     if schema_revision(data.database) != manifest.schema_revision:
         raise BackupRefused(f"{DATABASE} in the backup is of another schema than listed.")
@@ -189,20 +191,20 @@ def _refuse_other_tables(database: Path) -> None:
 
 
 def _refuse_unbelieved_rows(database: Path) -> None:
-    """What is restored is checked like what is uploaded."""
+    """Refuse rows that no request could have made: a backup is checked like an upload."""
     with rows_of(database) as session:
         if fault := next(row_faults(session), None):
             raise BackupRefused(f"The backup can't be believed: {beginning(fault)}.")
 
 
 def _name_anew(database: Path) -> None:
-    """An older version took names that are no more; a key follows from its name."""
+    """Rename what an older version took and this one would not; a key follows from its name."""
     with Database(database) as opened, opened.write() as session:
         rename(session, renames(session))
 
 
 def _index_names_anew(database: Path) -> None:
-    """The index of near names follows from the names; what a backup has in it is not looked at."""
+    """Make the index of near names from the names; that in the backup is not looked at."""
     with sqlite.opened(database) as connection, connection:
         connection.execute("DELETE FROM name_variant")
         live = connection.execute("SELECT id, name_key FROM voice WHERE deleted_at IS NULL")
@@ -220,7 +222,7 @@ def _refuse_untrue_counts(database: Path, manifest: Manifest) -> None:
 
 
 def _refuse_strange_files(database: Path, manifest: Manifest) -> None:
-    """Each file that a row promises is here, or told to be missing; and there is no other."""
+    """Refuse unless the files are those that rows name, but for ones told to be missing."""
     stored = {name: entry.sha256 for name, entry in manifest.files.items() if name != DATABASE}
     missing = {*manifest.missing}
     promised = promised_files(database)
@@ -247,14 +249,15 @@ def _refuse_strange_files(database: Path, manifest: Manifest) -> None:
 
 
 def holds_voices(home: Path) -> bool:
+    """Tell whether a directory has files of voices."""
     return any(DataDir(home).content_files())
 
 
 def restore_backup(file: BinaryIO, home: Path) -> Restored:
     """Make `home` what the backup holds, in one step, after all of it was checked.
 
-    A directory that is there stays, under the name in the answer. BackupRefused, FolderInUse while
-    a store is open there, OSError.
+    A directory that is there stays, under the name in the answer. Raises BackupRefused, FolderInUse
+    while a store is open there, OSError.
     """
     home = home.resolve()
     if home.is_mount():
@@ -267,7 +270,7 @@ def restore_backup(file: BinaryIO, home: Path) -> Restored:
 
 
 def leftovers(home: Path) -> list[Path]:
-    """What restores that were killed have left: what they had unpacked, or the old directory."""
+    """Return what killed restores have left: what they had unpacked, or the old directory."""
     home = home.resolve()
     beginning = _beside(home, "restoring", "").name
     beside = home.parent.iterdir() if home.parent.is_dir() else ()
@@ -279,7 +282,7 @@ def _beside(home: Path, what: str, which: str) -> Path:
 
 
 def _refuse_small_disk(file: BinaryIO, folder: Path) -> None:
-    """What is unpacked is no larger than the tar; of a pipe nobody knows."""
+    """Refuse a disk with less room than the tar's size; that of a pipe is not known."""
     needed, free = os.fstat(file.fileno()).st_size + SPARE_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise BackupRefused(f"The disk has {free:,} bytes free; the backup needs {needed:,}.")
@@ -287,7 +290,7 @@ def _refuse_small_disk(file: BinaryIO, folder: Path) -> None:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Removed on leaving, if it is still itself: after a swap, the name is another folder's."""
+    """Make a folder, and remove it on leaving unless a swap has given its name to another."""
     private.make(path)
     made = path.stat().st_ino
     try:
@@ -298,7 +301,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, home: Path) -> Path | None:
-    """One rename either way, so at no moment there is nothing, or half of something, at `home`."""
+    """Put `new` in place of `home` by one rename, so that `home` is never missing or half.
+
+    Returns where the folder from before is now, if it held anything.
+    """
     before = None
     if any(home.iterdir()):
         _exchange(new, home)
@@ -313,13 +319,13 @@ def _swap(new: Path, home: Path) -> Path | None:
 
 
 def _close(folder: Path) -> None:
-    """What was there before holds voices, too: nobody else gets past its first folder."""
+    """Close the folder from before to others: it holds voices, and nobody gets past this folder."""
     with suppress(PermissionError):  # another account's, which is its own to close
         folder.chmod(private.FOLDER)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Each gets the other's name, in one step of the file system."""
+    """Exchange the names of two folders in one step of the file system."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin":
