@@ -1,4 +1,4 @@
-"""Whether what was made can be the text that was asked for: by its level and its length.
+"""Checks by level and length whether sound that was made can be the text that was asked for.
 
 It knows no words and no models: sound that is wrong but loud and long enough passes.
 """
@@ -14,25 +14,25 @@ from registry.text import spoken_s
 
 WINDOW_S = 0.01
 AUDIBLE = 0.003  # the RMS of a window: -50 dBFS; a voice has -30 or more
-LEAST_S = 0.03  # that a sound is more than a click
+LEAST_S = 0.03  # a shorter sound may be a click
 MOST_PER_S = 40.0  # letters and figures: nobody talks as fast
-FASTER = 5.0  # than calm speech, in scripts whose characters are more than a letter
-HELD_S = 1.0  # of silence at most that a stream does not begin with at once
+FASTER = 5.0  # times as fast as calm speech, in scripts whose characters are more than a letter
+HELD_S = 1.0  # of silence, at most, before a stream begins
 
 
 def least_s(text: str) -> float:
-    """What of a speech of this text is audible at the least, by its letters and numbers."""
+    """Return how many seconds of this text's speech must be audible, by letters and numbers."""
     spoken = [character for character in text if character.isalnum()]
     letters = "".join(filter(str.isalpha, spoken))  # a figure may be a word or a part of one
     return max(LEAST_S, len(spoken) / MOST_PER_S, spoken_s(letters) / FASTER)
 
 
 class Hearing:
-    """Counts the windows that can be heard, of samples as they come."""
+    """Counts the windows that can be heard in samples that come in parts."""
 
     def __init__(self, sample_rate: int) -> None:
         self._rate, self._size = sample_rate, round(sample_rate * WINDOW_S)
-        self._left = np.empty(0, np.float32)  # less than a window
+        self._left = np.empty(0, np.float32)  # samples of a window that is not whole yet
         self._samples = self._audible = 0
 
     @property
@@ -54,7 +54,7 @@ class Hearing:
 
 
 class AudibleChunks(AsyncIterator[Samples]):
-    """The chunks of a speech, which end with SpeechInaudible if they can't be its text."""
+    """Yields the chunks of a speech; ends with SpeechInaudible if they can't be its text."""
 
     def __init__(self, chunks: Chunks, sample_rate: int, text: str) -> None:
         self._chunks, self._least_s = chunks, least_s(text)
@@ -84,7 +84,7 @@ class AudibleChunks(AsyncIterator[Samples]):
         await self._chunks.aclose()
 
     async def _next(self) -> Samples | None:
-        """None at the end."""
+        """Return the next chunk and count it; None at the end. Raises SpeechInaudible."""
         samples = None if self._ended else await anext(self._chunks, None)
         if samples is not None:
             self._hearing.hear(samples)

@@ -1,8 +1,8 @@
-"""A voice for one speech: the clip is checked and made into features as at an enrolment, not kept.
+"""Makes a voice for one speech: its clip is checked and made into features, but not enrolled.
 
 It has no row. Its files lie in a folder of its own, which goes when the speech no longer needs
-them: the content is shared with no voice, so nothing is taken from one. A kill leaves the folder
-to the next start, or to the doctor.
+them: the content is shared with no voice, so nothing is taken from one. A kill leaves the folder to
+the next start, or to the doctor.
 """
 
 import asyncio
@@ -47,6 +47,8 @@ class Reference:
 
 
 class Cloner:
+    """Makes voices from uploaded clips, each for one speech."""
+
     def __init__(self, store: VoiceStore, inference: Inference, enroller: Enroller) -> None:
         self._store = store
         self._inference = inference
@@ -55,7 +57,7 @@ class Cloner:
 
     @asynccontextmanager
     async def voice(self, reference: Reference) -> AsyncIterator[StoredVoice]:
-        """A voice that exists in the block, for whoever holds it; refused as an enrolment is."""
+        """Yield a voice that exists within the block; raises what an enrolment raises."""
         transcript = checked_transcript(reference.transcript)
         clip = await self._enroller.decode(reference.upload)
         reference.upload.close()
@@ -81,7 +83,7 @@ class Cloner:
         )
 
     async def _drop(self, voice_id: str, making: "asyncio.Future[ExtractedPrompt]") -> None:
-        """When nobody writes there any more: who leaves early stops no thread."""
+        """Remove the files once nobody writes them: a caller who leaves stops no thread."""
         await asyncio.gather(making, return_exceptions=True)
         try:
             await to_thread.run_sync(self._store.drop_transient, voice_id)
@@ -92,6 +94,7 @@ class Cloner:
 
     @property
     def is_at_work(self) -> bool:
+        """True while any such voice exists."""
         return bool(self._here)
 
     def drop_now(self) -> None:
@@ -107,7 +110,7 @@ def stored(
     warnings: list[str],
     prompt: ExtractedPrompt,
 ) -> StoredVoice:
-    """The rows that an enrolment would have left."""
+    """Make the rows that an enrolment would have left."""
     now = utc_now()
     new = NewVoice(source, NAME, "", {}, SpeakDefaults(), warnings)
     voice = voice_row(new, FIRST_VERSION, now)

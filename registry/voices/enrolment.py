@@ -1,4 +1,4 @@
-"""From an upload to a voice, and from a stored clip back to prompt features.
+"""Turns an upload into a voice, and a stored clip into prompt features again.
 
 The one place that brings clip, inference and store together; it knows nothing about HTTP.
 """
@@ -49,13 +49,13 @@ from registry.voices.trial import LIMIT_S, OPENING, Trial
 from registry.voices.turns import FairTurns
 from registry.voices.unfinished import Unfinished
 
-QUEUE_LIMIT, QUEUE_TIMEOUT_S = 32, 30.0  # of clips that wait for the encoders
+QUEUE_LIMIT, QUEUE_TIMEOUT_S = 32, 30.0  # clips that wait for the encoders, and how long
 LINE = 16  # rebuilds and edits that wait for a decoder: some five seconds of the longest clips
 
 
 @dataclass(frozen=True)
 class Enrolment:
-    """What a person asks for, not yet checked."""
+    """The voice that a person asks for, not yet checked."""
 
     name: str
     upload: Upload
@@ -68,14 +68,14 @@ class Enrolment:
 
 @dataclass(frozen=True)
 class TranscriptEdit:
-    """The transcript to have from now on; None for none, which leaves x-vector mode."""
+    """The transcript to have from now on; None removes it, which leaves x-vector mode."""
 
     transcript: str | None
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a person asks to edit; None leaves a field as it is."""
+    """The edit that a person asks for; None leaves a field as it is."""
 
     name: str | None = None
     description: str | None = None
@@ -84,13 +84,15 @@ class Change:
     words: TranscriptEdit | None = None
 
     def checked(self) -> "Change":
-        """As far as the words alone tell. Raises NameInvalid, TextInvalid, TextTooLong."""
+        """Return it cleaned. Raises NameInvalid, TextInvalid, TextTooLong."""
         name = None if self.name is None else check_name(self.name)
         words = self.words and TranscriptEdit(checked_transcript(self.words.transcript))
         return replace(self, name=name, words=words)
 
 
 class Enroller:
+    """Enrols and edits voices, and rebuilds their features, a few clips at a time."""
+
     def __init__(
         self,
         store: VoiceStore,
@@ -99,9 +101,10 @@ class Enroller:
         queue_limit: int = QUEUE_LIMIT,
         queue_timeout_s: float = QUEUE_TIMEOUT_S,
     ) -> None:
-        """Each transcript is tried for `trial_s` at most; 0 tries none.
+        """Prepare to enrol; each transcript is tried for `trial_s` at most, 0 tries none.
 
-        So many clips wait for the encoders, each for so long; more are refused.
+        At most `queue_limit` clips wait for the encoders, each for `queue_timeout_s` seconds at
+        most; more are refused.
         """
         self._store = store
         self._inference = inference
@@ -118,14 +121,15 @@ class Enroller:
 
     @property
     def is_at_work(self) -> bool:
+        """True while work is under way or files of work that failed are being removed."""
         return self._unfinished.is_at_work
 
     def drop_unfinished(self) -> None:
-        """For a process that ends now, and not once its enrolments have."""
+        """Remove files of work under way, for a process that ends now without waiting for it."""
         self._unfinished.drop_now()
 
     async def enrol(self, request: Enrolment) -> StoredVoice:
-        """Cheap refusals first, files before the row, the row in one transaction."""
+        """Enrol a voice: cheap refusals first, files before the row, the row in one transaction."""
         name = check_name(request.name)
         transcript = checked_transcript(request.transcript)
         await to_thread.run_sync(self._store.refuse_taken, name)
@@ -152,7 +156,7 @@ class Enroller:
     def _insert(
         self, new: NewVoice, upload: Upload, clip: ReferenceClip, prompt: ExtractedPrompt
     ) -> StoredVoice:
-        """All that an enrolment leaves in the database, in one transaction."""
+        """Store all that an enrolment leaves in the database, in one transaction."""
         with self._store.transaction() as session:
             return self._store.insert(session, new, upload, clip, prompt)
 
@@ -164,10 +168,10 @@ class Enroller:
         client: str = "",
         deadline: Deadline | None = None,
     ) -> StoredVoice:
-        """A checked change, in one transaction, after the long work that another transcript takes.
+        """Edit a voice in one transaction, after the long work that another transcript takes.
 
-        Raises EditConflict if `expected` is given and is not, or no longer, the row_version;
-        ServerBusy where many wait for such work.
+        `change` must be checked. Raises EditConflict if `expected` is given and is not, or no
+        longer, the row_version; ServerBusy where many wait for such work.
         """
         voice = await to_thread.run_sync(self._store.get, reference)
         refuse_stale(voice.row, expected)
@@ -188,7 +192,7 @@ class Enroller:
         client: str,
         deadline: Deadline | None,
     ) -> NewVersion:
-        """The voice's clip once more, with other words."""
+        """Enrol the voice's clip once more, with another transcript."""
         if edit.name is not None and name_key(edit.name) != voice.row.name_key:
             await to_thread.run_sync(self._store.refuse_taken, edit.name)
         refuse_icl(voice.row.name, (edit.defaults or voice.defaults).mode, source.transcript)
@@ -214,7 +218,7 @@ class Enroller:
         return await self._rebuild(voice, stored, deadline, LINE, trial=True)
 
     async def refresh(self, voice: StoredVoice, client: str, deadline: Deadline) -> StoredVoice:
-        """The same for who has been counted; what a trial told before still holds."""
+        """Rebuild for a speech that has its place in a line; no trial, for old results hold."""
         stored = self._stored_clip(voice, client)
         return await self._rebuild(voice, stored, deadline, None, trial=False)
 
@@ -247,7 +251,7 @@ class Enroller:
         await to_thread.run_sync(self._store.adopt_model, description.source, description.model)
 
     def language(self, given: str | None) -> str | None:
-        """As the model calls it. LanguageUnsupported for one that it could not speak."""
+        """Return the model's name for a language; raise LanguageUnsupported if it lacks it."""
         if given is None:
             return None
         try:
@@ -262,7 +266,7 @@ class Enroller:
         return defaults.model_copy(update={"language": self.language(defaults.language)})
 
     async def refuse_other_model(self, voice: StoredVoice) -> Description:
-        """Someone may have run `voices model use` while this process holds the model of before."""
+        """Raise ModelMismatch if `voices model use` changed the model since the server started."""
         description = await to_thread.run_sync(self._inference.describe)
         model = description.model
         if voice.model != model:
@@ -288,7 +292,7 @@ class Enroller:
         return StoredClip(voice.enrolment.clip_sha256, read, client)
 
     async def decode(self, clip: Clip, line: int | None = None) -> ReferenceClip:
-        """Raises ServerBusy if so many wait for a decoder already."""
+        """Decode a clip in its turn; raise ServerBusy if `line` others wait for a decoder."""
         async with self._decoders.turn(clip.client, line):
             return await to_its_end(decoded, clip)
 
@@ -300,9 +304,9 @@ class Enroller:
         *,
         counted: bool = False,
     ) -> ExtractedPrompt:
-        """Raises ServerBusy if many wait for the encoders already, Overloaded if it waits too long.
+        """Make features in turn; raise ServerBusy if too many wait, Overloaded after too long.
 
-        Who heals a voice for a speech was `counted` with it.
+        A speech whose voice is healed was `counted` with it, and is not counted again.
         """
         line = None if counted else self._queue_limit
         async with self._encoders.turn(client, line, self._queue_timeout_s):

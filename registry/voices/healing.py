@@ -1,4 +1,4 @@
-"""Prompt features that are missing, damaged or of another model are made again from the clip."""
+"""Makes prompt features again from the clip if they are missing, damaged or of another model."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 
 class Healer:
+    """Rebuilds broken prompt features while someone waits to speak with them, each voice once."""
+
     def __init__(self, store: VoiceStore, enroller: Enroller) -> None:
         self._store, self._enroller = store, enroller
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
@@ -28,7 +30,7 @@ class Healer:
         deadline: Deadline,
         speak: Callable[[StoredVoice], Awaitable[T]],
     ) -> T:
-        """What `speak` makes of the voice as it is stored now, rebuilt if it meets PromptBroken.
+        """Return what `speak` makes of the stored voice, rebuilt first if it meets PromptBroken.
 
         Of many callers that meet the damage, the first one heals it: the others wait for its lock.
         """

@@ -1,7 +1,7 @@
 """The languages of a model by the names that people and programs give them.
 
-A model has a name of its own for each. ISO 639 codes, BCP 47 tags (`en-US`, `EN_us`, `zh-Hans`)
-and what a language calls itself mean the same.
+A model has a name of its own for each. ISO 639 codes, BCP 47 tags (`en-US`, `EN_us`, `zh-Hans`) and
+what a language calls itself mean the same.
 """
 
 import re
@@ -28,7 +28,7 @@ _TAG = re.compile(r"(zh[-_][a-z]{3}|[a-z]{2,3})(?:[-_][a-z0-9]{1,8})*(?:[.@][\w.
 
 
 def language_named(given: str, languages: Sequence[str] | None) -> str:
-    """The model's name for a language, or `auto`. Raises LanguageUnsupported, with those there are.
+    """Return the model's name for a language, or `auto`; raise LanguageUnsupported.
 
     Without a model (None) a name that is not known here is taken as it is.
     """
@@ -42,8 +42,10 @@ def language_named(given: str, languages: Sequence[str] | None) -> str:
 
 
 def _name_of(given: str) -> str:
-    """A tag is its language, whatever the region; `zh-yue` is Cantonese, and no Chinese that the
-    models know."""
+    """Return the name that is meant; a tag means its language, whatever the region.
+
+    `zh-yue` is Cantonese, which is no Chinese that the models know.
+    """
     key = unicodedata.normalize("NFKC", given).casefold().strip()
     if key in _NAMES:
         return _NAMES[key]

@@ -1,7 +1,7 @@
-"""One text in one voice, spoken again where nothing of it could be heard. Knows nothing of HTTP.
+"""Speaks one text in one voice, and again if nothing of it could be heard. Knows nothing of HTTP.
 
-First with other seeds and then in x-vector mode: what is derived from the request's seed is the
-same at every request.
+The next takes have other seeds, and the last one is in x-vector mode. Their seeds are derived from
+the request's, so the same request gives the same speech.
 """
 
 import time
@@ -29,18 +29,20 @@ from registry.voices.healing import Healer
 
 T = TypeVar("T")
 
-RETRIES = 2  # with other seeds
+RETRIES = 2  # takes with other seeds
 
 
 @dataclass(frozen=True)
 class Spoken:
+    """A speech that has begun, and what it took to come to it."""
+
     voice: StoredVoice
     speech: Speech  # the last one that was made
     chunks: AudibleChunks
     first: Speech
     rebuilt: bool
     retries: int = 0
-    retries_s: float = 0.0  # all before the last one was asked for
+    retries_s: float = 0.0  # what all takes before the last one took
 
     @property
     def prompt_cache(self) -> str:
@@ -48,22 +50,22 @@ class Spoken:
 
     @property
     def fell_back(self) -> bool:
-        """Whether another mode had to speak."""
+        """True if another mode had to speak."""
         return self.speech.mode != self.first.mode
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Those of the last one, and what came before and after it until something was heard."""
+        """Seconds by stage of the last take, with all that passed until something was heard."""
         told = dict(self.speech.timings)
         if self.retries:
             told = {"retries": self.retries_s} | told
         return told | {"ttfa": self.retries_s + told["ttfa"] + self.chunks.held_s}
 
     async def encoded(self, encoder: Encoder, *, hold: bool) -> AsyncGenerator[bytes, None]:
-        """The audio as it is spoken, never ahead of whoever takes it; its end ends the speech.
+        """Yield the encoded audio as it is spoken, never ahead of its reader.
 
-        SpeechInaudible if it can't be its text: before the first part for one that is silent, if
-        it may `hold` that back, else at the end.
+        Closing it ends the speech. Raises SpeechInaudible if it can't be its text: before the first
+        part for one that is silent, if it may `hold` that back, else at the end.
         """
         async with aclosing(self.chunks) as chunks:
             if hold:
@@ -76,7 +78,7 @@ class Spoken:
 
 
 class Takes:
-    """The takes of one text, until one can be heard."""
+    """Speaks one text until one of its takes can be heard."""
 
     def __init__(
         self, inference: Inference, healer: Healer, voice: StoredVoice, asked: SpeechRequest
@@ -85,7 +87,7 @@ class Takes:
         self._voice, self._asked = voice, asked
 
     async def used_by(self, use: Callable[[Spoken], Awaitable[T]]) -> T:
-        """What `use` makes of the first take in which it does not meet SpeechInaudible."""
+        """Return what `use` makes of the first take for which it does not raise SpeechInaudible."""
         begun_s = time.perf_counter()
         spoken = await self._take(self._asked.params)
         for params in other_takes(self._asked.params, spoken.first):
@@ -109,7 +111,7 @@ class Takes:
             raise _given_up(error, spoken, self._asked.params) from error
 
     async def _take(self, params: SpeakParams) -> Spoken:
-        """Returns once the first chunk exists. A broken prompt is rebuilt once from its clip."""
+        """Speak, and return once the first chunk exists. A broken prompt is rebuilt once."""
         try:
             return await self._first_chunk(self._voice, params, rebuilt=False)
         except PromptBroken:
@@ -133,7 +135,7 @@ class Takes:
 
 
 def other_takes(params: SpeakParams, first: Speech) -> Iterator[SpeakParams]:
-    """How else the text may be spoken, without a mode that nobody asked for if one was asked."""
+    """Yield the parameters of further takes; no other mode is tried where one was asked for."""
     sampled = params.temperature is None or params.temperature >= GREEDY_BELOW
     for number in range(1, RETRIES + 1 if sampled else 1):
         yield replace(params, seed=derived_seed(first.seed, number))
@@ -142,7 +144,7 @@ def other_takes(params: SpeakParams, first: Speech) -> Iterator[SpeakParams]:
 
 
 def derived_seed(seed: int, number: int) -> int:
-    """Far from its neighbours, so that who counts seeds up hears none of them twice."""
+    """Derive a seed far from its neighbours: a client that counts seeds up hears none twice."""
     return (seed + number * 0x9E3779B1) % 2**31
 
 

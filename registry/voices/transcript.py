@@ -1,7 +1,7 @@
-"""Whether a transcript can be the words of its clip: how fast they would be spoken.
+"""Checks whether a transcript can be the words of its clip, by how fast they would be spoken.
 
 An icl voice reads its transcript against the clip. Words that are missing swallow the beginning of
-what it is to speak, words too many are spoken first, and nobody is told but by what is said here.
+what it is to speak, words too many are spoken first, and nothing but these checks tells of it.
 """
 
 from registry.errors import TranscriptMismatch
@@ -18,14 +18,14 @@ NO_TRANSCRIPT = (
 
 
 def checked_transcript(transcript: str | None) -> str | None:
-    """As it is kept; raises TextInvalid and TextTooLong."""
+    """Return the transcript as it is stored. Raises TextInvalid and TextTooLong."""
     if transcript is None:
         return None
     return clean_text(transcript, MAX_TRANSCRIPT, "The transcript")
 
 
 def refuse_absurd(transcript: str | None, speech_s: float) -> None:
-    """Raises TranscriptMismatch for words that can't be those of so many seconds."""
+    """Raise TranscriptMismatch for words that can't be those of so many seconds."""
     if transcript is None:
         return
     pace = spoken_s(transcript) / speech_s
@@ -34,7 +34,7 @@ def refuse_absurd(transcript: str | None, speech_s: float) -> None:
 
 
 def transcript_warnings(transcript: str | None, speech_s: float) -> list[str]:
-    """What a person should know about the words of so many seconds."""
+    """Return what a person should know about the words of so many seconds."""
     if transcript is None:
         return [NO_TRANSCRIPT]
     pace = spoken_s(transcript) / speech_s
@@ -44,7 +44,7 @@ def transcript_warnings(transcript: str | None, speech_s: float) -> list[str]:
 
 
 def refuse_crowded(transcript: str | None, speech_s: float, room: int | None) -> None:
-    """TranscriptMismatch for words that leave too little room for a text to speak with them."""
+    """Raise TranscriptMismatch for words that leave too little room for a text in icl mode."""
     if transcript is None or room is None or room >= LEAST_ROOM:
         return
     raise TranscriptMismatch(

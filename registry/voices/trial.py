@@ -1,4 +1,4 @@
-"""A new voice speaks a short sentence to nobody: its length tells whether its transcript is right.
+"""Speaks a short sentence to nobody: its length tells whether a new voice's transcript is right.
 
 It is spoken twice at once, in icl, which reads the transcript against the clip, and in x-vector
 mode, which does not. With the right words both are about as long. A trial never takes longer than
@@ -18,7 +18,7 @@ from registry.voices.audible import LEAST_S, Hearing
 
 LIMIT_S = 10.0
 SEED = 1
-SHORT, LONG = 0.7, 1.5  # of what it takes without the transcript: benchmarks/transcripts.py
+SHORT, LONG = 0.7, 1.5  # shares of the length without the transcript: benchmarks/transcripts.py
 OPENING = "A trial sentence"
 SENTENCES = {
     "chinese": "这是一个简短的句子，用来听听这个声音怎么说话。",  # noqa: RUF001
@@ -37,14 +37,16 @@ log = logging.getLogger("registry")
 
 
 class Trial:
+    """Tries transcripts by speaking a sentence, where inference has room to spare."""
+
     def __init__(self, inference: Inference, limit_s: float = LIMIT_S) -> None:
-        """With a limit of 0 s nothing is tried."""
+        """Prepare trials of `limit_s` seconds at most; 0 tries nothing."""
         self._inference, self._limit_s = inference, limit_s
 
     async def warnings(
         self, ref: PromptRef, transcript: str, language: str | None
     ) -> list[str] | None:
-        """What the sentence tells about the transcript; None if it tells nothing."""
+        """Return what the sentence tells against the transcript; None if it tells nothing."""
         if not self._limit_s or not await to_thread.run_sync(self._inference.is_spare):
             return None
         text = SENTENCES.get(language or "") or SENTENCES[script_of(transcript)]
@@ -65,7 +67,7 @@ class Trial:
         return judged(with_words_s, without_s)
 
     async def _heard_s(self, ref: PromptRef, asked: SpeechRequest) -> float | None:
-        """Seconds that can be heard of it; None if it could not be spoken."""
+        """Return the audible seconds of a speech; None if it could not be spoken."""
         try:
             speech = await self._inference.speak(ref, asked)
             hearing = Hearing(speech.sample_rate)
@@ -79,7 +81,7 @@ class Trial:
 
 
 def judged(icl_s: float, xvec_s: float) -> list[str]:
-    """What two lengths of the same sentence tell about the transcript, in words."""
+    """Return in words what two lengths of the same sentence tell about the transcript."""
     ratio = icl_s / xvec_s
     if SHORT <= ratio <= LONG:
         return []

@@ -1,7 +1,7 @@
-"""Turns at what few can have at once: whoever waits comes after one of each other client.
+"""Gives fair turns at what only few can have at once: clients take turns, whatever each asks for.
 
-Whoever waits holds one of the places that a server has for all its requests. So where others have
-not been counted before, the line has an end.
+Whoever waits holds one of the places that a server has for all its requests. So the line has an
+end, unless those who wait were counted before.
 """
 
 import asyncio
@@ -15,10 +15,12 @@ RETRY_S = 2
 
 
 class FairTurns:
+    """Lets `most` requests at a time work, and passes free turns from client to client."""
+
     def __init__(self, most: int) -> None:
         self._free = most
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the first client is the next
-        self._in_line = Counter[str]()  # of those who wait, who came by a line
+        self._in_line = Counter[str]()  # of those who wait, the ones that came by a line
 
     @property
     def waiting(self) -> int:
@@ -28,10 +30,11 @@ class FairTurns:
     async def turn(
         self, client: str, line: int | None = None, wait_s: float | None = None
     ) -> AsyncIterator[None]:
-        """Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client;
-        Overloaded if the turn has not come in `wait_s`.
+        """Wait for a turn, and have it within the block.
 
-        Without a line, whoever comes was counted before, and takes nobody's place in one.
+        Raises ServerBusy if `line` wait already, or seven eighths of them, all of this client;
+        Overloaded if the turn has not come in `wait_s` seconds. Without a line, whoever comes was
+        counted before, and takes nobody's place in one.
         """
         await self._begin(client, line, wait_s)
         try:
@@ -59,7 +62,7 @@ class FairTurns:
                 self._in_line -= Counter([client])  # and forget a client at 0
 
     async def _come(self, client: str, mine: asyncio.Future[None]) -> None:
-        """Wait for the turn. Whoever leaves meanwhile takes it from nobody."""
+        """Wait for the turn; a caller that leaves meanwhile passes on a turn that has come."""
         try:
             await mine
         except asyncio.CancelledError:
@@ -86,7 +89,7 @@ class FairTurns:
             )
 
     def _end(self) -> None:
-        """The next one's turn: the first of its client, who is the last now."""
+        """Pass the turn to the first request of the next client, which becomes the last one."""
         while self._waiting:
             client = next(iter(self._waiting))
             waiting = self._waiting.pop(client)

@@ -1,4 +1,4 @@
-"""Work whose files come before its row: they go again if the row does not come.
+"""Removes files that were written for a row if that row does not come.
 
 Knows which work of this process needs the same files; the store knows which a row names.
 """
@@ -23,22 +23,24 @@ log = logging.getLogger("registry")
 
 
 class Unfinished:
+    """Tracks the files of enrolments under way, and removes those of work that failed."""
+
     def __init__(self, store: VoiceStore) -> None:
         self._store = store
         self._needed = Counter[object]()  # clips, and sources of prompt files
         self._dropping = set[asyncio.Future[None]]()
-        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # of clips
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()  # locks of clips
 
     @property
     def is_at_work(self) -> bool:
-        """Until the files of all that failed are gone."""
+        """True until the files of all that failed are gone."""
         return bool(self._needed or self._dropping)
 
     @asynccontextmanager
     async def work(self, source: PromptSource) -> AsyncIterator[None]:
-        """What the block writes goes if it ends by an error or is left, unless others need it.
+        """Track what the block writes; remove it if the block fails, unless others need it.
 
-        The block leaves nobody behind who still writes.
+        No thread may write on when the block ends.
         """
         clip = source.clip_sha256
         lock, needed = self._locks.setdefault(clip, asyncio.Lock()), Counter[object]([clip, source])
@@ -57,9 +59,9 @@ class Unfinished:
                 await asyncio.shield(dropping)
 
     def drop_now(self) -> None:
-        """Remove what the work under way has written by now, for a process that ends without it.
+        """Remove what the work under way has written, for a process that ends without it.
 
-        From any thread but that of the work.
+        Call it from any thread but that of the work.
         """
         for source in [one for one in [*self._needed] if isinstance(one, PromptSource)]:
             with suppress(RegistryError, OSError):
