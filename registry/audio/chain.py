@@ -1,7 +1,7 @@
-"""Recordings in a row in one file: what each says of its audio. Bytes in; nothing here decodes.
+"""Finds recordings that stand in a row in one file, and what each says of its audio.
 
-Ogg and Matroska may be joined end to end. FFmpeg reads all by what the first one says, or the first
-alone: the others have another pitch then, or are not there.
+Bytes in; nothing here decodes. Ogg and Matroska may be joined end to end. FFmpeg reads all by what
+the first one says, or the first alone: the others have another pitch then, or are not there.
 """
 
 import re
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from registry.audio.wrapping import SEGMENT, ebml_size
 
-FIRST_PAGE = 2  # of a logical stream
-OPUS_HZ = 48_000  # whatever was recorded
+FIRST_PAGE = 2  # the flag of a logical stream's first page
+OPUS_HZ = 48_000  # the rate at which it is decoded, whatever was recorded
 TRACKS, TRACK, CODEC, PRIVATE, AUDIO = 0x1654AE6B, 0xAE, 0x86, 0x63A2, 0xE1
 ENTERED = (SEGMENT, TRACKS, TRACK)
 HERTZ, CHANNELS = 0xB5, 0x9F
-IN_FRAMES = ("FLAC", "MPEG/L3")  # of which each frame tells its own channels
+IN_FRAMES = ("FLAC", "MPEG/L3")  # codecs of which each frame tells its own channels
 VORBIS = re.compile(rb"\x01vorbis.{4}(.)(.{4})", re.DOTALL)
 OPUS = re.compile(rb"OpusHead.(.).{8}(.*)", re.DOTALL)
 FLAC = re.compile(rb"\x7fFLAC.{4}fLaC.{14}(.{3})", re.DOTALL)
@@ -24,7 +24,7 @@ FLAC = re.compile(rb"\x7fFLAC.{4}fLaC.{14}(.{3})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Kind:
-    """What the frames of a recording are read by; equal ones may follow each other."""
+    """What a recording's frames are read by; recordings of equal kinds may follow each other."""
 
     codec: str
     rate: int
@@ -32,7 +32,7 @@ class Kind:
 
 
 def kinds_in_row(data: bytes, demuxer: str) -> list[Kind]:
-    """Of the first audio track of each recording, in order; none for other files."""
+    """Return the kind of each recording's first audio track, in order; none for other files."""
     if demuxer == "ogg":
         return [kinds[0] for kinds in ogg_links(data) if kinds]
     if demuxer == "matroska":
@@ -41,7 +41,7 @@ def kinds_in_row(data: bytes, demuxer: str) -> list[Kind]:
 
 
 def ogg_links(data: bytes) -> Iterator[list[Kind]]:
-    """The first pages of streams that are read at once stand together, before all others."""
+    """Yield each recording's kinds: first pages of streams read together precede all others."""
     link: list[Kind] = []
     beginning = True
     for is_first, content in ogg_pages(data):
@@ -55,7 +55,7 @@ def ogg_links(data: bytes) -> Iterator[list[Kind]]:
 
 
 def ogg_pages(data: bytes) -> Iterator[tuple[bool, bytes]]:
-    """Whether a page is the first of its stream, and the content of one that is."""
+    """Yield for each page whether it is the first of its stream, with its content if it is."""
     at = data.find(b"OggS")
     while 0 <= at < len(data) - 27:
         sizes = data[at + 27 : at + 27 + data[at + 26]]
@@ -66,7 +66,7 @@ def ogg_pages(data: bytes) -> Iterator[tuple[bool, bytes]]:
 
 
 def ogg_kind(head: bytes) -> Kind | None:
-    """None for what is no audio that is taken."""
+    """Return what the first page of a stream says of it; None if it is no audio that is taken."""
     if found := VORBIS.match(head):
         return Kind("Vorbis", int.from_bytes(found[2], "little"), found[1])
     if found := OPUS.match(head):
@@ -77,6 +77,7 @@ def ogg_kind(head: bytes) -> Kind | None:
 
 
 def ebml_segments(data: bytes) -> list[list[Kind]]:
+    """Return for each recording in a Matroska file the kinds of its audio tracks."""
     segments: list[list[dict[int, bytes]]] = []
     for name, start, end in ebml_elements(data, 0, len(data)):
         if name == SEGMENT:
@@ -89,8 +90,10 @@ def ebml_segments(data: bytes) -> list[list[Kind]]:
 
 
 def ebml_elements(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Each element, and where its content begins and ends. Those in ENTERED, and those that do not
-    say where they end, are followed by what is in them."""
+    """Yield each element's name, and where its content begins and ends.
+
+    Elements in ENTERED, and those that do not say where they end, are followed by what is in them.
+    """
     while at < stop:
         width = 9 - data[at].bit_length()
         name = int.from_bytes(data[at : at + width], "big")
@@ -111,7 +114,7 @@ def ebml_kind(track: dict[int, bytes]) -> Kind:
 
 
 def hertz(packed: bytes | None) -> int:
-    """8,000 where a track does not say (RFC 9559); 0 where it is no number."""
+    """Return a sample rate; 8,000 where a track says none (RFC 9559), 0 where it is no number."""
     if packed is None:
         return 8_000
     if len(packed) not in (4, 8):

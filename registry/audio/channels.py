@@ -1,4 +1,4 @@
-"""Which channels of a clip carry the voice, and one channel made of them.
+"""Finds the channels of a clip that carry the voice, and makes one channel of them.
 
 A plain mean loses a voice whose channels cancel, comb-filters one whose channels are not in step,
 and buries one that stands on a single channel of many. It knows nothing of files or codecs.
@@ -44,7 +44,7 @@ class Folded:
 
 
 def fold(channels: Channels, rate: int, names: Sequence[str] = ()) -> Folded:
-    """The mean of the channels that carry the voice in step with the one that has most of it.
+    """Return the mean of the channels that carry the voice in step with the leading one.
 
     `names` are the speakers' as FFmpeg calls them (FC is the centre). Raises Refusal where two
     channels hold different sounds and either may be the voice.
@@ -68,7 +68,7 @@ def fold(channels: Channels, rate: int, names: Sequence[str] = ()) -> Folded:
 
 
 def voice_levels(powers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """(channels,) dB: how much each has in moments well above its floor, as speech has.
+    """Measure (channels,) dB: how much each has in moments well above its floor, as speech has.
 
     If no channel has such moments, as with a steady tone, all that it has counts.
     """
@@ -81,7 +81,7 @@ def voice_levels(powers: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def leader(voice: NDArray[np.float64], names: Sequence[str]) -> tuple[int, bool]:
-    """The channel that carries most of the voice, and whether it is a centre that can be trusted.
+    """Return the channel with most of the voice, and whether it is a centre that can be trusted.
 
     Films keep speech in the centre, whatever else plays beside it.
     """
@@ -99,7 +99,7 @@ def relation(
     best: int,
     other: int,
 ) -> Relation:
-    """How channel `other` stands to channel `best`."""
+    """Tell how channel `other` stands to channel `best`."""
     if voice[other] < voice[best] - HEARD_DB:
         return Relation.VOICELESS
     at_once, at_best, lag = correlation(channels[best], channels[other])
@@ -113,9 +113,10 @@ def relation(
 
 
 def correlation(one: Mono, other: Mono) -> tuple[float, float, int]:
-    """At no lag; the strongest at any lag up to 0.7 s; and that lag, all over the loudest blocks.
+    """Return the correlation at no lag, the strongest up to 0.7 s, and that one's lag.
 
-    Both are differentiated first, or a hum in common would count more than speech.
+    It is taken over the loudest blocks. Both channels are differentiated first, or a hum in common
+    would count more than speech.
     """
     a, b = (blocks_of(np.diff(samples)) for samples in (one, other))
     loudest = np.argsort(-np.square(a).sum(axis=1), kind="stable")[:BLOCKS]
@@ -136,7 +137,7 @@ def blocks_of(samples: Mono) -> NDArray[np.float32]:
 def is_same_voice(
     one: NDArray[np.float64], other: NDArray[np.float64], correlated: float, lag: int
 ) -> bool:
-    """One voice in two microphones rises and falls in both, or the waves are alike.
+    """Tell whether two channels hold one voice: levels that move together, or waves alike.
 
     Of two voices that take turns each leads on its own channel, though both may hear both.
     """
@@ -150,7 +151,7 @@ def is_same_voice(
 
 
 def take_turns(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
-    """Whether each leads in a good part of the loud moments, next to the levels of both."""
+    """Tell whether each leads in a good part of the loud moments, relative to both levels."""
     a, b = 10 ** (one / 10), 10 ** (other / 10)
     a, b = (np.maximum(each - 2 * each.min(), 1e-6 * each.sum()) / each.sum() for each in (a, b))
     ahead, weight = 10 * np.log10(a / b), a + b
@@ -165,7 +166,7 @@ def refuse_rivals(one: int, other: int) -> None:
 
 
 def notes_on(relations: Sequence[Relation], taken: Sequence[int]) -> list[str]:
-    """What was done with the channels, by the worst that was found."""
+    """Say what was done with the channels, by the worst relation that was found."""
     if len(taken) == len(relations):
         return []
     worst = min(relations, key=list(Relation).index)

@@ -1,7 +1,7 @@
 """Reference clips: an untrusted file in, a checked and conditioned clip with a report on it out.
 
-Nothing here parses audio: a short-lived child (decode.py) does, under limits, and may crash or stop
-half-way. It knows nothing of the database, of names or of HTTP.
+Nothing here parses audio: a short-lived child (decoder.py) does, under limits, and may crash or
+stop half-way. It knows nothing of the database, of names or of HTTP.
 """
 
 import os
@@ -39,7 +39,7 @@ ANSWER: TypeAdapter[Report | Refused] = TypeAdapter(Report | Refused)
 
 
 class ClipRefused(ValueError):
-    """The bytes cannot be a reference clip: `code` is stable, the message is for the person."""
+    """Raised for bytes that can't be a reference clip; `code` is stable, the message for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -51,7 +51,7 @@ class ClipRefused(ValueError):
 
 
 class DecoderUnavailable(RuntimeError):
-    """The child that opens clips does not start, which is no clip's fault; the message says why."""
+    """Raised if the child that opens clips does not start; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ClipLimits:
 
     min_s: float = 1.0
     max_s: float = 60.0
-    wall_s: float = 10.0  # from when it is ready to read; what it takes to start is no clip's fault
+    wall_s: float = 10.0  # from when it is ready to read, for a slow start is no clip's fault
     start_s: float = 30.0
 
 
@@ -83,7 +83,7 @@ class ReferenceClip:
     """
 
     sha256: str  # of the bytes as uploaded
-    size: int  # of the same, in bytes
+    size: int  # the same bytes, counted
     media_type: str
     sample_rate: int
     channels: int
@@ -116,7 +116,7 @@ def read_clip(clip: BinaryIO, sha256: str, limits: ClipLimits) -> ReferenceClip:
 
 
 def fence_of_decoder(limits: ClipLimits) -> str:
-    """How the child is confined on this system, in a sentence without its end."""
+    """Say how the child is confined on this system, as a sentence without its full stop."""
     try:
         lacking = layers_lacking(limits)
     except DecoderUnavailable as error:
@@ -126,7 +126,7 @@ def fence_of_decoder(limits: ClipLimits) -> str:
 
 
 def layers_lacking(limits: ClipLimits) -> list[str]:
-    """What this system refuses of LAYERS, in words; raises DecoderUnavailable."""
+    """Name the LAYERS that this system refuses; raise DecoderUnavailable if no child starts."""
     missing, _ = started(converse(program(limits), subprocess.DEVNULL, limits, REPORT_BYTES))
     return [LAYERS[name] for name in missing]
 
@@ -137,14 +137,15 @@ def program(limits: ClipLimits) -> list[str]:
 
 
 def import_path() -> list[str]:
-    """Where this process finds its packages; -I hides what came by PYTHONPATH or a user's site."""
+    """Return where this process finds packages; -I hides those of PYTHONPATH or a user's site."""
     return [PACKAGES, *(entry for entry in sys.path if os.path.isabs(entry))]
 
 
 def understood(answer: Answer, limits: ClipLimits) -> tuple[Report, bytes]:
-    """The report and the PCM in a child's answer, whole or cut short; raises as read_clip does.
+    """Return the report and the PCM of a child's answer, which may be cut short.
 
-    A clip that took the child over can make it answer anything, so nothing of it is believed.
+    Raises what read_clip raises. A clip that took the child over can make it answer anything, so
+    all of it is checked.
     """
     line, _, pcm = started(answer)[1].partition(b"\n")
     try:
@@ -159,7 +160,10 @@ def understood(answer: Answer, limits: ClipLimits) -> tuple[Report, bytes]:
 
 
 def started(answer: Answer) -> tuple[list[str], bytes]:
-    """Which of LAYERS the child lacks, by its first line, and what follows."""
+    """Return which of LAYERS the child lacks, by its first line, and the rest of its answer.
+
+    Raises DecoderUnavailable if there is no such line.
+    """
     line, end, rest = answer.stdout.partition(b"\n")
     missing = line.decode(errors="replace").split()
     if not end or not LAYERS.keys() >= set(missing):
@@ -170,26 +174,26 @@ def started(answer: Answer) -> tuple[list[str], bytes]:
 
 
 def is_sound(report: Report, pcm: bytes, limits: ClipLimits) -> bool:
-    """Whether the sound is the one that is reported, and one that the model may hear."""
+    """Tell whether the sound is the one that is reported, and one that the model may hear."""
     seconds, longest = report.samples / SAMPLE_RATE, limits.max_s + PADDING_S
     return (
         len(pcm) == report.samples * SAMPLE_BYTES
         and 0 < seconds <= limits.max_s
         and abs(report.speech_s - seconds) < 1e-5
         and 0 < report.duration_s <= longest
-        and bool((np.abs(np.frombuffer(pcm, "<f4")) <= 1).all())  # nor is it so of NaN
+        and bool((np.abs(np.frombuffer(pcm, "<f4")) <= 1).all())  # which is false for NaN, too
     )
 
 
 def last_word(answer: Answer) -> str:
-    """The last line of a complaint, where Python names the error; it may come from anywhere."""
+    """Return the last line on stderr, where Python names the error; it may come from anywhere."""
     lines = answer.stderr.decode(errors="replace").split("\n")
     said = next((line.strip() for line in reversed(lines) if line.strip()), "it did not answer")
     return "".join(c if c.isprintable() else "?" for c in said[:COMPLAINT_LENGTH]).rstrip(".")
 
 
 def warnings(report: Report) -> Iterator[str]:
-    """A sentence for each thing that makes a worse voice without being a reason to refuse."""
+    """Yield a sentence for each thing that makes a worse voice but is no reason to refuse."""
     if not 3.0 <= report.duration_s <= 30.0:
         yield f"The clip lasts {report.duration_s:.1f} s; 3 to 30 s make the best voice."
     if report.clipped_fraction > 0.05:
@@ -232,7 +236,7 @@ def converse(command: list[str], stdin: BinaryIO | int, limits: ClipLimits, most
 
 
 def says_a_word(child: subprocess.Popen[bytes], start_s: float) -> bool:
-    """Whether anything can be read of its answer, the end too, in `start_s`."""
+    """Tell whether anything can be read from the child in `start_s`, its end included."""
     assert child.stdout
     waiting = select.poll()
     waiting.register(child.stdout, select.POLLIN)
@@ -245,7 +249,7 @@ def hear(child: subprocess.Popen[bytes], most: int) -> Answer:
 
 
 def complaint(child: subprocess.Popen[bytes]) -> bytes:
-    """What it has said on stderr; more is not waited for."""
+    """Return what the child has said on stderr by now."""
     assert child.stderr
     os.set_blocking(child.stderr.fileno(), False)
     return child.stderr.read(COMPLAINT_BYTES) or b""
@@ -253,6 +257,7 @@ def complaint(child: subprocess.Popen[bytes]) -> bytes:
 
 @contextmanager
 def killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill the child's session if the block takes longer."""
     alarm = Timer(seconds, end_session, [child.pid])
     alarm.start()
     try:
@@ -263,10 +268,10 @@ def killed_after(seconds: float, child: subprocess.Popen[bytes]) -> Iterator[Non
 
 
 def environment() -> dict[str, str]:
-    """Nothing of the server's own, which may hold keys, but where shared libraries are found.
+    """Return the child's variables: where shared libraries are, and nothing that may hold keys.
 
     PyAV's wheels come with a GnuTLS that reads its settings as it is loaded, from a file that
-    anybody may make: /tmp/vendor/etc/gnutls/config. One that is a pipe is waited for.
+    anybody may make: /tmp/vendor/etc/gnutls/config. It would wait for one that is a pipe.
     """
     found = {k: v for k, v in os.environ.items() if k in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")}
     found["GNUTLS_SYSTEM_PRIORITY_FILE"] = os.devnull

@@ -1,4 +1,4 @@
-"""From a decoded clip to what the model hears: no rumble, no silent edges, one level.
+"""Makes of a decoded clip what the model hears: no rumble, no silent edges, one level.
 
 Arrays in, arrays out, mono at one rate; it knows nothing of files, codecs or refusals.
 """
@@ -20,11 +20,11 @@ RANGE_DB, ABOVE_FLOOR_DB, LEAST_RANGE_DB = 40.0, 8.0, 12.0
 DIGITAL_SILENCE_DB = 70.0  # below the speech
 SUSTAINED, SUSTAINED_OF = 6, 10  # steps: a click is no speech
 LEAD_S, TAIL_S = 0.15, 0.2
-RUMBLE_HZ, VOICE_HZ = 55.0, 75.0  # all goes below the first, and nothing above the second
+RUMBLE_HZ, VOICE_HZ = 55.0, 75.0  # all below the first is removed, nothing above the second
 MIRROR_S = 0.5
-TARGET_DBFS, CEILING = -20.0, 0.89  # of the speech, and of its peaks (-1 dBFS)
+TARGET_DBFS, CEILING = -20.0, 0.89  # the level of the speech, and of its peaks (-1 dBFS)
 GATE_S, GATE = 0.05, 0.1  # pauses are 10 dB below the mean, and don't count
-KNOCKS = 4  # of these blocks may be louder than all speech
+KNOCKS = 4  # blocks that may be louder than all speech
 LIMITER_S = 0.005
 
 
@@ -48,7 +48,7 @@ class Span:
 
 
 def condition(samples: Mono, rate: int, most: int) -> Conditioned:
-    """At most `most` samples of a clip without rumble and silent edges, at the level of any."""
+    """Return at most `most` samples of a clip, without rumble and silent edges, at one level."""
     voice = without_rumble(samples, rate)
     span = speech_span(voice, rate)
     span = Span(span.start, min(span.stop, span.start + most))
@@ -60,7 +60,7 @@ def condition(samples: Mono, rate: int, most: int) -> Conditioned:
 
 
 def without_rumble(samples: Mono, rate: int) -> Mono:
-    """Without what is under the lowest voice, DC too, and without moving any of the rest in time.
+    """Remove what is below the lowest voice, DC too, and move none of the rest in time.
 
     The clip goes on at both ends as its mirror image, so that nothing begins or stops there.
     """
@@ -75,7 +75,7 @@ def without_rumble(samples: Mono, rate: int) -> Mono:
 
 
 def speech_dbfs(samples: Mono, rate: int) -> float:
-    """The level of the speech alone, whatever pauses and knocks are in it."""
+    """Measure the level of the speech alone, whatever pauses and knocks are in it."""
     size = min(round(GATE_S * rate), len(samples))
     power = np.square(samples[: len(samples) // size * size].reshape(-1, size)).mean(axis=1)
     power = np.minimum(power, np.sort(power)[-KNOCKS:][0])
@@ -83,7 +83,7 @@ def speech_dbfs(samples: Mono, rate: int) -> float:
 
 
 def limited(samples: Mono, rate: int) -> Mono:
-    """Turned down for the moments around each peak above the ceiling; no wave is cut."""
+    """Turn down the moments around each peak above the ceiling; no wave is cut."""
     size = round(LIMITER_S * rate)
     blocks = np.pad(np.abs(samples), (0, -len(samples) % size)).reshape(-1, size).max(axis=1)
     if blocks.max() <= CEILING:
@@ -100,12 +100,12 @@ def rms(samples: Mono) -> float:
 
 
 def decibels(level: float) -> float:
-    """Decibels below full scale, where 1.0 is 0 dB and nothing is below -200 dB."""
+    """Convert to decibels below full scale: 1.0 is 0 dB, and nothing is below -200 dB."""
     return 20.0 * math.log10(max(level, 1e-10))
 
 
 def speech_span(samples: Mono, rate: int) -> Span:
-    """Where the clip is more than its silent edges, with a natural margin; pauses inside stay."""
+    """Find the clip without its silent edges, with a natural margin; pauses inside stay."""
     step = round(rate * STEP_S)
     steps = np.flatnonzero(sustained(is_active(band_levels(samples, rate))))
     if not len(steps):
@@ -116,7 +116,7 @@ def speech_span(samples: Mono, rate: int) -> Span:
 
 
 def band_levels(samples: Mono, rate: int) -> Levels:
-    """The level of each band in windows of 20 ms, 10 ms apart."""
+    """Measure the level of each band in windows of 20 ms, 10 ms apart."""
     step, window = round(rate * STEP_S), round(rate * WINDOW_S)
     padded = np.pad(samples, (0, window))
     frames = np.lib.stride_tricks.sliding_window_view(padded, window)[: len(samples) : step]
@@ -127,9 +127,9 @@ def band_levels(samples: Mono, rate: int) -> Levels:
 
 
 def is_active(levels: Levels) -> NDArray[np.bool_]:
-    """(steps,): whether any band is well above its own floor, and not far below its own speech.
+    """Tell for each step whether a band is well above its floor, and not far below its speech.
 
-    A band that hardly changes, such as hiss or hum, says nothing.
+    The answer has shape (steps,). A band that hardly changes, such as hiss or hum, says nothing.
     """
     loudest = np.sort(levels, axis=1)[:, -round(LOUD_S / STEP_S) :][:, :1]
     heard = loudest - np.percentile(levels, 10, axis=1, keepdims=True) >= LEAST_RANGE_DB
@@ -140,12 +140,14 @@ def is_active(levels: Levels) -> NDArray[np.bool_]:
 
 
 def floor_of(band: Levels, loudest: Levels) -> float:
-    """The level between the words; muted stretches are left out, as no room is so quiet."""
+    """Measure the level between the words, without muted stretches: no room is so quiet."""
     return float(np.percentile(band[band >= loudest - DIGITAL_SILENCE_DB], 10))
 
 
 def sustained(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Steps that are active among enough active ones."""
-    within = np.convolve(active, np.ones(SUSTAINED_OF), "full") >= SUSTAINED  # of those up to here
+    """Keep the active steps that have enough active ones around them."""
+    within = (
+        np.convolve(active, np.ones(SUSTAINED_OF), "full") >= SUSTAINED
+    )  # in the steps up to here
     around = np.convolve(within[::-1], np.ones(SUSTAINED_OF), "full")[::-1][SUSTAINED_OF - 1 :]
     return np.asarray(active & (around[: len(active)] > 0))

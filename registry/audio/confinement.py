@@ -1,4 +1,4 @@
-"""What a process gives up before it reads a stranger's bytes, in layers that stand by themselves.
+"""Confines a process before it reads a stranger's bytes, in layers that stand by themselves.
 
 A layer may be refused by an old kernel, by a container's profile, or by a system that has no such
 thing: the others hold then, and the caller is told. Standard library only.
@@ -22,7 +22,7 @@ LIMITS = {
     resource.RLIMIT_NPROC: 0,
     resource.RLIMIT_NOFILE: 3,  # stdio: any open() or socket() would need a fourth
 }
-LAYERS = {  # that a system may refuse
+LAYERS = {  # those that a system may refuse
     "memory": "a limit on its memory",
     "network": "an empty network namespace",
     "parent": "a signal to end it with the server",
@@ -32,12 +32,12 @@ LAYERS = {  # that a system may refuse
 }
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # system calls, of every machine
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # calls, on every machine
 LANDLOCK_VERSION = 1
-FILE_RIGHTS = (0, 13, 14, 15, 15, 16)  # how many the versions of Landlock know
+FILE_RIGHTS = (0, 13, 14, 15, 15, 16)  # how many rights each version of Landlock knows
 SECCOMP_SET_MODE_FILTER, SECCOMP_ALL_THREADS = 1, 1
 ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # FAIL adds the error
-LOAD, EQUALS, HAS_BITS, RETURN = 0x20, 0x15, 0x45, 0x06  # of classic BPF
+LOAD, EQUALS, HAS_BITS, RETURN = 0x20, 0x15, 0x45, 0x06  # opcodes of classic BPF
 NUMBER, MACHINE, PROTECTION = 0, 4, 32  # places in seccomp_data; the last is the third argument
 EPERM, PROT_EXEC = 1, 4
 
@@ -58,9 +58,10 @@ SECCOMP = (317, 277)
 
 
 def die_with(parent: int) -> bool:
-    """Be killed when the thread that started this process ends; at once if it has.
+    """Ask to be killed when the thread that started this process ends; end at once if it has.
 
-    The kernel forgets it with some changes of credentials, so it is asked again after those.
+    Returns whether the system can do so. The kernel forgets it with some changes of credentials, so
+    it is asked again after those.
     """
     if sys.platform != "linux":
         return False
@@ -71,7 +72,7 @@ def die_with(parent: int) -> bool:
 
 
 def limit_self(parent: int) -> list[str]:
-    """Give up what decoding does not need; those of LAYERS that are refused here.
+    """Give up what decoding does not need; return those of LAYERS that are refused here.
 
     Those of LIMITS hold everywhere: no descriptor beyond stdio can be opened, so no file and no
     socket. `calls` would do alone, and each of the others is there for where it is refused.
@@ -91,7 +92,7 @@ def limit_self(parent: int) -> list[str]:
 
 
 def limit_memory() -> bool:
-    """macOS has no limit on address space."""
+    """Limit the address space; return False on macOS, which has no such limit."""
     if sys.platform == "linux":
         lower(resource.RLIMIT_AS, MEMORY_BYTES)
     return sys.platform == "linux"
@@ -109,7 +110,7 @@ def leave_network() -> bool:
 
 
 def take_no_privileges() -> bool:
-    """Nothing that is executed from now on gets more than there is; what follows requires it."""
+    """Let nothing executed from now on gain privileges; the later layers require this."""
     return sys.platform == "linux" and prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -119,7 +120,7 @@ def prctl(option: int, value: int) -> bool:
 
 
 def leave_files() -> bool:
-    """Landlock (Linux 5.13) with no rule: every path is refused, and later TCP and signals too."""
+    """Refuse every path by Landlock (Linux 5.13) without a rule; later versions TCP and signals."""
     if sys.platform != "linux":
         return False
     call = ctypes.CDLL(None).syscall
@@ -140,8 +141,8 @@ def leave_files() -> bool:
 def filter_calls() -> bool:
     """Allow CALLS and nothing else, in all threads, for good; seccomp's filters only add up.
 
-    What is not allowed fails with EPERM and does not kill: a C library newer than this list may
-    ask for something harmless, and goes on without. Calls of another machine's kind kill.
+    What is not allowed fails with EPERM and does not kill: a C library newer than this list may ask
+    for something harmless, and goes on without. Calls of another machine's kind kill.
     """
     machine = platform.machine()
     if sys.platform != "linux" or machine not in MACHINES or struct.calcsize("P") != 8:
@@ -154,7 +155,7 @@ def filter_calls() -> bool:
 
 
 def filter_for(machine: str) -> Iterator[bytes]:
-    """The instructions of the filter. Each test skips, if it fails, what is said for its success.
+    """Yield the instructions of the filter. A test that fails skips what its success would do.
 
     A call of the x32 kind has a bit in its number that is in none of ours.
     """
@@ -176,5 +177,5 @@ def filter_for(machine: str) -> Iterator[bytes]:
 
 
 def instruction(code: int, value: int, skipped: tuple[int, int] = (0, 0)) -> bytes:
-    """One of classic BPF; a jump skips so many if it is so, and so many if not."""
+    """Pack one instruction of classic BPF; a jump skips `skipped[0]` if true, else `skipped[1]`."""
     return struct.pack("HBBI", code, *skipped, value)

@@ -1,4 +1,4 @@
-"""The files that people wrap clips in: what a file is, its audio track, and the frames of that.
+"""Opens the files that people wrap clips in: what a file is, its audio track, that one's frames.
 
 FFmpeg reads them from memory, by the demuxer that their first bytes call for and allowed codecs.
 """
@@ -45,7 +45,7 @@ CODECS = (
 
 @dataclass(frozen=True)
 class Sound:
-    """A file without what stands before it, and who reads it."""
+    """A file without tags around it, and which demuxer reads it."""
 
     data: bytes
     demuxer: str
@@ -53,11 +53,14 @@ class Sound:
 
 
 def sound_of(data: bytes) -> Sound:
-    """What the first bytes behind tags and padding call for; a file's name is never asked."""
+    """Identify a file by its first bytes behind tags and padding, never by its name.
+
+    Raises Refusal for what is no audio, or none of a known format.
+    """
     if not data:
         raise Refusal("audio-empty", "The file is empty (0 bytes).")
     start = after_tags(data)
-    sizes = range(start, max(start - 4, -1), -1)  # that of an MP4's first box looks like padding
+    sizes = range(start, max(start - 4, -1), -1)  # an MP4's first size looks like padding
     frame = first_frame(data, start if start < len(data) else len(b"ID3"))
     places: list[tuple[int, Kinds]] = [(at, CONTAINERS) for at in (0, *sizes)]
     places += [(start if frame is None else frame, FRAMES)]
@@ -71,7 +74,10 @@ def sound_of(data: bytes) -> Sound:
 
 
 def opened(data: bytes, demuxer: str) -> InputContainer:
-    """The container, read from memory alone by one demuxer, with the allowed codecs only."""
+    """Open a container from memory alone, by one demuxer, with the allowed codecs only.
+
+    Raises Refusal for a file that can't be opened.
+    """
     options = {
         "protocol_whitelist": "none",
         "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2" if demuxer == "mov" else demuxer,
@@ -89,7 +95,7 @@ def opened(data: bytes, demuxer: str) -> InputContainer:
 
 
 def tracks_of(container: InputContainer) -> list[int]:
-    """The audio tracks that can be read, the default one first; pictures are passed over."""
+    """Return the audio tracks that can be read, the default one first; pictures are passed over."""
     tracks = container.streams.audio
     if not tracks:
         raise Refusal("audio-empty", "The file holds no audio track.")
@@ -107,8 +113,8 @@ def track(container: InputContainer, at: int) -> AudioStream:
 
 
 def promised_s(sound: Sound, container: InputContainer, stream: AudioStream) -> float | None:
-    """How long the header says the track is; None where FFmpeg only guesses it from the file."""
-    if sound.demuxer == "matroska":  # the longest of its tracks, which may be another
+    """Return the seconds that the header promises; None where FFmpeg only guesses them."""
+    if sound.demuxer == "matroska":  # tells the length of its longest track, maybe another
         known = breaks_off(sound.data, sound.demuxer)
         return container.duration / av.time_base if container.duration and known else None
     headed = sound.demuxer in ("flac", "mov") or (
@@ -120,7 +126,7 @@ def promised_s(sound: Sound, container: InputContainer, stream: AudioStream) -> 
 
 
 def frames_of(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame | None]:
-    """Every decoded frame in order; None stands for a packet too damaged to decode."""
+    """Yield every decoded frame in order; None stands for a packet too damaged to decode."""
     try:
         for packet in container.demux(stream):
             yield from decoded(packet)
@@ -136,7 +142,7 @@ def decoded(packet: "Packet[AudioStream]") -> list[AudioFrame] | list[None]:
 
 
 def samples_of(frame: AudioFrame) -> Block:
-    """A frame's samples (channels, frames), with integer formats scaled to [-1, 1)."""
+    """Return a frame's samples (channels, frames), with integer formats scaled to [-1, 1)."""
     raw: NDArray[Any] = frame.to_ndarray()
     if frame.format.is_packed:
         raw = raw.reshape(-1, frame.layout.nb_channels).T

@@ -38,6 +38,7 @@ def rehearse(bounds: Bounds) -> None:
 
 
 def main(arguments: list[str]) -> None:
+    """Confine this process, then read a clip from stdin and answer on stdout."""
     min_s, max_s, rate, parent = arguments
     bounds = Bounds(float(min_s), float(max_s), int(rate))
     die_with(int(parent))
@@ -57,7 +58,7 @@ def say(data: bytes) -> None:
 
 
 def examine(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
-    """The report on a clip, and the clip as mono float32 PCM at `bounds.rate`; raises Refusal."""
+    """Return the report on a clip, and it as mono float32 PCM at `bounds.rate`; raise Refusal."""
     sound = sound_of(data)
     recording = record(sound, bounds)
     folded = recording.folded()
@@ -84,7 +85,7 @@ def examine(data: bytes, bounds: Bounds) -> tuple[Report, bytes]:
 
 
 def notes_on(made: Conditioned, samples: int, bounds: Bounds) -> Iterator[str]:
-    """A sentence for each thing that was done and that a person may not expect."""
+    """Yield a sentence for each thing that was done and that a person may not expect."""
     lead_s, tail_s = made.span.start / bounds.rate, (samples - made.span.stop) / bounds.rate
     if max(lead_s, tail_s) >= NOTED_EDGE_S:
         yield f"Silence was cut off: {lead_s:.1f} s before the speech, {tail_s:.1f} s after it."

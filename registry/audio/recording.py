@@ -1,4 +1,4 @@
-"""What is decoded of a clip so far: its channels at the rate of the model, and counts over all.
+"""Collects what is decoded of a clip: its channels at the rate of the model, and counts over all.
 
 Blocks come in at the clip's own rate and are resampled at once, so that a clip of many channels at
 a high rate is never in memory as a whole.
@@ -38,7 +38,7 @@ class Part:
         self._keep(block.astype(np.float32) - self._offset, last=False)
 
     def end(self) -> None:
-        """Nothing more comes: give back the room that was kept for it."""
+        """Take no more blocks, and give back the room that was kept for them."""
         self._keep(np.zeros((len(self.channels), 0), np.float32), last=True)
         self.channels = self.channels[:, : self.length].copy()
 
@@ -60,7 +60,7 @@ class Recording:
     peak: float = 0.0
     clipped: int = 0
     values: int = 0
-    total: float = 0.0  # of the means over the channels
+    total: float = 0.0  # the sum of the means over the channels
     damaged: int = 0
     blocks: int = 0
     parts: list[Part] = field(default_factory=list)
@@ -75,7 +75,10 @@ class Recording:
         return self.total / self.frames
 
     def add(self, block: Block, names: Sequence[str]) -> None:
-        """Count a block of shape (channels, frames), and keep it at the rate of the model."""
+        """Count a block of shape (channels, frames), and keep it at the rate of the model.
+
+        Raises Refusal for values that are not finite or far outside [-1, 1].
+        """
         level = np.maximum(block.max(initial=0.0), -block.min(initial=0.0))
         if not level <= TOO_LOUD:
             refuse_block(block, self.duration_s, self.sample_rate)
@@ -97,7 +100,7 @@ class Recording:
             part.end()
 
     def folded(self) -> Folded:
-        """All parts as one channel, and what was done with their channels. Raises Refusal."""
+        """Return all parts as one channel, and what was done with theirs. Raises Refusal."""
         self.end()
         folded = [fold(part.channels, self.bounds.rate, part.names) for part in self.parts]
         notes = dict.fromkeys(note for each in folded for note in each.notes)
@@ -105,7 +108,7 @@ class Recording:
 
 
 def refuse_block(block: Block, start_s: float, rate: int) -> None:
-    """Say which value of a block that starts at `start_s` is not finite, or far outside [-1, 1]."""
+    """Refuse a block: say which value of it is not finite, or far outside [-1, 1], and where."""
     bad = ~(np.abs(block) <= TOO_LOUD)
     at = int(np.flatnonzero(bad.any(axis=0))[0])
     value = float(block[bad[:, at], at][0])

@@ -1,7 +1,6 @@
-"""What the child that opens clips is asked, and what it answers: a report, or a refusal.
+"""The types of what the child that opens clips is asked, and of its answer: report or refusal.
 
-The types say what an answer may hold. The child keeps to them; its parent, who does not believe
-that, checks.
+The child keeps to them; its parent does not trust that, and checks.
 """
 
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ ReportedCount = Annotated[int, Interval(ge=0, le=1 << 32)]
 
 
 class Refusal(Exception):
-    """Why a clip cannot be a reference: a stable code, and a sentence for its sender."""
+    """Says why a clip can't be a reference: a stable code, and a sentence for its sender."""
 
     def __init__(self, code: Code, message: str) -> None:
         super().__init__(message)
@@ -60,7 +59,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Report:
-    """The clip as it came; `samples` counts those of the conditioned one that follows."""
+    """Describes the clip as it came; `samples` counts those of the conditioned one that follows."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = CHECKED
 
@@ -81,7 +80,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Refused:
-    """A refusal as it is written."""
+    """A refusal as the child writes it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = CHECKED
 

@@ -1,4 +1,4 @@
-"""WAV headers: what they promise, and samples of fewer bits than their bytes hold.
+"""Reads WAV headers: what they promise, and samples of fewer bits than their bytes hold.
 
 FFmpeg takes 24 bits in four bytes for floats. They stand at the upper end, as the specification
 says, or at the lower one, as some programs write.
@@ -12,12 +12,12 @@ import numpy as np
 
 PCM, EXTENSIBLE = 1, 0xFFFE
 EVEN = (PCM, 3, 6, 7)  # integers, floats, A-law, mu-law: each second has as many bytes
-NEVER_WRITTEN = 0x7F000000  # sizes from here on are what a recorder writes before it knows better
+NEVER_WRITTEN = 0x7F000000  # a recorder writes larger sizes before it knows better
 
 
 @dataclass(frozen=True)
 class Wave:
-    """A file that FFmpeg reads rightly, what its samples are multiplied by, what it promises."""
+    """A file that FFmpeg reads rightly, the factor for its samples, and the seconds it promises."""
 
     data: bytes
     scale: float = 1.0
@@ -38,12 +38,12 @@ class Layout:
 
     @property
     def held(self) -> int:
-        """The bits of the bytes that each sample takes."""
+        """The number of bits in the bytes that each sample takes."""
         return 8 * self.align // max(self.channels, 1)
 
 
 def read_wave(data: bytes) -> Wave:
-    """The file, put right where its samples are padded; as it is where its header is odd."""
+    """Return the file, put right where its samples are padded; as it is where its header is odd."""
     chunks = {name: (at, size) for name, at, size in chunks_of(data)}
     if b"fmt " not in chunks or b"data" not in chunks or chunks[b"fmt "][1] < 16:
         return Wave(data)
@@ -61,7 +61,7 @@ def read_wave(data: bytes) -> Wave:
 
 
 def chunks_of(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place of the content and claimed size, up to the data."""
+    """Yield name, place of the content and claimed size of each chunk, up to the data."""
     at = 12
     while at + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, at)
@@ -81,7 +81,7 @@ def layout_at(data: bytes, at: int) -> Layout:
 
 
 def scale_of(content: bytes, held: int, valid: int) -> float:
-    """What brings samples to full scale: more than 1 if they stand at the lower end."""
+    """Return the factor to full scale: above 1 for samples at the lower end of their bytes."""
     width = held // 8
     whole = content[: len(content) // width * width]
     padded = np.zeros((len(whole) // width, 4), np.uint8)
@@ -93,7 +93,7 @@ def scale_of(content: bytes, held: int, valid: int) -> float:
 
 
 def widened(data: bytes, layout: Layout) -> bytes:
-    """The same file, which says that all bits of its samples count."""
+    """Return the file with a header that says that all bits of its samples count."""
     changed = bytearray(data)
     struct.pack_into("<H", changed, layout.at + 14, layout.held)
     if struct.unpack_from("<H", data, layout.at)[0] == EXTENSIBLE:

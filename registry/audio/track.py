@@ -1,4 +1,4 @@
-"""The track of a file that holds the clip, decoded: its length, its damage, where it breaks off."""
+"""Decodes the track of a file that holds the clip, and checks its length, damage and ending."""
 
 from itertools import pairwise
 
@@ -25,11 +25,11 @@ DAMAGED_SHARE = 0.05
 LOSSLESS = ("pcm_", "flac", "alac")
 PADDING_S, DROPPED_S = 0.25, 0.1  # what a lossy codec adds at most, and what it may lose
 MISSING_S, MISSING_SHARE, MOST_MISSING = 0.2, 0.02, 0.5
-MOST_PROMISED_S = 36_000.0  # no header that says more is believed
+MOST_PROMISED_S = 36_000.0  # a header that says more is not believed
 
 
 def record(sound: Sound, bounds: Bounds) -> Recording:
-    """The first track that is not silent, from the default one on; the first if all are."""
+    """Decode the first track that is not silent, from the default one on; the first if all are."""
     wave = read_wave(sound.data) if sound.demuxer == "wav" else Wave(sound.data)
     with opened(wave.data, sound.demuxer) as container:
         tracks = tracks_of(container)
@@ -48,7 +48,10 @@ def record(sound: Sound, bounds: Bounds) -> Recording:
 
 
 def recorded(sound: Sound, wave: Wave, at: int, bounds: Bounds) -> Recording:
-    """Decode until the end or until the longest duration is passed, whatever the header claims."""
+    """Decode one track until its end, or past the longest duration, whatever the header claims.
+
+    Raises Refusal for a track that is too long, too short, damaged, or mostly missing.
+    """
     recording, torn = Recording(bounds), False
     with opened(wave.data, sound.demuxer) as container:
         stream = track(container, at)
@@ -136,6 +139,6 @@ def check_not_shorter(recording: Recording, bounds: Bounds, tolerance_s: float) 
 
 
 def told(seconds: float, limit: float) -> str:
-    """With so many digits that it is told apart from the limit."""
+    """Write seconds with so many digits that they differ from the limit."""
     texts = (f"{seconds:.{digits}f}" for digits in range(2, 10))
     return next((text for text in texts if float(text) != limit), repr(seconds))

@@ -1,4 +1,4 @@
-"""What stands around the sound in a file: tags and padding before it, and where it breaks off.
+"""Finds what stands around the sound in a file: tags and padding, and where it breaks off.
 
 Bytes in, offsets and answers out; nothing here decodes. Sizes are read, never trusted.
 """
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 SEARCHED = 1 << 16  # bytes of rubbish that may stand before the first frame of an MP3 or AAC
-CHAINED = 3  # frames in a row that are no accident
+CHAINED = 3  # so many frames in a row are no accident
 KBIT = (
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG 2 and 2.5
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG 1
@@ -17,7 +17,7 @@ SEGMENT, CLUSTER = 0x18538067, 0x1F43B675
 
 
 def after_tags(data: bytes) -> int:
-    """Where the file itself begins: behind ID3v2 and APEv2 tags, zeros and white space."""
+    """Return where the file itself begins: behind ID3v2 and APEv2 tags, zeros and white space."""
     start = 0
     while (found := tag_end(data, start)) > start:
         start = found
@@ -25,7 +25,7 @@ def after_tags(data: bytes) -> int:
 
 
 def tag_end(data: bytes, start: int) -> int:
-    """The end of the tag or padding at `start`; `start` where there is neither."""
+    """Return the end of the tag or padding at `start`; `start` where there is neither."""
     head = data[start : start + 32]
     if head[:3] == b"ID3" and len(head) >= 10 and max(head[6:10]) < 0x80 and max(head[3:5]) < 0xFF:
         size = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
@@ -37,7 +37,7 @@ def tag_end(data: bytes, start: int) -> int:
 
 
 def before_tags(data: bytes) -> int:
-    """Where the file itself ends: before ID3v1 and APEv2 tags."""
+    """Return where the file itself ends: before ID3v1 and APEv2 tags."""
     end = len(data)
     if data[end - 128 : end - 125] == b"TAG":
         end -= 128
@@ -47,7 +47,7 @@ def before_tags(data: bytes) -> int:
 
 
 def first_frame(data: bytes, start: int) -> int | None:
-    """Where frames of MP3 or AAC begin, with rubbish before them or none."""
+    """Return where frames of MP3 or AAC begin, with rubbish before them or none, if anywhere."""
     for found in re.compile(rb"\xff[\xe0-\xff]").finditer(data, start, start + SEARCHED):
         ends = frame_ends(data, found.start())
         if sum(1 for _ in zip(range(CHAINED), ends, strict=False)) == CHAINED:
@@ -56,14 +56,14 @@ def first_frame(data: bytes, start: int) -> int | None:
 
 
 def frame_ends(data: bytes, start: int) -> Iterator[int]:
-    """The end of each frame of MP3 or AAC in a row; the last may lie behind the end of the file."""
+    """Yield the end of each frame of MP3 or AAC in a row; the last may exceed the file."""
     while size := frame_bytes(data[start : start + 6]):
         start += size
         yield start
 
 
 def frame_bytes(head: bytes) -> int:
-    """The size of a frame of MP3, or of AAC in ADTS, by its header; 0 if it is none."""
+    """Return the size of a frame of MP3, or of AAC in ADTS, by its header; 0 if it is none."""
     if len(head) < 6 or head[0] != 0xFF:
         return 0
     if head[1] & 0xF6 == 0xF0:
@@ -78,7 +78,7 @@ def frame_bytes(head: bytes) -> int:
 
 
 def breaks_off(data: bytes, demuxer: str) -> bool:
-    """Whether the last page, block or frame is longer than what is left of the file.
+    """Tell whether the last page, block or frame is longer than what is left of the file.
 
     A recording whose sizes were never written is whole, as long as its last block is.
     """
@@ -101,7 +101,7 @@ def ogg_breaks_off(data: bytes) -> bool:
 
 
 def ebml_breaks_off(data: bytes) -> bool:
-    """Walks the elements; only a Segment and its Clusters may be of unknown size."""
+    """Walk the elements to the end; only a Segment and its Clusters may be of unknown size."""
     at = 0
     while at < len(data):
         width = 9 - data[at].bit_length()
@@ -114,7 +114,7 @@ def ebml_breaks_off(data: bytes) -> bool:
 
 
 def ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """A size, None if it is unknown, and where the element's content begins."""
+    """Return a size, None if it is unknown, and where the element's content begins."""
     if at >= len(data):
         return 0, at + 1
     width = 9 - data[at].bit_length()
@@ -128,6 +128,6 @@ def frames_break_off(data: bytes) -> bool:
 
 
 def counts_frames(data: bytes) -> bool:
-    """Whether an MP3 says in its first frame how many follow (Xing, or Info at a constant rate)."""
+    """Tell whether an MP3's first frame says how many follow (Xing, or Info at a constant rate)."""
     found = re.search(rb"(Xing|Info)...[\1\3\5\7\11\13\15\17]", data[:256], re.DOTALL)
     return found is not None
