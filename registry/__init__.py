@@ -1,3 +1,3 @@
-"""The service: names to voices."""
+"""The service: it keeps voices under names and speaks with them."""
 
 VERSION = "0.2.0"

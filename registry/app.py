@@ -1,4 +1,7 @@
-"""create_app: the only composition. Local server, private socket and Modal all serve this app."""
+"""create_app: the only place that puts the registry together.
+
+A local server, a private socket and Modal all serve this app.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +41,7 @@ Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a s
 def create_app(
     store: VoiceStore, inference: Inference, settings: Settings, *, is_server: bool = False
 ) -> FastAPI:
-    """A server lives long: it removes surplus deleted voices by itself, not only after deletions.
+    """Build the app. A server also removes surplus deleted voices by itself, at times.
 
     What serves a single command does not, for its settings may not be the server's.
     """
@@ -96,13 +99,13 @@ def create_app(
 
 
 def render_of(scope: Scope) -> Render:
-    """By the path alone: most that is refused is refused before a route is found."""
+    """Choose the dialect of errors by the path alone: most are refused before a route is found."""
     is_openai = scope["path"].startswith("/v1/")
     return openai_errors.rendered if is_openai else problems.rendered
 
 
 def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask, ...]]:
-    """What is asked of a request's head alone."""
+    """Return by method and path what is checked of a request's head alone."""
 
     def line(_: Scope) -> None:
         speaker.line.refuse_full()

@@ -18,7 +18,7 @@ PROMPT_FORMAT = "1"
 PREPROCESSING = "2"
 TRANSIENT_PREFIX = "transient_"  # begins the id of a voice that is not kept
 Samples = NDArray[np.float32]
-Item = dict[str, Any]  # of an answer that comes from another process
+Item = dict[str, Any]  # a part of an answer that comes from another process
 InferenceState = Literal["cold", "warming", "warm", "failed"]
 Mode = Literal["auto", "icl", "xvec"]
 SpokenMode = Literal["icl", "xvec"]
@@ -55,7 +55,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class PromptRef:
-    """The address of one prompt file, and the sha256 its bytes must have."""
+    """The address of one prompt file, and the SHA-256 that its bytes must have."""
 
     voice_id: str
     fingerprint: str
@@ -63,7 +63,7 @@ class PromptRef:
 
 
 def fingerprint(source: PromptSource, model: ModelRef) -> str:
-    """The key of prompt features: sha256 over the canonical JSON of all that they depend on."""
+    """Return the key of prompt features: SHA-256 of all they depend on, as canonical JSON."""
     parts = {k: v for k, v in asdict(source).items() if k != "voice_id"}
     parts |= {"model_id": model.id, "model_revision": model.revision, "format": PROMPT_FORMAT}
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -86,7 +86,7 @@ class SamplingParams:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    repetition_penalty: float | None = None  # of codebook 0
+    repetition_penalty: float | None = None  # applies to codebook 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in SAMPLING_RANGES.items():
@@ -117,7 +117,7 @@ class SpeakParams(SamplingParams):
 
 @dataclass(frozen=True)
 class Deadline:
-    """How long one request would wait for a GPU that has to start, however often it asks it."""
+    """How long one request waits at most for a GPU that has to start, however often it asks it."""
 
     most_s: float = float("inf")
     since_s: float = field(default_factory=time.monotonic)
@@ -133,7 +133,7 @@ class Deadline:
 class SpeechRequest:
     """What one speech is asked to be, from the route to the engine.
 
-    Who waits for a slot has it after one of each other `client`.
+    A client's next request that waits for a slot comes after one of each other `client`.
     """
 
     text: str
@@ -142,13 +142,13 @@ class SpeechRequest:
     deadline: Deadline = field(default_factory=Deadline)
 
     def asking(self, params: SpeakParams) -> "SpeechRequest":
-        """The same, spoken another way."""
+        """Return the request with other parameters."""
         return replace(self, params=params)
 
 
 @dataclass(frozen=True)
 class Description:
-    """The model in words. dtype and device are None until it is loaded, or where nobody says."""
+    """Describes the model; dtype and device are None until it is loaded, or where nobody says."""
 
     model: ModelRef
     source: str
@@ -167,7 +167,7 @@ class Status:
     queued: int = 0
     running: int = 0  # speeches, or 1 while the model loads
     slots: int | None = None  # None until the model is loaded
-    queue_limit: int | None = None  # of speeches that may wait for a slot
+    queue_limit: int | None = None  # speeches that may wait for a slot
     error: str | None = None  # why it failed
 
 
@@ -177,15 +177,18 @@ class ExtractedPrompt:
 
     fingerprint: str
     sha256: str
-    frames: int  # of 80 ms; 0 without a transcript
+    frames: int  # frames of 80 ms; 0 without a transcript
     modes: tuple[str, ...]
     model: ModelRef
     room: int | None = None  # tokens of a text that fit into one request in icl
 
 
 class Chunks(Protocol):
-    """Mono PCM in order; may raise half-way. Whoever leaves before the end closes it, even before
-    taking the first one: that ends the request and frees its slot."""
+    """Yields mono PCM in order; may raise half-way.
+
+    A reader that leaves before the end must close it, even before taking the first chunk: that ends
+    the request and frees its slot.
+    """
 
     def __aiter__(self) -> AsyncIterator[Samples]: ...
     async def __anext__(self) -> Samples: ...
@@ -208,16 +211,19 @@ class Speech:
 
 
 class SpeechModel(Protocol):
-    """What is asked of a model, wherever it is."""
+    """A model, wherever it is."""
 
     def describe(self) -> Description:
-        """The model, found without loading it. May read files: not for the event loop."""
+        """Return the model, found without loading it. May read files: not for the event loop."""
 
     def status(self) -> Status | None:
-        """Never loads, wakes or waits for anything; None if no model has been asked for."""
+        """Return how busy it is; None if no model has been asked for.
+
+        It never loads, wakes or waits for anything.
+        """
 
     def refuse_full(self, ahead: int) -> None:
-        """Overloaded if that is what a speech that comes now would be told, after `ahead` others.
+        """Raise Overloaded if a speech that comes now, after `ahead` others, would meet it.
 
         For the event loop: it waits for nothing, and what it lets pass may be refused later.
         """
@@ -225,22 +231,23 @@ class SpeechModel(Protocol):
     async def extract_prompt(
         self, source: PromptSource, deadline: Deadline | None = None
     ) -> ExtractedPrompt:
-        """Read the conditioned clip, write the prompt file.
+        """Read the conditioned clip, and write the prompt file.
 
-        Who leaves early waits for a file that is being made, unless another machine makes it.
+        A caller that leaves early waits for a file that is being made, unless another machine makes
+        it.
         """
 
     async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
-        """Raises PromptBroken, and every other error, before the first chunk."""
+        """Begin to speak. Raises PromptBroken, and every other error, before the first chunk."""
 
 
 class Inference(SpeechModel, Protocol):
-    """A model as the registry has it, near or far."""
+    """A model as the registry uses it, in this process or on another machine."""
 
-    encoders: int  # clips that it can have at once; another would wait there, whoever comes
+    encoders: int  # how many clips it takes at once; more would wait there, in no fair order
 
     def is_spare(self) -> bool:
-        """Whether a short speech would keep nobody waiting, and be made at once."""
+        """Tell whether a short speech would keep nobody waiting, and be made at once."""
 
     def close(self) -> None:
-        """May take some seconds: not for the event loop."""
+        """Stop, which may take some seconds: not for the event loop."""

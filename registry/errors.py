@@ -35,7 +35,7 @@ from collections.abc import Sequence
 
 
 class RegistryError(Exception):
-    """`detail` is a sentence for the person; `extra` goes into the problem document."""
+    """An error for a person: `detail` is a sentence, `extra` goes into the problem document."""
 
     status: int = 500
     code = "internal-error"
@@ -53,7 +53,7 @@ class RegistryError(Exception):
         return {} if wait_s is None else {"Retry-After": str(whole_seconds(wait_s))}
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the sentence and the fields: what a subclass is made of differs."""
+        """Pickle the sentence and the fields, for subclasses take other arguments."""
         return type(self).__new__, (type(self), self.detail), vars(self)
 
 
@@ -62,7 +62,7 @@ class NameInvalid(RegistryError):
 
 
 class RequestMalformed(RegistryError):
-    """The body can't be parsed at all: it is no JSON, or no form."""
+    """Raised if the body can't be parsed at all: it is no JSON, or no form."""
 
     status, code, title = 400, "request-malformed", "The request can't be read"
 
@@ -72,7 +72,7 @@ class PathInvalid(RegistryError):
 
 
 class OriginRefused(RegistryError):
-    """A browser says that a page of another site asks; `origin` is None where it names none."""
+    """Raised if a browser says that another site's page asks; `origin` is None if not named."""
 
     status, code, title = 403, "origin-refused", "Pages of other sites may not do this"
 
@@ -94,7 +94,7 @@ class HostUnknown(RegistryError):
 
 
 class BodyTooSlow(RegistryError):
-    """The rest of the body may still come, and would be taken for the next request."""
+    """Closes the connection, lest the rest of the body is taken for the next request."""
 
     status, code, title = 408, "body-too-slow", "The body came too slowly"
 
@@ -123,7 +123,7 @@ class ModeUnavailable(RegistryError):
 
 
 class TranscriptMismatch(RegistryError):
-    """What no clip of this length can say, or what leaves no room for a text to speak."""
+    """Raised for words that no clip of this length can say, or that leave a text no room."""
 
     status, code, title = 422, "transcript-mismatch", "The transcript can't be what the clip says"
 
@@ -133,7 +133,7 @@ class CursorInvalid(RegistryError):
 
 
 class ClipUnusable(RegistryError):
-    """A reference clip refused for what it holds; the code is the decoder's own, `audio-…`."""
+    """Refuses a reference clip for what it holds; the code is the decoder's own, `audio-…`."""
 
     status, code, title = 422, "audio-undecodable", "The reference clip can't be used"
 
@@ -147,7 +147,7 @@ class ClipUnsupported(ClipUnusable):
 
 
 class ClipsUnopenable(RegistryError):
-    """The child process that opens clips does not start, whatever the clip."""
+    """Raised if the child process that opens clips does not start, whatever the clip."""
 
     status, code, title = 503, "decoder-unavailable", "This server can't open clips now"
     retry_after_s = 5
@@ -158,7 +158,7 @@ class ContentTypeUnsupported(RegistryError):
 
 
 class VoiceNotFound(RegistryError):
-    """`near` holds names that look like the one asked for, best first."""
+    """Raised for an unknown voice; `near` holds names that look like it, best first."""
 
     status, code, title = 404, "voice-not-found", "No such voice"
 
@@ -205,7 +205,7 @@ class ClipDamaged(RegistryError):
 
 
 class VoiceDamaged(RegistryError):
-    """A row that no request could have made."""
+    """Raised for a row that no request could have made."""
 
     code, title = "voice-damaged", "The stored voice is damaged"
 
@@ -231,7 +231,7 @@ class StorageFull(RegistryError):
 
 
 class StorageReadOnly(RegistryError):
-    """Trying again does not help: someone must make the folder writable."""
+    """Raised where trying again does not help: someone must make the folder writable."""
 
     status, code, title = 507, "storage-read-only", "The data directory can't be written"
 
@@ -241,13 +241,13 @@ class StorageUnreadable(RegistryError):
 
 
 class DatabaseDamaged(RegistryError):
-    """Only a backup mends it. From the first sign of it on, nothing is written any more."""
+    """Stops all writing from the first sign of damage on; only a backup mends it."""
 
     status, code, title = 503, "database-damaged", "The database is damaged"
 
 
 class StorageUnavailable(RegistryError):
-    """The storage did not say yes in time; what was asked is not stored."""
+    """Raised if the storage did not say yes in time; what was asked is not stored."""
 
     status, code, title = 503, "storage-unavailable", "The storage can't be written now"
     retry_after_s = 5
@@ -274,13 +274,13 @@ class Overloaded(RegistryError):
 
 
 class ServerBusy(Overloaded):
-    """Not the model but the server has too much to do; the request was not looked at."""
+    """Refuses a request that was not looked at: not the model but the server has too much to do."""
 
     code, title = "server-busy", "The server answers too many requests"
 
 
 class GpuCold(Overloaded):
-    """The GPU did not answer in time. It is being started; this request is over."""
+    """Ends a request for which the GPU did not answer in time; it goes on starting."""
 
     code, title = "gpu-cold", "The GPU is starting"
 
@@ -290,19 +290,19 @@ class InferenceUnreachable(RegistryError):
 
 
 class StreamBroken(SpeechFailed):
-    """The sound stopped before its end. It is never asked for again: some of it was heard."""
+    """Ends a speech before its end. It is never asked for again: some of it was heard."""
 
     code, title = "stream-broken", "The speech broke off"
 
 
 class SpeechInaudible(SpeechFailed):
-    """Nothing can be heard of the speech, or less than its text takes."""
+    """Raised if nothing can be heard of a speech, or less than its text takes."""
 
     code, title = "speech-inaudible", "The model made no speech of this text"
 
 
 class PromptBroken(RegistryError):
-    """A prompt file is missing or damaged; a client sees it only if rebuilding did not help."""
+    """Raised for a missing or damaged prompt file; clients see it only if rebuilding fails."""
 
     code, title = "prompt-broken", "The prompt features are damaged"
 
@@ -324,13 +324,13 @@ class DatabaseLost(RegistryError):
 
 
 class FolderInUse(RegistryError):
-    """A backup is being restored there; or, to a restore: a program is at work there."""
+    """Raised while a backup is restored there, or to a restore while a program works there."""
 
     code, title = "folder-in-use", "The data directory is in use"
 
 
 class BackupRefused(RegistryError):
-    """A backup that can't be made or restored, and why."""
+    """Says why a backup can't be made or restored."""
 
     title = "The backup can't be used"
 

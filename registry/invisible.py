@@ -1,6 +1,6 @@
-"""Characters that nobody sees: which they are, and the two that some scripts are written with.
+"""Tells which characters nobody sees, and where the two joiners are needed by scripts.
 
-By rule over the running Python's Unicode data, so that a newer Unicode's are known with it.
+The rules use the running Python's Unicode data, so that those of a newer Unicode are known with it.
 """
 
 import re
@@ -27,7 +27,7 @@ _JOINING = re.compile(  # scripts whose letters join or stack: Arabic to Tibetan
 
 
 def is_invisible(character: str) -> bool:
-    """True of white space too, but for what is a space; of joiners, wherever they stand."""
+    """Tell whether nobody sees it: also white space but for spaces, and joiners anywhere."""
     if character in _IGNORABLE or character in _BLANK:
         return True
     if unicodedata.category(character) in _CONTROLS:
@@ -36,17 +36,17 @@ def is_invisible(character: str) -> bool:
 
 
 def is_unseen_mark(character: str) -> bool:
-    """Of what nobody sees, that which is neither a control nor a format character."""
+    """Tell whether nobody sees it though it is neither a control nor a format character."""
     return is_invisible(character) and unicodedata.category(character)[0] != "C"
 
 
 def is_ink(character: str) -> bool:
-    """Whether it is seen when it stands alone: no space, and no mark that needs a letter."""
+    """Tell whether it is seen when it stands alone: no space, and no mark that needs a letter."""
     return unicodedata.category(character)[0] in "LNPS" and not is_invisible(character)
 
 
 def is_joiner_needed(before: str, after: str) -> bool:
-    """Whether a joiner between these two (or nothing) tells words apart.
+    """Tell whether a joiner between these two (or nothing) tells words apart.
 
     It does between letters of Persian or Hindi, and after a virama also at the end of a word;
     elsewhere it glues emoji, or hides.
@@ -56,5 +56,5 @@ def is_joiner_needed(before: str, after: str) -> bool:
 
 
 def _joins(character: str) -> bool:
-    """Whether it is a letter, or a mark on one, of a script that uses joiners."""
+    """Tell whether it is a letter, or a mark on one, of a script that uses joiners."""
     return bool(_JOINING.match(character)) and unicodedata.category(character)[0] in "LM"

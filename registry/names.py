@@ -20,7 +20,7 @@ _SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # categ
 
 
 def new_voice_id() -> str:
-    """128 random bits, so an id can be neither guessed nor counted."""
+    """Make an id of 128 random bits, so that it can be neither guessed nor counted."""
     return ID_PREFIX + secrets.token_hex(16)
 
 
@@ -29,9 +29,10 @@ def is_voice_id(reference: object) -> bool:
 
 
 def name_key(name: str) -> str:
-    """Two names are the same if their keys are: NFKC, case folding, single spaces and no joiners.
+    """Return what names are compared by: NFKC, case folding, single spaces and no joiners.
 
-    Repeated until nothing changes. What is too long for a name is its own key, and so nobody's.
+    It is applied until nothing changes. What is too long for a name is its own key, which no voice
+    has.
     """
     if len(name) > LONGEST:
         return name
@@ -47,12 +48,12 @@ def _key(name: str) -> str:
 
 
 def with_single_spaces(name: str) -> str:
-    """None at the ends, and between words one plain one: nobody can tell two from one."""
+    """Strip spaces, and put one plain one between words: nobody can tell two from one."""
     return _SPACES.sub(" ", name).strip(" ")
 
 
 def without_joiners(name: str) -> str:
-    """Without those that a script needs. Anywhere else one only hides, and stays to be refused."""
+    """Remove joiners that a script needs; others only hide, and are left to be refused."""
     return "".join(
         character
         for before, character, after in zip(f"\0{name}", name, f"{name}\0"[1:], strict=False)
@@ -61,7 +62,7 @@ def without_joiners(name: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """The name as it will be stored: NFC, single spaces between words. Raises NameInvalid."""
+    """Return the name as stored: NFC, single spaces between words. Raises NameInvalid."""
     if len(name) > LONGEST:
         raise NameInvalid(f"A voice can't be called that: {_refused_length(name)}.", field="name")
     stored = with_single_spaces(unicodedata.normalize("NFC", name.strip()))
@@ -75,7 +76,7 @@ def check_name(name: str) -> str:
 
 
 def _refusal(name: str) -> str | None:
-    """Asked of the name and of its key, where a full-width slash is a slash."""
+    """Return why a name, or its key, is refused: in the key a full-width slash is a slash."""
     if not name:
         return NOTHING_SEEN
     if reason := _refused_length(name):
@@ -105,7 +106,7 @@ def _refused_character(name: str) -> str | None:
 
 
 def variants(key: str) -> set[str]:
-    """The key, and the key with any one character left out.
+    """Return the key, and the key with any one character left out.
 
     Two keys share a variant if one typing slip separates them (a character more, less, other, or
     two swapped), so near names cost a few indexed reads however many voices there are. After

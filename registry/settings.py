@@ -31,6 +31,8 @@ def _networks(text: str) -> str:
 
 
 class Settings(BaseModel):
+    """The settings of a server or a command, checked; each has a variable `VOICES_…`."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path = Field(description="The data directory. Default: the platform's data folder.")
@@ -161,7 +163,7 @@ def variable(field: str) -> str:
 
 
 def load_settings(environ: Mapping[str, str], default_home: Path) -> Settings:
-    """Settings from the environment. Raises SettingInvalid, which names the variable."""
+    """Read settings from the environment; raise SettingInvalid, which names the variable."""
     given = {k: v for k, v in environ.items() if k.startswith(PREFIX) and v != ""}
     known = {variable(field): field for field in Settings.model_fields}
     for name in given:

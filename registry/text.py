@@ -1,4 +1,4 @@
-"""The text of one request, made fit to be spoken. It knows nothing about tokens or models."""
+"""Makes the text of a request fit to be spoken. It knows nothing about tokens or models."""
 
 import re
 import unicodedata
@@ -6,8 +6,8 @@ import unicodedata
 from registry.errors import TextInvalid, TextTooLong
 from registry.invisible import JOINERS, is_joiner_needed
 
-MOST_MARKS = 30  # on a letter
-LETTERS_PER_S = 14.0  # of calm speech, with spaces and stops
+MOST_MARKS = 30  # marks on one letter
+LETTERS_PER_S = 14.0  # letters of calm speech, with spaces and stops
 _IDEOGRAPHS = re.compile(
     "[\u2e80-\u2fd5\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]"
 )
@@ -43,7 +43,7 @@ _AROUND_LINE_ENDS = re.compile(r" ?\n ?")
 
 
 def clean_text(text: str, limit: int, what: str = "The text") -> str:
-    """NFC without invisible characters; every white space is a space or a newline.
+    """Return a text in NFC without invisible characters; white space becomes spaces and newlines.
 
     Raises TextInvalid for nothing to say or characters that are no text, TextTooLong past `limit`
     code points.
@@ -76,7 +76,7 @@ def _too_long(text: str, limit: int, what: str) -> TextTooLong:
 
 
 def _refuse_what_is_no_text(text: str, what: str) -> None:
-    """Bytes that were no text, or text in another encoding: what was meant can't be told."""
+    """Refuse bytes that were no text, or of another encoding: their meaning is unknown."""
     if found := _NO_TEXT.search(text):
         raise TextInvalid(
             f"{what} holds U+{ord(found[0]):04X} at position {found.start()}, which is no text:"
@@ -85,7 +85,7 @@ def _refuse_what_is_no_text(text: str, what: str) -> None:
 
 
 def _refuse_heaps_of_marks(text: str, what: str) -> None:
-    """No writing has so many on a letter, and to put n in order takes n² steps (UAX 15, 13)."""
+    """Refuse more marks on a letter than any writing has; sorting n takes n² steps (UAX 15, 13)."""
     marks = 0
     for position, character in enumerate(text):
         marks = marks + 1 if unicodedata.combining(character) else 0
@@ -108,13 +108,13 @@ def _joiner_if_needed(found: re.Match[str]) -> str:
 
 
 def _is_spoken(character: str) -> bool:
-    """Letters, ideographs and numbers are; signs, emoji and modifiers like ー alone are not."""
+    """Tell letters, ideographs and numbers from signs, emoji and modifiers such as ー alone."""
     category = unicodedata.category(character)
     return category[0] in "LN" and category != "Lm"
 
 
 def refuse_long(text: str, limit_s: float, instead: str = "") -> None:
-    """TextTooLong if, made no faster than it is spoken, the speech would not be done in time."""
+    """Raise TextTooLong if the speech, made no faster than it plays, would not end in time."""
     speech_s = spoken_s(text)
     if speech_s > limit_s:
         most = int(len(text) * limit_s / speech_s)
@@ -127,19 +127,19 @@ def refuse_long(text: str, limit_s: float, instead: str = "") -> None:
 
 
 def spoken_s(text: str) -> float:
-    """How long the text takes to say, at a calm pace."""
+    """Estimate how many seconds the text takes to say, at a calm pace."""
     counts = [(len(script.findall(text)), per_s) for script, per_s in _OTHERWISE_PER_S]
     letters = len(text) - sum(count for count, _ in counts)
     return letters / LETTERS_PER_S + sum(count / per_s for count, per_s in counts)
 
 
 def has_spaces(text: str) -> bool:
-    """Whether its script writes words apart."""
+    """Tell whether its script writes words apart."""
     return not (_IDEOGRAPHS.search(text) or _KANA.search(text))
 
 
 def script_of(text: str) -> str:
-    """The language that its script suggests: English for one that many write in."""
+    """Return the language that its script suggests; English for a script that many use."""
     for language, script in _SCRIPTS.items():
         if script.search(text):
             return language

@@ -1,4 +1,4 @@
-"""Work in threads, which can't be stopped."""
+"""Runs work in threads, which can't be stopped."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,9 +11,9 @@ Args = TypeVarTuple("Args")
 
 
 async def to_its_end(call: Callable[[*Args], T], *args: *Args) -> T:
-    """As `to_thread.run_sync`, but who is cancelled meanwhile ends only once the thread has.
+    """Run a call as `to_thread.run_sync` does, but if cancelled, end only once the thread has.
 
-    Until then it may write, and what it was counted for is still taken.
+    Until then it may write, and whatever place it took is still taken.
     """
     running = asyncio.ensure_future(to_thread.run_sync(call, *args))
     try:

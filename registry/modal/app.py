@@ -36,10 +36,10 @@ PACKAGES = (
 )
 REQUESTS = 100  # at once; what waits for the GPU is in there
 ANSWER_S = 135.0  # Modal's edge waits 150 s, of which a start of this container takes some
-LOCAL = Path("/tmp/voices")  # nosec B108 # of one container, shared with nobody, gone with it
+LOCAL = Path("/tmp/voices")  # nosec B108 # one container's own, gone with it
 NIGHTLY = "17 3 * * *"  # UTC
-BACKUPS = 7  # that are kept
-FAILURES = (modal.exception.Error, RuntimeError, OSError)  # of calls to Modal
+BACKUPS = 7  # nights of which backups are kept
+FAILURES = (modal.exception.Error, RuntimeError, OSError)  # what calls to Modal may raise
 
 image = (
     modal.Image.debian_slim("3.12")
@@ -67,6 +67,7 @@ app = modal.App(plan.registry_app, image=image, include_source=False)
 @modal.concurrent(max_inputs=REQUESTS)
 @modal.asgi_app(requires_proxy_auth=plan.proxy_auth)
 def api() -> "FastAPI":
+    """Serve the registry's API."""
     from registry.app import create_app
     from registry.settings import Settings
 
@@ -75,6 +76,7 @@ def api() -> "FastAPI":
 
 
 def open_inference() -> "ModalInference":
+    """Return the inference of the other App."""
     from registry.speech.modal import ModalClass, ModalInference
 
     voices = modal.Cls.from_name(plan.inference_app, "Voices")()
@@ -90,7 +92,7 @@ def open_inference() -> "ModalInference":
 
 @app.function(cpu=0.5, memory=2048, timeout=3600, max_containers=1, volumes={STATE: state})
 def doctor(read_data: bool = False, repair: bool = False) -> list[str]:
-    """What `voices doctor` says, of the voices here: `modal run -m registry.modal.app::doctor`."""
+    """Print what `voices doctor` finds here: `modal run -m registry.modal.app::doctor`."""
     from registry.audio.clips import ClipLimits, fence_of_decoder
 
     findings = open_store().examine(read_data=read_data, repair=repair)
@@ -110,7 +112,7 @@ def doctor(read_data: bool = False, repair: bool = False) -> list[str]:
     volumes={STATE: state, BACKUP: backups},
 )
 def back_up() -> str:
-    """Every night; or now, by `modal run -m registry.modal.app::back_up`."""
+    """Make a backup, every night or now: `modal run -m registry.modal.app::back_up`."""
     from registry.upkeep.backup import save_backup
 
     target = Path(BACKUP) / f"voices-{datetime.now(UTC):%Y-%m-%d}.tar"
@@ -154,8 +156,11 @@ def restore(name: str) -> str:
     volumes={STATE: state, WEIGHTS: weights.with_mount_options(read_only=True)},
 )
 def use_model() -> str:
-    """What `voices model use` does, with the model on the weights Volume: `modal run -m
-    registry.modal.app::use_model`. Voices of another are rebuilt when they next speak."""
+    """Use the model on the weights Volume, as `voices model use` does.
+
+    `modal run -m registry.modal.app::use_model` runs it. Voices of another model are rebuilt when
+    they next speak.
+    """
     found = open_inference().describe()
     open_store().choose_model(found.source, found.model)
     said = f"The voices here now use {found.source}."
@@ -164,6 +169,7 @@ def use_model() -> str:
 
 
 def open_store() -> "VolumeStore":
+    """Open the store on the Volume."""
     from registry.storage.volume.snapshots import Mount
     from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore
 

@@ -1,7 +1,7 @@
 """What `voices deploy` makes on Modal: names, sizes, windows, from VOICES_DEPLOY_… variables.
 
-Standard library only: both images have it, and both deploy modules read it when imported.
-A value that can't be used is a ValueError that names its variable.
+Standard library only: both images have it, and both deploy modules read it when imported. A value
+that can't be used is a ValueError that names its variable.
 """
 
 import re
@@ -23,8 +23,8 @@ GPUS = {  # as Modal calls them, with the compute capability of each
     "B200": (10, 0),
     "RTX-PRO-6000": (12, 0),
 }
-WITHOUT_BFLOAT16 = (8, 0)  # those below
-NOTHING = {"region": "any", "hf_secret": "none"}  # what is said to have none
+WITHOUT_BFLOAT16 = (8, 0)  # architectures below it multiply no bfloat16
+NOTHING = {"region": "any", "hf_secret": "none"}  # the words that mean none
 SNAPSHOTS = ("cpu", "gpu", "off")
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 REGION = re.compile(r"[a-z0-9-]{2,32}")
@@ -47,7 +47,10 @@ STATE, WEIGHTS, BACKUP = "/state", "/weights", "/backup"  # where containers see
 
 @dataclass(frozen=True)
 class Deployment:
-    """The safe defaults cost nothing while nobody speaks. One GPU is all there ever is."""
+    """The settings of one deployment; their defaults cost nothing while nobody speaks.
+
+    There is never more than one GPU.
+    """
 
     name: str = "voices"  # a prefix: several deployments can share a workspace
     model: str = "Qwen/Qwen3-TTS-12Hz-1.7B-Base"
@@ -76,7 +79,7 @@ class Deployment:
 
     @property
     def gpus(self) -> tuple[str, ...]:
-        """The first one that is free is taken."""
+        """The kinds of GPU that will do; the first one that is free is taken."""
         return tuple(self.gpu.split(","))
 
     @property
@@ -85,7 +88,7 @@ class Deployment:
 
     @property
     def dtype(self) -> str:
-        """What every one of the GPUs can multiply with."""
+        """The type of number that every one of the GPUs can multiply with."""
         return "float16" if self.architectures[0] < WITHOUT_BFLOAT16 else "bfloat16"
 
     @property
@@ -113,7 +116,7 @@ class Deployment:
         return f"{self.name}-claims"
 
     def environ(self) -> dict[str, str]:
-        """The variables that make an equal Deployment in an image or a child process."""
+        """Return the variables that make an equal Deployment in an image or a child process."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {variable(name): _text(value) for name, value in given.items() if value is not None}
 
@@ -127,7 +130,7 @@ def variable(field: str) -> str:
 
 
 def deployment(environ: Mapping[str, str]) -> Deployment:
-    """From the variables; ValueError also for one that means nothing."""
+    """Read a Deployment from its variables; raise ValueError also for one that is no setting."""
     kinds = {variable(field.name): field for field in fields(Deployment)}
     given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text}
     if unknown := sorted(given.keys() - kinds.keys()):

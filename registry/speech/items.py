@@ -1,4 +1,4 @@
-"""One speech that comes from elsewhere in items; `inference.modal.calls` says which there are.
+"""Receives one speech from another process as items; `inference.modal.calls` lists their kinds.
 
 An error crosses by its code and is raised again. Knows nothing of how the items are brought.
 """
@@ -24,7 +24,7 @@ RETRY_S = 20
 
 
 class RemoteChunks(AsyncIterator[Samples]):
-    """The items of one speech as PCM. Left before its end, its call is cancelled."""
+    """Yields the items of one speech as PCM. Closed before its end, it cancels its call."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class RemoteChunks(AsyncIterator[Samples]):
         cancel: Callable[[str], Awaitable[None]],
         beside: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        """`beside` runs what goes on when nobody listens any more."""
+        """Take over `items`; `beside` runs what goes on when nobody listens any more."""
         self._items, self._failures = items, failures
         self._cancel, self._beside = cancel, beside
         self._first: asyncio.Future[Item] | None = None
@@ -43,10 +43,10 @@ class RemoteChunks(AsyncIterator[Samples]):
         self._over = False
 
     async def begin(self) -> Item:
-        """What is said of the speech before it begins, the arguments of Speech.
+        """Return what is said of the speech before it begins, the arguments of Speech.
 
-        Whoever leaves meanwhile does not cut off the sending: it starts a GPU that is off, and a
-        call that has not said yet what cancels it could not be stopped.
+        A caller that leaves meanwhile does not cut off the sending: it starts a GPU that is off,
+        and a call that has not said yet what cancels it could not be stopped.
         """
         self._first = asyncio.ensure_future(self._next())
         self._call = (await asyncio.shield(self._first))["call"]
@@ -75,6 +75,7 @@ class RemoteChunks(AsyncIterator[Samples]):
             self._beside(self._give_up())
 
     async def _give_up(self) -> None:
+        """Wait until the call has said what cancels it, then cancel it."""
         async with aclosing(self._items):
             if self._call is None and self._first is not None:
                 with suppress(RegistryError, *self._failures):
@@ -83,6 +84,7 @@ class RemoteChunks(AsyncIterator[Samples]):
                 await self._cancel(self._call)
 
     async def _next(self) -> Item:
+        """Return the next item. Raises the error that it holds, or StreamBroken."""
         try:
             item = await anext(self._items, None)
         except self._failures:
@@ -103,7 +105,7 @@ class RemoteChunks(AsyncIterator[Samples]):
 
 
 def checked(item: Item) -> Item:
-    """The item, unless it is an error, which is raised."""
+    """Return the item, unless it is an error, which is raised."""
     if "error" in item:
         error = item["error"]
         raise error_of(error["code"], error["detail"], error["retry_after_s"] or RETRY_S)
@@ -117,7 +119,7 @@ def _kinds(root: type[RegistryError] = RegistryError) -> Iterator[type[RegistryE
 
 
 OF_A_SENTENCE = (RegistryError.__init__, Overloaded.__init__)
-BY_CODE = {  # whatever can be made again here: others hold more than a sentence
+BY_CODE = {  # errors that can be made again here: others hold more than a sentence
     kind.wire_code or kind.code: kind
     for kind in _kinds()
     if kind.__init__ in OF_A_SENTENCE and not vars(kind).keys().isdisjoint(("code", "wire_code"))
@@ -125,7 +127,7 @@ BY_CODE = {  # whatever can be made again here: others hold more than a sentence
 
 
 def error_of(code: str, detail: str, retry_after_s: float) -> RegistryError:
-    """The error that another process raised; a SpeechFailed with its code if none here has it."""
+    """Make the error that another process raised; a SpeechFailed with its code if unknown here."""
     kind = BY_CODE.get(code)
     if kind is None:
         error = SpeechFailed(detail)
@@ -137,7 +139,7 @@ def error_of(code: str, detail: str, retry_after_s: float) -> RegistryError:
 
 
 def unreachable(error: Exception) -> RegistryError:
-    """Why a call that brought nothing failed: by the names of Modal's exceptions."""
+    """Explain by the names of Modal's exceptions why a call that brought nothing failed."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "NotFoundError" in kinds:
         return InferenceUnreachable("The model's app is not deployed: `voices deploy` does that.")

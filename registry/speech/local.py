@@ -1,6 +1,6 @@
-"""What the registry asks of inference, and the two ways it is reached or not.
+"""Speaks with a model in this process, or with none.
 
-Ids and hashes cross this line, never audio or features. Nothing of `inference` is imported; its
+Ids and hashes cross to inference, never audio or features. Nothing of `inference` is imported; its
 errors are the registry's own.
 """
 
@@ -28,7 +28,7 @@ CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
 
 
 class Service(SpeechModel, Protocol):
-    """`inference.serving.service.InferenceService`, as the registry needs it."""
+    """The part of `inference.serving.service.InferenceService` that the registry needs."""
 
     def warm(self) -> None: ...
     def close(self, timeout_s: float) -> bool: ...
@@ -51,7 +51,10 @@ class LocalInference:
         return None if self._service is None else self._service.status()
 
     def is_spare(self) -> bool:
-        """Only a light model is loaded for this, or speaks on a CPU."""
+        """Tell whether half of the slots are free, on a GPU or with a light model.
+
+        A heavy model is not loaded for this, and does not speak on a CPU.
+        """
         status = self.status()
         if status is None or status.queued or 2 * status.running > (status.slots or 2):
             return False
@@ -64,7 +67,7 @@ class LocalInference:
             self._service.refuse_full(ahead)
 
     def warm(self) -> None:
-        """Start loading the model; returns at once."""
+        """Start loading the model, and return at once."""
         self._ready().warm()
 
     async def extract_prompt(
@@ -91,7 +94,7 @@ class LocalInference:
 
 
 class NoInference:
-    """A server that keeps voices and speaks none."""
+    """Refuses to enrol and to speak, for a server that only keeps voices."""
 
     encoders = 1
     _REASON = "This server runs with inference off: it keeps voices but can't enrol or speak."

@@ -1,7 +1,7 @@
 """Inference on Modal: the class with the GPU, which may be off, behind the same protocol.
 
-A request is sent once: what was heard in part is never spoken again. Knows how a call fails and
-how long a GPU takes to start, and of Modal itself no more than `Remote`.
+A request is sent once: what was heard in part is never spoken again. Knows how a call fails and how
+long a GPU takes to start, and of Modal itself no more than `Remote`.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from registry.text import refuse_long
 Plain = Mapping[str, Any]  # built-ins only
 T = TypeVar("T")
 
-WAIT_S = 100.0  # of one request, for a GPU that starts
+WAIT_S = 100.0  # that one request waits for a GPU that starts
 RETRY_S = 20  # after which a GPU that starts is likely there
 LEFT = 256  # calls that nobody waits for any more, and that may still start a GPU
 LOOK_S = 5.0  # between two looks at how busy it is
@@ -45,10 +45,10 @@ log = logging.getLogger("registry")
 
 
 class Load(NamedTuple):
-    """What Modal counts."""
+    """How many containers and calls a deployed App has now."""
 
     containers: int
-    running: int  # calls
+    running: int  # calls under way
     waiting: int
 
 
@@ -66,15 +66,15 @@ class Remote(Protocol):
     async def extract_prompt(self, source: Plain, until_s: float) -> Item: ...
 
     async def cancel(self, call: str) -> None:
-        """Stops this call and no other, wherever it runs."""
+        """Stop this call and no other, wherever it runs."""
 
     def load(self) -> Load:
-        """Starts nothing; may block."""
+        """Count containers and calls. Starts nothing, but may block."""
 
 
 @dataclass(frozen=True)
 class ModalClass:
-    """The deployed class: `modal.Cls.from_name(plan.inference_app, "Voices")()`."""
+    """The deployed class as a Remote: `modal.Cls.from_name(plan.inference_app, "Voices")()`."""
 
     instance: Any
     call_of: Callable[[str], Any]  # `modal.FunctionCall.from_id`
@@ -100,6 +100,8 @@ class ModalClass:
 
 
 class ModalInference:
+    """Inference by a class on Modal, whose GPU a request may have to start."""
+
     def __init__(
         self,
         remote: Remote,
@@ -111,21 +113,21 @@ class ModalInference:
         wait_s: float = WAIT_S,
         refresh: Callable[[], None] | None = None,
     ) -> None:
-        """`failures` are what calls may raise; `limit_s` is how long one speech may be made.
+        """Use `remote`, whose calls may raise `failures` and speak for `limit_s` at most.
 
         The folder `weights` holds model.json; `refresh` looks whether a missing one is there now.
         """
         self._remote, self._weights, self._failures = remote, weights, failures
         self._limit_s, self._slots, self._wait_s = limit_s, slots, wait_s
         self._refresh = refresh
-        self.encoders = slots  # its queue is Modal's
+        self.encoders = slots  # any number: the queue is Modal's
         self._left: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._status: Status | None = None
         self._looked_s = -LOOK_S
         self._looking = threading.Lock()
 
     def describe(self) -> Description:
-        """From the file beside the weights: no GPU is asked."""
+        """Return what the file beside the weights says: no GPU is asked."""
         path = self._weights / MODEL_FILE
         if self._refresh is not None and not path.exists():
             with suppress(*self._failures):
@@ -141,7 +143,7 @@ class ModalInference:
             ) from error
 
     def status(self) -> Status | None:
-        """As of the last look, and looks again beside; None before the first."""
+        """Return what the last look found, None before the first; a new look runs beside."""
         now_s = time.monotonic()
         with self._looking:
             due = now_s - self._looked_s >= LOOK_S
@@ -151,11 +153,11 @@ class ModalInference:
         return self._status
 
     def is_spare(self) -> bool:
-        """As of the last look, which a call of a moment ago may be newer than."""
+        """Tell whether no call waited at the last look; calls since then do not count."""
         return self._status is None or not self._status.queued
 
     def refuse_full(self, ahead: int) -> None:
-        """Its queue is Modal's, and what is known of it here is too old to refuse anyone for."""
+        """Refuse nobody: the queue is Modal's, and what is known of it here is too old."""
 
     async def extract_prompt(
         self, source: PromptSource, deadline: Deadline | None = None
@@ -178,7 +180,7 @@ class ModalInference:
         )
 
     async def speak(self, ref: PromptRef, asked: SpeechRequest) -> Speech:
-        """Its client stays here: behind Modal's edge all have one address."""
+        """Speak on the GPU. The request's client is not sent: Modal's edge shows one for all."""
         refuse_long(asked.text, self._limit_s)
         deadline = self._at_most(asked.deadline)
         items = self._remote.speak(asdict(ref), asked.text, asked.params.given(), until_s(deadline))
@@ -197,7 +199,7 @@ class ModalInference:
         return deadline.at_most(self._wait_s)
 
     async def _in_time(self, answer: Awaitable[T], deadline: Deadline) -> T:
-        """The first that is heard of the GPU. GpuCold if whoever asks would not wait longer."""
+        """Wait for a call's first answer. Raises GpuCold when the deadline has passed."""
         try:
             async with asyncio.timeout(deadline.left_s()):
                 return await answer
@@ -211,7 +213,7 @@ class ModalInference:
             raise unreachable(error) from error
 
     def _beside(self, work: Awaitable[object]) -> None:
-        """Goes on without whoever asked. Of too many the oldest ends: what is late is refused."""
+        """Go on without the caller. Of too many tasks the oldest ends: it is too late anyway."""
         if len(self._left) >= LEFT:
             oldest = next(iter(self._left))
             del self._left[oldest]
@@ -240,5 +242,5 @@ class ModalInference:
 
 
 def until_s(deadline: Deadline) -> float:
-    """In seconds since the epoch, which another machine knows too."""
+    """Return the deadline in seconds since the epoch, which another machine knows too."""
     return time.time() + deadline.left_s()
