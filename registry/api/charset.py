@@ -1,4 +1,6 @@
-"""From bytes to text without guessing: UTF-8, or the charset that was declared, or a refusal."""
+"""Decodes bytes to text without guessing: by UTF-8, or the charset that was declared, or not at
+all.
+"""
 
 import codecs
 import encodings
@@ -9,7 +11,7 @@ from pkgutil import iter_modules
 CODECS = re.compile(
     r"utf-8|utf-(16|32)(-[bl]e)?|ascii|iso8859-\d+|cp\d+|gb\w+|hz|big5\w*|koi8-\w|tis-620"
     r"|shift_jis\w*|euc_\w+|iso2022_\w+|johab|mac-\w+"
-)  # of natural text: Python has others, for escapes and host names
+)  # codecs of natural text: Python has others, for escapes and host names
 # Python keeps every name that it was ever asked for, so it is asked for none but these.
 NAMES = {*aliases, *aliases.values(), *(found.name for found in iter_modules(encodings.__path__))}
 LONGEST = 40
@@ -21,7 +23,7 @@ class NotText(ValueError):
 
 
 def decode(data: bytes, charset: str | None = None) -> str:
-    """The text without its byte order mark. Raises NotText."""
+    """Return the text without its byte order mark. Raises NotText."""
     codec = _codec(charset or "utf-8")
     if codec in MARKS and not data.startswith(MARKS[codec]):
         raise NotText(f"is declared as {charset}, but has no byte order mark")
@@ -37,7 +39,7 @@ def _codec(charset: str) -> str:
     asked = encodings.normalize_encoding(charset[: LONGEST + 1]).lower()
     try:
         name = codecs.lookup(asked).name if asked in NAMES else ""
-    except LookupError:  # one of another platform
+    except LookupError:  # a codec of another platform
         name = ""
     is_odd = len(charset) > LONGEST or not (charset.isascii() and charset.isprintable())
     if is_odd or not CODECS.fullmatch(name):

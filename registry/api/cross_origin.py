@@ -31,6 +31,7 @@ READ = (
 
 
 def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    """Let pages of these origins call the app and read its headers."""
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,

@@ -64,5 +64,5 @@ def asset(name: str) -> Response:
 
 @cache
 def _packaged(name: str) -> bytes:
-    """One copy for all who read it."""
+    """Read a file of the package, once for all who ask for it."""
     return files(PACKAGE).joinpath("static", name).read_bytes()

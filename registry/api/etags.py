@@ -9,27 +9,30 @@ _LIST = re.compile(rf"[\s,]*{_TAG}(?:\s*,[\s,]*{_TAG})*[\s,]*")
 
 @dataclass(frozen=True)
 class Tags:
-    """What If-Match or If-None-Match asks for; `tags` are as they were sent."""
+    """The tags that If-Match or If-None-Match names, as they were sent."""
 
     tags: tuple[str, ...]
     any: bool = False
 
     @classmethod
     def of(cls, header: str) -> "Tags":
-        """No tags at all if the header is none: then it names nothing that is here."""
+        """Parse a header; a malformed one gives no tags, and so names nothing that is here."""
         if header.strip() == "*":
             return cls((), any=True)
         return cls(tuple(re.findall(_TAG, header)) if _LIST.fullmatch(header) else ())
 
     def has(self, tag: str) -> bool:
-        """The strong comparison, of If-Match and If-Range: a weak tag is like no other."""
+        """Compare strongly, as If-Match and If-Range do: a weak tag equals no other."""
         return self.any or tag in self.tags
 
     def has_like(self, tag: str) -> bool:
-        """The weak comparison, of If-None-Match."""
+        """Compare weakly, as If-None-Match does."""
         return self.any or tag in {sent.removeprefix("W/") for sent in self.tags}
 
 
 def voice_tag(voice_id: str, row_version: int) -> str:
-    """The tag of one edit of one voice: every voice begins at 1, and a name may be given anew."""
+    """Return the tag of one edit of one voice.
+
+    The id is in it because every voice begins at 1, and a name may be given to another voice.
+    """
     return f'"{row_version}-{voice_id[-8:]}"'

@@ -19,7 +19,10 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def audio_events(
     parts: AsyncGenerator[bytes, None], summary: Callable[[], Mapping[str, object]]
 ) -> AsyncGenerator[bytes, None]:
-    """`summary` is told at the end. What breaks it is told, and raised: the connection is cut."""
+    """Yield the audio as events, and last the `summary`, which is called then.
+
+    A RegistryError is sent as an event, then raised: that cuts the connection.
+    """
     async with aclosing(parts):
         try:
             async for part in parts:
@@ -35,7 +38,7 @@ def delta(part: bytes) -> bytes:
 
 
 def accepted(header: str) -> bool:
-    """Whether an Accept header names events: what it only does not exclude is not asked for."""
+    """Tell whether an Accept header names events; not to exclude them is not enough."""
     kinds = (kind.split(";") for kind in header.lower().split(","))
     return any(
         name.strip() == MEDIA_TYPE and not any(_is_zero(part) for part in parameters)

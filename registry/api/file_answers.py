@@ -1,4 +1,4 @@
-"""A stored file over HTTP: whole or in ranges, asked for again by its hash (RFC 9110, 13 and 14).
+"""Sends a stored file over HTTP: whole or in ranges, cached by its hash (RFC 9110, 13 and 14).
 
 A player on iOS asks for two bytes first, and plays nothing from a server that sends more. A file is
 sent in parts as its reader takes them, so slow readers hold no memory.
@@ -36,7 +36,7 @@ ByteRange = tuple[int, int]  # the first byte, and the one after the last
 
 @dataclass(frozen=True)
 class StoredFile:
-    """`find` looks at the bytes; it is called once they are known to be wanted."""
+    """A file to send; `find`, which looks at its bytes, is called only if they are wanted."""
 
     sha256: str
     media_type: str
@@ -56,7 +56,7 @@ class StoredFile:
 def clip_file(
     name: str, sha256: str, media_type: str, find: Callable[[], StoredContent]
 ) -> StoredFile:
-    """A type that no upload has here came with somebody's backup: its bytes are only bytes."""
+    """Describe a clip; a type that uploads can't have came by a backup, and means plain bytes."""
     known = media_type if media_type in CLIP_ENDINGS else BYTES
     return StoredFile(sha256, known, f"{name}.{CLIP_ENDINGS.get(known, 'bin')}", find)
 
@@ -66,7 +66,7 @@ def prompt_file(name: str, sha256: str, find: Callable[[], StoredContent]) -> St
 
 
 def answer(request: Request, file: StoredFile) -> Response:
-    """200, 206 or 304. Raises EditConflict, RangeUnsatisfiable."""
+    """Answer with 200, 206 or 304. Raises EditConflict, RangeUnsatisfiable."""
     headers = file.headers()
     tag = headers["ETag"]
     if not _asks_for(request, "if-match", Tags((), any=True)).has(tag):
@@ -93,9 +93,10 @@ def _asks_for(request: Request, header: str, otherwise: Tags) -> Tags:
 
 
 def spans_of(asked: str, size: int) -> list[ByteRange]:
-    """What of `size` bytes a Range header asks for; none if it is to be ignored.
+    """Return which of `size` bytes a Range header asks for; none if it is to be ignored.
 
-    It is when it is no range of bytes at all, or asks for more than there is.
+    It is ignored when it is no range of bytes at all, or asks for more than there is. Raises
+    RangeUnsatisfiable where none of its ranges is within the file.
     """
     ranges = _RANGES.fullmatch(asked.strip())
     found = [_RANGE.fullmatch(r.strip()) for r in ranges[1].split(",")] if ranges else []
@@ -137,12 +138,14 @@ def _multipart(
 def _sent(
     body: list[Iterator[bytes]], size: int, headers: dict[str, str], kind: str, status: int = 200
 ) -> Response:
-    """A body of `size` bytes, as its reader takes it."""
+    """Answer with a body of `size` bytes, which are read as the client takes them."""
     headers = headers | {"Content-Length": str(size)}
     return FileParts(chain.from_iterable(body), status, headers, kind)
 
 
 class FileParts(StreamingResponse):
+    """Streams a file; one that can't be read to its end cuts the connection, and is logged."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
@@ -151,7 +154,7 @@ class FileParts(StreamingResponse):
 
 
 def disposition(name: str, inline: bool) -> str:
-    """With the name in ASCII for those who read no more, and as it is (RFC 6266)."""
+    """Write a Content-Disposition: the name in ASCII for old readers, and as it is (RFC 6266)."""
     plain = re.sub(r"[^A-Za-z0-9 ._-]", "_", name)
     exact = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
     return f'{"inline" if inline else "attachment"}; filename="{plain}"{exact}'

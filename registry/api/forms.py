@@ -1,4 +1,4 @@
-"""multipart/form-data, read strictly: no text is guessed, and no field is dropped without a word.
+"""Reads multipart/form-data strictly: no text is guessed, and no field is dropped silently.
 
 Whether a field is a file or a text is for the form to say, not for the client: a file where words
 are meant gives its words, and a clip is a clip without a file name too.
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 TEXT_LIMIT = 64 * 1024
-MOST_HEADERS = 16  # of a part
-BLOCK = 256 * 1024  # of a file, written at once
+MOST_HEADERS = 16  # headers of a part
+BLOCK = 256 * 1024  # bytes of a file that are written at once
 MEDIA_TYPE = "multipart/form-data"
 CLIP = "audio/*"
 CHARSET = "_charset_"  # the field that names the charset of the others (RFC 7578, section 4.6)
@@ -51,6 +51,8 @@ Options = dict[bytes, bytes]
 
 @dataclass
 class FormPart:
+    """One part of a form: its headers, its name, and its content so far."""
+
     headers: dict[bytes, bytes] = field(default_factory=dict)
     name: str = ""
     content: bytearray = field(default_factory=bytearray)
@@ -59,6 +61,7 @@ class FormPart:
         return parse_options_header(self.headers.get(header))[1]
 
     def text(self, charset: str | None) -> str:
+        """Return the content as text. Raises FieldInvalid."""
         kind, options = parse_options_header(self.headers.get(b"content-type"))
         own = options.get(b"charset")
         declared = charset if own is None else own.decode("latin-1")
@@ -78,9 +81,9 @@ class FormPart:
 
 @asynccontextmanager
 async def taken_in(request: Request, model: type[M], uploads: Uploads) -> AsyncIterator[M]:
-    """The form, whose upload is there within the block. Of too many ServerBusy, before it is read.
+    """Read the form; its upload exists within the block. Raises ServerBusy before reading it.
 
-    Raises ContentTypeUnsupported, and what `read_form` does.
+    Also raises ContentTypeUnsupported, and what `read_form` does.
     """
     refuse_other_type(request, MEDIA_TYPE)
     with closing(uploads.begin(client_of(request.scope), exchange_of(request.scope))) as upload:
@@ -88,7 +91,7 @@ async def taken_in(request: Request, model: type[M], uploads: Uploads) -> AsyncI
 
 
 async def read_form(request: Request, model: type[M], upload: Upload) -> M:
-    """The body as `model`, in which a file is the `upload`, written as it comes.
+    """Read the body as `model`, in which a file is the `upload`, written as it comes.
 
     Raises FieldInvalid, RequestMalformed, ClientGone, and what the storage refuses.
     """
@@ -109,7 +112,7 @@ async def read_form(request: Request, model: type[M], upload: Upload) -> M:
 
 
 def form_body(model: type[BaseModel]) -> dict[str, object]:
-    """What OpenAPI says of a request with such a form."""
+    """Describe a request with such a form to OpenAPI."""
     schema = model.model_json_schema(schema_generator=FormSchema)
     files = [name for name, field in model.model_fields.items() if field.annotation is Upload]
     content = {"schema": schema, "encoding": {name: {"contentType": CLIP} for name in files}}
@@ -117,7 +120,7 @@ def form_body(model: type[BaseModel]) -> dict[str, object]:
 
 
 class FormSchema(GenerateJsonSchema):
-    """A form has no null: what is none is left out."""
+    """Makes schemas of forms, which have no null: a field without a value is left out."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -156,6 +159,7 @@ class FormReader(Generic[M]):
         }
 
     def form(self) -> M:
+        """Return the form, checked. Raises RequestMalformed, RequestValidationError."""
         if not self._ended:
             raise RequestMalformed("The form is cut short: it has no closing boundary.")
         if (charset := self._parts.pop(CHARSET, None)) is not None:
@@ -168,7 +172,7 @@ class FormReader(Generic[M]):
             raise RequestValidationError(errors) from error
 
     async def write_out(self, least: int = 0) -> None:
-        """What has come of the file, once it is so much."""
+        """Write what has come of the file to the upload, if it is `least` bytes or more."""
         part = self._file
         if part is not None and len(part.content) >= least:
             content, part.content = part.content, bytearray()

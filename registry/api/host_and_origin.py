@@ -1,4 +1,4 @@
-"""Who may ask `voices serve`: no page of another site, and nobody by a name that is not its own.
+"""Refuses to `voices serve` pages of other sites, and hosts by a name that is not its own.
 
 A browser sends what any page says to any address that it can reach, loopback too. By DNS rebinding
 a page even becomes one of our own origin, but under its own name, which is then in Host. Programs
@@ -32,7 +32,10 @@ Origin = tuple[str, str, int]  # scheme, host, port
 
 
 def add_fence(app: FastAPI, settings: Settings, bound: Collection[str]) -> None:
-    """Outermost, so before CORS; `bound` is what the server listens on, by name and by address."""
+    """Add the Host and Origin check outside all other middleware, so before CORS.
+
+    `bound` is what the server listens on, by name and by address.
+    """
     app.add_middleware(
         Fence,
         hosts=Hosts.of(bound, _listed(settings.allowed_hosts)),
@@ -46,7 +49,7 @@ def _listed(setting: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Hosts:
-    """The names of a server. A wildcard address is reached by any address, but not by any name."""
+    """The names of a server; one that listens on all addresses is known by any address."""
 
     names: frozenset[str]
     suffixes: tuple[str, ...] = ()
@@ -55,6 +58,7 @@ class Hosts:
 
     @classmethod
     def of(cls, bound: Collection[str], listed: Sequence[str]) -> "Hosts":
+        """Collect the names that the server listens on, and those that the settings list."""
         addresses = [address for name in bound if (address := _address(name))]
         return cls(
             names=frozenset(_canonical(name) for name in (*bound, *listed)),
@@ -64,6 +68,7 @@ class Hosts:
         )
 
     def know(self, authority: str) -> bool:
+        """Tell whether an authority, a host with or without a port, is one of this server's."""
         if self.any_name:
             return True
         found = _parse_authority(authority)
@@ -78,6 +83,8 @@ class Hosts:
 
 
 class Fence:
+    """Refuses requests by their Host, Origin and Sec-Fetch-Site, and guards answers likewise."""
+
     def __init__(self, app: ASGIApp, hosts: Hosts, origins: Sequence[str]) -> None:
         self._app = app
         self._hosts = hosts
@@ -114,7 +121,10 @@ class Fence:
         return None
 
     def _is_foreign(self, headers: Headers, scheme: str) -> bool:
-        """Every Origin must be ours or listed, and Sec-Fetch-Site may deny only what is listed."""
+        """Tell whether another site's page asks.
+
+        Every Origin must be ours or listed; Sec-Fetch-Site refuses all but listed origins.
+        """
         if self._any_origin:
             return False
         origins = {_parse_origin(origin) for origin in headers.getlist("origin")}
@@ -126,14 +136,14 @@ class Fence:
 
 
 def _target_authority(scope: Scope) -> Iterator[str]:
-    """Of a target in absolute form, which says as much as Host does (RFC 9112, 3.2.2)."""
+    """Yield the authority of a target in absolute form; it counts like Host (RFC 9112, 3.2.2)."""
     target = scope.get("raw_path", b"").decode("latin-1").lower()
     if found := URL.match(target):
         yield found[2]
 
 
 def _parse_origin(text: str) -> Origin | None:
-    """None for `null`, and for what no browser sends."""
+    """Parse an Origin; None for `null`, and for what no browser sends."""
     found = URL.fullmatch(text.lower())
     authority = found and _parse_authority(found[2])
     if not found or not authority:
@@ -143,7 +153,10 @@ def _parse_origin(text: str) -> Origin | None:
 
 
 def _parse_authority(text: str) -> tuple[str, int | None] | None:
-    """The host as we compare it, and its port; None for user names, stray bytes, ports beyond."""
+    """Return the host as it is compared, and its port.
+
+    None for one with a user name, stray bytes or an impossible port.
+    """
     found = AUTHORITY.fullmatch(text.lower())
     if not found or int(found[2] or 0) > 65535:
         return None
@@ -154,13 +167,13 @@ def _parse_authority(text: str) -> tuple[str, int | None] | None:
 
 
 def _canonical(host: str) -> str:
-    """Lower case, no dot at the end, an address in its one usual form without brackets."""
+    """Write a host in lower case, without a last dot; an address in its usual form."""
     address = _address(host)
     return str(address) if address else host.lower().removesuffix(".")
 
 
 def _address(host: str) -> Address | None:
-    """An IPv4 address that is written as IPv6 is taken for what it is."""
+    """Parse an address; an IPv4 address that is written as IPv6 becomes IPv4."""
     bare = host.partition("%")[0].removesuffix(".")
     try:
         found = IPv6Address(bare[1:-1]) if bare.startswith("[") else ip_address(bare)

@@ -1,4 +1,4 @@
-"""The pace of requests and answers: a client that lags behind makes room for others.
+"""Measures the pace of requests and answers: a client that lags behind makes room for others.
 
 A body lags by the time that the server has waited for it, less what its bytes take at BYTES_PER_S.
 What came sooner is no credit: who sends all but the end must not keep a place for minutes. An
@@ -16,14 +16,14 @@ from registry.errors import BodyTooSlow
 
 BYTES_PER_S = 50 * 1024
 SECURE_S = 10.0  # a client that lags less keeps its place, whoever else wants it
-UNREAD_S = 15.0  # the same of a reader, for a connection sees only each 48 KiB that were taken
-PART_BYTES = 64 * 1024  # of an answer, that the server is given at once
+UNREAD_S = 15.0  # for readers: a connection sees only each 48 KiB that were taken
+PART_BYTES = 64 * 1024  # of an answer are given to the server at once
 KEY = "voices.exchange"
 ABORT = "voices.abort"  # among the extensions of a scope: the server's way to close a connection
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request and its answer, and how far its client lags behind."""
 
     def __init__(
         self,
@@ -32,19 +32,19 @@ class Exchange:
         grace_s: float,
         abort: Callable[[], None] | None = None,
     ) -> None:
-        """Without `abort` an answer is never ended."""
+        """Measure what goes through `receive` and `send`; without `abort` no answer is ended."""
         self._receive, self._send = receive, send
         self._grace_s = grace_s
         self._abort = abort
-        self._lag_s = 0.0  # of the body, when it was last waited for
-        self._waiting: asyncio.Timeout | None = None  # for the body
+        self._lag_s = 0.0  # the body's lag when it was last waited for
+        self._waiting: asyncio.Timeout | None = None  # set while the body is waited for
         self._since_s = 0.0
         self._unread_since_s: float | None = None
         self._whole = False
         self._in_the_way = False
 
     async def receive(self) -> Message:
-        """The next part of the body. Raises BodyTooSlow."""
+        """Return the next part of the body. Raises BodyTooSlow."""
         if self._whole:  # who asks again waits for the client to leave
             return await self._receive()
         self._since_s = _now_s()
@@ -60,10 +60,10 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """A part of the answer, once the reader has taken enough of those before.
+        """Send a part of the answer, once the reader has taken enough of those before.
 
-        In small parts, for the server takes each as a whole: an answer in one piece would be done
-        with, and its place free, while all of it lies in memory.
+        It goes in small parts, for the server takes each as a whole: an answer in one piece would
+        be done with, and its place free, while all of it lies in memory.
         """
         for part in _parts(message):
             self._unread_since_s = _now_s()
@@ -73,12 +73,13 @@ class Exchange:
                 self._unread_since_s = None
 
     def lag_s(self) -> float:
+        """Return how many seconds the client is behind now."""
         if self._unread_since_s is not None:
             return _now_s() - self._unread_since_s
         return self._body_lag_s()
 
     def may_be_ended(self) -> bool:
-        """Never while the server itself is at work on it."""
+        """Tell whether it lags enough to be ended; never while the server is at work on it."""
         if self._in_the_way:
             return False
         if self._unread_since_s is not None:
@@ -87,6 +88,7 @@ class Exchange:
         return waiting and self.lag_s() > SECURE_S
 
     def end(self) -> None:
+        """End it, for another needs its place."""
         self._in_the_way = True
         if self._unread_since_s is not None and self._abort is not None:
             self._abort()
@@ -124,7 +126,7 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 def end_slowest(exchanges: Iterable[Exchange]) -> Exchange | None:
-    """The one that lagged most, unless all may stay."""
+    """End the exchange that lags most, if any may be ended, and return it."""
     slow = max((e for e in exchanges if e.may_be_ended()), key=Exchange.lag_s, default=None)
     if slow is not None:
         slow.end()

@@ -1,4 +1,4 @@
-"""How a request is taken in: how much body, of which type, and for as long as someone waits."""
+"""Takes in requests: how much body, of which type, and for as long as someone waits."""
 
 import asyncio
 import json
@@ -28,8 +28,9 @@ from registry.errors import ContentTypeUnsupported, FieldInvalid, PathInvalid, R
 JSON_LIMIT = 64 * 1024
 FORM_OVERHEAD = 128 * 1024
 MIB = 1024 * 1024
-HEADER_LIMIT = 2048  # of one that is parsed; parsers elsewhere take the square of its length
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)  # one without an end, too
+HEADER_LIMIT = 2048  # bytes; parsing a longer one elsewhere takes time by the square of its length
+# A quoted string, also one without an end.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)', re.DOTALL)
 
 T = TypeVar("T")
 
@@ -43,12 +44,12 @@ async def deadline_of(
         ),
     ] = None,
 ) -> Deadline:
-    """Whatever else a Prefer header says is not understood, and so ignored."""
+    """Read how long to wait for a GPU from Prefer; whatever else it says is ignored."""
     found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,4})\s*(?:$|[,;])", prefer or "", re.IGNORECASE)
     return Deadline(float(found[1])) if found else Deadline()
 
 
-DeadlineDep = Annotated[Deadline, Depends(deadline_of)]  # of a route that may need a GPU
+DeadlineDep = Annotated[Deadline, Depends(deadline_of)]  # for a route that may need a GPU
 
 
 class BodyLimit:
@@ -137,13 +138,13 @@ class CheckedRoute(APIRoute):
 
 
 class JsonRequest(Request):
-    """Its JSON is read strictly, before FastAPI asks for it."""
+    """A request whose JSON is read strictly, before FastAPI asks for it."""
 
     parsed: Any
 
     @classmethod
     async def of(cls, request: Request) -> "JsonRequest":
-        """Raises RequestMalformed, FieldInvalid, ClientGone."""
+        """Read the body of a request. Raises RequestMalformed, FieldInvalid, ClientGone."""
         strict = cls(request.scope, request.receive)
         try:
             body = await strict.body()
@@ -158,7 +159,7 @@ class JsonRequest(Request):
 
 
 def parse_json(body: bytes, charset: str | None = None) -> Any:
-    """RequestMalformed for what is no JSON; FieldInvalid for a key that is there twice."""
+    """Parse JSON; raise RequestMalformed if it is none, FieldInvalid for a key given twice."""
     try:
         text = decode(body, charset)
         if "\0" in text:
@@ -192,7 +193,10 @@ def _refuse_constant(name: str) -> None:
 
 
 def refuse_other_type(request: Request, wanted: str) -> None:
-    """ContentTypeUnsupported; RequestMalformed for what another reader may take for another."""
+    """Raise ContentTypeUnsupported for any type or encoding but the wanted one.
+
+    Raises RequestMalformed for headers that another reader may understand differently.
+    """
     for header in ("Content-Type", "Content-Encoding"):
         if len(request.headers.getlist(header)) > 1:
             raise RequestMalformed(f"The request has the header {header} twice.")
@@ -211,7 +215,7 @@ def refuse_other_type(request: Request, wanted: str) -> None:
 
 
 def refuse_repeated_parameters(header: str, value: str) -> None:
-    """Which of the two counts, each reader decides for itself."""
+    """Refuse a header that gives a parameter twice: readers differ in which one counts."""
     if len(value) > HEADER_LIMIT:
         raise RequestMalformed(f"A {header} is longer than {HEADER_LIMIT // 1024} KiB.")
     _, *parameters = _QUOTED.sub("", value).split(";")
@@ -227,7 +231,7 @@ def _content_type(request: Request) -> Headers:
 
 
 def refuse_unknown(name: str, known: Collection[str], what: str) -> None:
-    """Raises FieldInvalid with the name that looks alike, else with all there are."""
+    """Raise FieldInvalid for an unknown name; it tells one that looks alike, else all."""
     if name in known:
         return
     near = get_close_matches(name.lower(), known, n=1)
@@ -246,7 +250,7 @@ def _refuse_unknown_fields(error: RequestValidationError, model: Any) -> None:
 
 
 def _refuse_odd_path(request: Request) -> None:
-    """The server puts U+FFFD where a path is no UTF-8, which could be the name of a voice."""
+    """Refuse a path that is no UTF-8: the server's U+FFFD in it could be a voice's name."""
     raw = request.scope.get("raw_path") or b""
     try:
         decode(unquote_to_bytes(raw))
@@ -255,7 +259,7 @@ def _refuse_odd_path(request: Request) -> None:
 
 
 def _query_names(request: Request, repeated: Collection[str]) -> list[str]:
-    """Raises FieldInvalid for what is no text, and for a name that is there twice."""
+    """Return the query's names; raise FieldInvalid for what is no text, or a name given twice."""
     try:
         decode(unquote_to_bytes(request.scope["query_string"]))
     except NotText as error:

@@ -146,8 +146,6 @@ def floor_of(band: Levels, loudest: Levels) -> float:
 
 def sustained(active: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Keep the active steps that have enough active ones around them."""
-    within = (
-        np.convolve(active, np.ones(SUSTAINED_OF), "full") >= SUSTAINED
-    )  # in the steps up to here
+    within = np.convolve(active, np.ones(SUSTAINED_OF), "full") >= SUSTAINED  # up to here
     around = np.convolve(within[::-1], np.ones(SUSTAINED_OF), "full")[::-1][SUSTAINED_OF - 1 :]
     return np.asarray(active & (around[: len(active)] > 0))
