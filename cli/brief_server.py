@@ -1,4 +1,4 @@
-"""A server that ends as soon as it is told to, for as long as one command or one test."""
+"""A server that ends as soon as it is told to, for the length of one command or one test."""
 
 import asyncio
 import socket
@@ -12,7 +12,10 @@ GOODBYE_S = 0.002  # in which a connection that a client has closed is seen as c
 
 
 class BriefServer(uvicorn.Server):
-    """uvicorn looks ten times a second whether it shall end, and then waits a tenth more."""
+    """A uvicorn server that stops at once.
+
+    uvicorn's own looks ten times a second whether it shall end, and then waits a tenth more.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -21,7 +24,7 @@ class BriefServer(uvicorn.Server):
         self._told = asyncio.Event()
 
     def stop(self) -> None:
-        """From any thread, at any time: one that has not begun ends when it begins."""
+        """Stop it, from any thread, at any time; one that has not begun ends when it begins."""
         self.should_exit = True
         with self._lock:
             if self._loop is not None:
@@ -40,7 +43,7 @@ class BriefServer(uvicorn.Server):
                 self._loop = None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Clients that hold a connection get uvicorn's own, with its time to end; else at once."""
+        """End: at once, unless clients hold connections, which get uvicorn's time to end."""
         await asyncio.sleep(GOODBYE_S)
         if self.server_state.connections or self.server_state.tasks:
             await super().shutdown(sockets)

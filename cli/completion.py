@@ -1,4 +1,4 @@
-"""Completes the names of voices in a shell: quickly or not at all, and without a word of error."""
+"""Completes the names of voices in a shell: quickly or not at all, and without error messages."""
 
 import os
 import re
@@ -18,7 +18,10 @@ NOT_PLAIN = re.compile(r"([^\w@%+=:,./-])")
 
 
 class VoiceNameType(TextType):
-    """A name or an id. What none can be is not put into a URL, where `..` is a way up."""
+    """A voice's name or id.
+
+    What can be neither is refused: in a URL, `..` would lead a folder up.
+    """
 
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
@@ -41,7 +44,7 @@ VOICE = VoiceNameType()
 
 
 def names(asked: DestinationOptions, beginning: str) -> list[str]:
-    """Those that begin so. What can't be asked has none."""
+    """Return the names that begin so; none if the registry can't be asked."""
     try:
         found = destination(asked)
         known = _local(beginning) if found is None else _remote(*found, beginning)
@@ -70,7 +73,7 @@ def _local(beginning: str) -> list[str]:
 
 
 def escaped(name: str) -> str:
-    """bash puts it on the line as it is; the other shells escape what they must."""
+    """Escape a name for bash, which puts it on the line as it is; other shells do so themselves."""
     if os.environ.get("_VOICES_COMPLETE") != "bash_complete":
         return name
     return NOT_PLAIN.sub(r"\\\1", name)

@@ -1,4 +1,4 @@
-"""The verbs on this machine, and the one place where registry and inference are put together.
+"""Puts registry and inference together, for the commands that work on this machine.
 
 No module of the registry or of inference is imported before a verb runs: `voices --help` is fast.
 """
@@ -28,7 +28,7 @@ OURS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_TOKEN_")  # the service 
 
 
 def load_settings(**overrides: object) -> "Settings":
-    """Settings from VOICES_… variables; what is not None in `overrides` wins."""
+    """Read settings from VOICES_… variables; what is not None in `overrides` wins."""
     from registry.errors import SettingInvalid
     from registry.settings import load_settings, variable
 
@@ -43,7 +43,7 @@ def load_settings(**overrides: object) -> "Settings":
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """What the registry or inference refuses, as the command's error."""
+    """Turn what the registry or inference refuses into the command's error."""
     from registry.errors import RegistryError
 
     try:
@@ -90,7 +90,7 @@ def make_inference(settings: "Settings", store: "VoiceStore") -> "Inference":
 
 
 def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService":
-    """Find the model (raises if it is not on this machine) without loading it."""
+    """Find the model without loading it; raise an error if it is not on this machine."""
     from inference.models.catalog import DEMO, locate
     from inference.models.gpu import refuse_missing_gpu
     from inference.serving.config import ServiceConfig
@@ -111,7 +111,7 @@ def make_service(settings: "Settings", store: "VoiceStore") -> "InferenceService
 
 
 def model_spec(settings: "Settings", store: "VoiceStore") -> str:
-    """What --model or VOICES_MODEL says, else what the data directory uses, else the default."""
+    """Return the model that --model or VOICES_MODEL names, else the recorded or default one."""
     from inference.models.catalog import DEFAULT
 
     recorded = store.model_in_use()
@@ -119,9 +119,9 @@ def model_spec(settings: "Settings", store: "VoiceStore") -> str:
 
 
 def refuse_remote(context: click.Context) -> None:
-    """These verbs work on files of this machine, which a remote registry does not use.
+    """Refuse a verb that works on files of this machine if the registry is a remote one.
 
-    A login is no reason to refuse them, for it does not say what this command is about.
+    A login is no reason to refuse it, for it does not say what this command is about.
     """
     asked = context.find_root().obj
     if asked.url is not None:

@@ -1,4 +1,4 @@
-"""The HTTP client: through the proxy and with the certificates that the environment names.
+"""Makes the HTTP client: through the proxy, with the certificates that the environment names.
 
 Nothing of the environment is used unchecked: what can't be used is a sentence that names its
 variable. A password in a URL is never shown.
@@ -23,6 +23,7 @@ PROXIES = ("http", "https", "socks5", "socks5h")
 
 
 def http_client(url: str, headers: dict[str, str], wait_s: float | None = None) -> httpx.Client:
+    """Make a client for one registry, which follows no redirect."""
     target = parsed(url)
     return httpx.Client(
         base_url=url,
@@ -37,7 +38,7 @@ def http_client(url: str, headers: dict[str, str], wait_s: float | None = None) 
 
 
 def _refuse_half_a_url(answer: httpx.Response) -> None:
-    """httpx reads where a redirect leads though it follows none, and lets urllib's error out."""
+    """Refuse a malformed redirect: httpx reads where it leads, and lets urllib's error out."""
     if answer.has_redirect_location:
         try:
             answer.request.url.join(answer.headers["location"]).host  # noqa: B018
@@ -48,7 +49,7 @@ def _refuse_half_a_url(answer: httpx.Response) -> None:
 
 
 def certificates() -> ssl.SSLContext:
-    """Those of SSL_CERT_FILE, else of SSL_CERT_DIR, else certifi's."""
+    """Load the certificates of SSL_CERT_FILE, else of SSL_CERT_DIR, else certifi's."""
     for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(variable):
             return _certificates(variable, path)
@@ -71,9 +72,9 @@ def _certificates(variable: str, path: str) -> ssl.SSLContext:
 
 
 def proxy_for(target: httpx.URL) -> httpx.Proxy | None:
-    """What HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, unless NO_PROXY excepts the target.
+    """Return the proxy of HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, unless NO_PROXY excepts the target.
 
-    None to this machine: a proxy would see what never leaves it.
+    There is none to this machine: a proxy would see what never leaves it.
     """
     named = getproxies()
     if is_loopback(target.host) or is_excepted(target, named.get("no", "")):
@@ -85,7 +86,7 @@ def proxy_for(target: httpx.URL) -> httpx.Proxy | None:
 
 
 def _variable(kind: str) -> str:
-    """As it is spelled in the environment; on macOS the system may say it instead."""
+    """Spell the variable as the environment does; on macOS the system may set the proxy instead."""
     name = f"{kind}_proxy"
     return next((v for v in (name, name.upper()) if os.environ.get(v)), name.upper())
 
@@ -107,7 +108,7 @@ def _proxy(variable: str, address: str) -> httpx.Proxy:
 
 
 def is_excepted(target: httpx.URL, no_proxy: str) -> bool:
-    """NO_PROXY as curl and Go read it: `*`, names and all below them, addresses, networks, ports.
+    """Read NO_PROXY as curl and Go do: `*`, names and all below them, addresses, networks, ports.
 
     Entries are parted by commas or blanks; IPv6 may be in brackets.
     """

@@ -1,4 +1,4 @@
-"""The audio in server-sent events: a stream of those comes through Modal in real time."""
+"""Reads audio from server-sent events: a stream of those comes through Modal in real time."""
 
 import json
 from base64 import b64decode
@@ -12,7 +12,7 @@ BROKEN = "The speech broke off before its end."
 
 
 def audio_of(body: Iterator[bytes]) -> Iterator[bytes]:
-    """ClickException where the body ends before the speech does, or tells an error."""
+    """Yield the audio; raise ClickException if the body ends too early, or an event is an error."""
     for line in lines_of(body):
         if line.startswith(b"data:"):
             part = part_of(line.removeprefix(b"data:"))
@@ -33,7 +33,7 @@ def lines_of(body: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def part_of(data: bytes) -> bytes | None:
-    """The audio in an event; none in one of a kind that is not known, None in the last one."""
+    """Return an event's audio: empty for an unknown kind of event, None for the last one."""
     try:
         event = json.loads(data)
         kind = event["type"]

@@ -1,4 +1,4 @@
-"""How a command ends: with a code, and with a sentence on stderr unless the code is 0.
+"""Ends a command with a code, and with a sentence on stderr unless the code is 0.
 
 What the operating system refuses anywhere, a full disk or a folder without permission, is a
 sentence too. Nothing here hides a fault of the program itself.
@@ -21,19 +21,20 @@ from cli.output import one_paragraph, say
 
 FAILED, INTERRUPTED = 1, 130
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)  # without a name
+# Errors of these numbers are stdout's if they name no file.
+OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)
 STREAMS = ((os.O_WRONLY, "stdin", "r"), (os.O_RDONLY, "stdout", "w"), (os.O_RDWR, "stderr", "w"))
 
 
 class Interrupted(click.ClickException):
-    """By Ctrl-C; the message tells what came of it."""
+    """Ends a command that Ctrl-C interrupted; its message says what was done."""
 
     exit_code = INTERRUPTED
 
 
 @contextmanager
 def if_interrupted(outcome: str) -> Iterator[None]:
-    """Tell what came of the work within, when Ctrl-C ends it."""
+    """Say what came of the work within the block, if Ctrl-C ends it."""
     try:
         yield
     except (KeyboardInterrupt, click.Abort) as error:
@@ -42,10 +43,10 @@ def if_interrupted(outcome: str) -> Iterator[None]:
 
 @contextmanager
 def ending_by_signals() -> Iterator[None]:
-    """SIGTERM, and the SIGHUP of a terminal that is closed, unwind the work within as Ctrl-C does.
+    """Let SIGTERM, and the SIGHUP of a closed terminal, unwind the block as Ctrl-C does.
 
-    It ends with 128 and the signal's number, as a shell has it. A signal that is ignored, as by
-    nohup, or has a handler, keeps what it has.
+    The command ends with 128 and the signal's number, as a shell has it. A signal that is ignored,
+    as by nohup, or has a handler, keeps what it has.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -65,7 +66,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def exit_code(command: Callable[[], object]) -> int:
-    """Run a command of click's, and say how it ended."""
+    """Run a command of click's, say how it ended, and return its exit code."""
     open_streams()
     code = _ended(command)
     try:
@@ -78,7 +79,7 @@ def exit_code(command: Callable[[], object]) -> int:
 
 def _ended(command: Callable[[], object]) -> int:
     try:
-        code = command()  # of click's own exits, as of --help; a verb returns nothing
+        code = command()  # click returns a code for --help and the like; a verb returns nothing
     except Interrupted as interrupted:
         say(f"Interrupted. {interrupted.message}")
         return INTERRUPTED
@@ -98,7 +99,7 @@ def _ended(command: Callable[[], object]) -> int:
 
 
 def _refused_by_system(error: OSError) -> int:
-    """A listener who left is told nothing."""
+    """Say what the system refused; nothing if whoever reads our output has left."""
     if error.errno == errno.EPIPE:
         _drop_output()
     else:
@@ -116,15 +117,16 @@ def of_system(error: OSError) -> str:
 
 
 def _drop_output() -> None:
-    """What could not be written is not tried again when Python ends."""
+    """Discard what could not be written, which Python would try to write again when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_streams() -> None:
-    """After `>&-` a file that is opened would get the number of stdout, and what is printed.
+    """Open closed standard streams, lest a file that is opened gets the number of stdout.
 
-    stdin and stdout then fail as they should when they are used; stderr is nothing but talk.
+    After `>&-` what is printed would go into that file. stdin and stdout then fail as they should
+    when they are used; stderr is nothing but talk.
     """
     for number, (mode, name, direction) in enumerate(STREAMS):
         try:

@@ -1,4 +1,4 @@
-"""What files of sound are called: the format that an ending asks for, and a name made of a voice's.
+"""Names files of sound: the format that an ending asks for, and a name made of a voice's.
 
 A name and what is in the file never contradict each other.
 """
@@ -13,7 +13,7 @@ from cli.output import visible
 from registry.audio.formats import SPEECH
 
 ASKED_BY = {ending: name for name, one in SPEECH.items() for ending in one.endings}
-OTHERS = frozenset(  # of sound and film
+OTHERS = frozenset(  # endings of sound and film
     """
     3g2 3gp aac ac3 adts aif aifc aiff alac amr ape au avi caf dsf dts eac3 f4a flv gsm m2a m4a
     m4b m4p m4r m4v mid midi mka mkv mov mp1 mp2 mp3 mp4 mpa mpc mpeg mpg oga ogg ogv opus ra
@@ -25,7 +25,7 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  #
 
 
 def format_for(output: Path | None, asked: str | None) -> str:
-    """The format to speak in: what was asked for, else what the ending says, else wav.
+    """Return the format to speak in: what was asked for, else what the ending says, else wav.
 
     Raises UsageError where they contradict, or the ending names a format that is not spoken.
     """
@@ -41,7 +41,7 @@ def format_for(output: Path | None, asked: str | None) -> str:
 
 
 def refuse_other_ending(path: Path, ending: str, what: str) -> None:
-    """A clip stays what it is: no name may say that it was turned into something else."""
+    """Refuse a name that says that a clip was converted: a clip stays what it is."""
     named = ending_of(path)
     known = {"oga": "ogg", "opus": "ogg", "mp4": "m4a", "wave": "wav", "weba": "webm"}
     kinds = OTHERS | ASKED_BY.keys()
@@ -54,7 +54,7 @@ def ending_of(path: Path) -> str:
 
 
 def file_for(voice: str, ending: str) -> Path:
-    """A file here that is named after a voice, whatever the voice is called."""
+    """Return a file here that is named after a voice, whatever the voice is called."""
     name = "".join("_" if is_unfit(character) else character for character in voice)
     if name.startswith((".", "-")) or RESERVED.fullmatch(name):
         name = f"_{name}"

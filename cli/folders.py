@@ -1,4 +1,4 @@
-"""Where the files of a user are, unless a variable names another folder."""
+"""Finds the folders of a user's files, unless a variable names another folder."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 
 
 class NoHome(click.UsageError):
-    """As in a container that runs under a number: no HOME, and no entry among the users."""
+    """Raised when the user has no home directory, as under a bare uid."""
 
 
 def data_folder(variable: str) -> Path:
@@ -29,7 +29,7 @@ def config_folder(variable: str) -> Path:
 
 
 def expanded(path: Path, variable: str) -> Path:
-    """Without a leading ~, which stands for a home."""
+    """Replace a leading ~ by the home that it stands for; raise UsageError if there is none."""
     try:
         return path.expanduser()
     except RuntimeError as error:
@@ -39,7 +39,7 @@ def expanded(path: Path, variable: str) -> Path:
 
 
 def real(path: Path) -> Path:
-    """Without links; one that leads to itself leads nowhere."""
+    """Resolve links; raise UsageError for one that leads to itself."""
     found = Path(os.path.realpath(path))
     if found.is_symlink():
         raise click.UsageError(f"{str(path)!r} is a link that leads to itself.")
@@ -47,7 +47,7 @@ def real(path: Path) -> Path:
 
 
 def _absolute(path: Path) -> Path:
-    """A ~ that stays is none that anybody has; platformdirs may leave it."""
+    """Raise RuntimeError if a ~ is left, as platformdirs does for a user without a home."""
     if not path.is_absolute():
         raise RuntimeError
     return path

@@ -1,4 +1,4 @@
-"""What a command takes: texts, clips and labels, checked before anything else is done."""
+"""Reads what a command takes: texts, clips and labels, checked before anything else is done."""
 
 import codecs
 import sys
@@ -20,7 +20,7 @@ MARKS = (  # UTF-32's begins with that of UTF-16
 
 
 class TextType(click.ParamType):  # type: ignore[type-arg]  # which is generic since click 8.4
-    """Text that can be sent: an argument that is not UTF-8 comes with lone surrogates in it."""
+    """A text that can be sent: one that is not UTF-8, and so has lone surrogates, is refused."""
 
     name = "text"
 
@@ -65,7 +65,7 @@ def labels_after(
 
 
 def read_text(given: str) -> str:
-    """The words themselves, those in `@file`, or those on stdin for `-`; `@@` stands for an @."""
+    """Return the words themselves, those in `@file`, or on stdin for `-`; `@@` stands for an @."""
     if given.startswith("@@"):
         return given[1:]
     if given == "@":
@@ -77,7 +77,7 @@ def read_text(given: str) -> str:
 
 
 def read_clip(name: str) -> bytes:
-    """A recording, from a file, a pipe, or stdin for `-`."""
+    """Read a recording from a file, a pipe, or stdin for `-`."""
     clip = read(name, CLIP_LIMIT, "clip")
     if not clip:
         raise click.UsageError(f"{called(name)} is empty.")
@@ -85,7 +85,7 @@ def read_clip(name: str) -> bytes:
 
 
 def read(name: str, limit: int, what: str) -> bytes:
-    """All of it, whatever it is; a device that never ends is refused at the limit."""
+    """Read all of a file of any kind; a device that never ends is refused at the limit."""
     try:
         if name == "-":
             content = sys.stdin.buffer.read(limit + 1)
@@ -108,7 +108,7 @@ def called(name: str) -> str:
 
 
 def decoded(raw: bytes, name: str) -> str:
-    """UTF-8, or what a byte order mark says."""
+    """Decode text as UTF-8, or as a byte order mark says."""
     encoding = next((found for mark, found in MARKS if raw.startswith(mark)), "utf-8-sig")
     try:
         text = raw.decode(encoding)
@@ -126,7 +126,7 @@ def decoded(raw: bytes, name: str) -> str:
 
 
 def agreed(question: str) -> bool:
-    """What the terminal, or a pipe, answers."""
+    """Ask on the terminal, or read the answer from a pipe."""
     try:
         return click.confirm(visible(question), err=True)
     except click.Abort as aborted:

@@ -1,4 +1,4 @@
-"""How high a voice is: the median pitch of the voiced parts of a sound. NumPy alone."""
+"""Measures how high a voice is: the median pitch of the voiced parts of a sound. NumPy alone."""
 
 from typing import TYPE_CHECKING
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 400.0
 WINDOW_S, HOP_S = 0.04, 0.02
-VOICED = 0.5  # of the energy comes back after one period
-QUIET = 0.05  # of the loudest window's level
-FIRST_PEAK = 0.85  # of the highest one: a multiple of the period is no better than it
+VOICED = 0.5  # the part of the energy that comes back after one period
+QUIET = 0.05  # the part of the loudest window's level
+FIRST_PEAK = 0.85  # the part of the highest peak: multiples of the period are as high
 
 
 def median_pitch_hz(sound: "NDArray[np.floating]", rate: int) -> float:
-    """Of `sound` (samples,) in [-1, 1]; NaN where nothing is voiced."""
+    """Return the median pitch of `sound` (samples,) in [-1, 1]; NaN if nothing is voiced."""
     import numpy as np
 
     windows = _windows(sound, rate)
@@ -29,7 +29,7 @@ def median_pitch_hz(sound: "NDArray[np.floating]", rate: int) -> float:
 
 
 def _windows(sound: "NDArray[np.floating]", rate: int) -> "NDArray[np.float64]":
-    """(n, samples), without their means; no window for a shorter sound."""
+    """Cut into windows (n, samples) without their means; a shorter sound gives none."""
     import numpy as np
 
     size, hop = int(WINDOW_S * rate), int(HOP_S * rate)
@@ -41,7 +41,10 @@ def _windows(sound: "NDArray[np.floating]", rate: int) -> "NDArray[np.float64]":
 
 
 def _autocorrelation(windows: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """(n, lags): 1 at lag 0; each lag over what the tapering window leaves of it."""
+    """Correlate each window with itself: (n, lags), 1 at lag 0.
+
+    Each lag is divided by what the tapering window leaves of it.
+    """
     import numpy as np
 
     size = windows.shape[1]
@@ -53,7 +56,7 @@ def _autocorrelation(windows: "NDArray[np.float64]") -> "NDArray[np.float64]":
 
 
 def _first_peaks(heights: "NDArray[np.float64]") -> "NDArray[np.intp]":
-    """(n,): of each row the first peak that is nearly as high as the highest."""
+    """Return (n,): the first peak of each row that is nearly as high as the highest."""
     import numpy as np
 
     inner = heights[:, 1:-1]

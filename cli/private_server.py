@@ -1,4 +1,4 @@
-"""The registry of this machine, served to one command on a socket that nobody else can reach."""
+"""Serves this machine's registry to one command, on a socket that nobody else can reach."""
 
 import logging
 import shutil
@@ -15,7 +15,7 @@ import click
 from cli.compose import load_settings, make_app, open_store
 from cli.exits import ENDING, Interrupted, ending_by_signals
 
-DROP_S = 1.0  # that an interrupted command takes to remove unfinished files; then the doctor has to
+DROP_S = 1.0  # in which an interrupted command removes unfinished files; then the doctor has to
 
 if TYPE_CHECKING:
     import httpx
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]:
-    """The whole app, for as long as one command runs."""
+    """Serve the whole app for as long as the block runs."""
     from cli.client import Registry
 
     settings = settings or load_settings()
@@ -37,10 +37,10 @@ def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]
 
 @contextmanager
 def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
-    """The app on a Unix socket in a folder of our own, and a client that talks to it.
+    """Serve the app on a Unix socket in a folder of our own, and yield a client of it.
 
-    Who presses Ctrl-C, or ends the command by a signal, does not wait for it: what is not stored
-    yet is not there.
+    Ctrl-C, or a signal that ends the command, does not wait for it: what is not stored yet is not
+    there.
     """
     import httpx
     import uvicorn
@@ -64,7 +64,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
             ) as http:
                 yield http
         except (KeyboardInterrupt, Interrupted, click.Abort, SystemExit, OSError):
-            patience_s = 0.3  # an OSError too: of a terminal that is closed, in place of its signal
+            patience_s = 0.3  # a closed terminal may give an OSError in place of its signal
             raise
         finally:
             with undisturbed(patience_s is not None):
@@ -80,7 +80,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
 
 @contextmanager
 def undisturbed(is_ending: bool) -> Iterator[None]:
-    """For the second that it takes, no second signal keeps files from being removed."""
+    """Ignore further signals for the second in which files are removed."""
     if not is_ending or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +94,7 @@ def undisturbed(is_ending: bool) -> Iterator[None]:
 
 @contextmanager
 def listening() -> Iterator[tuple[socket.socket, str]]:
-    """A socket in a folder for its owner alone, where connections wait until the server runs."""
+    """Open a socket in a folder for its owner alone; connections wait until the server runs."""
     folder, listener = _socket()
     try:
         yield listener, listener.getsockname()
@@ -104,7 +104,7 @@ def listening() -> Iterator[tuple[socket.socket, str]]:
 
 
 def _socket() -> tuple[str, socket.socket]:
-    """TMPDIR is left where its path is too long for a socket, or none can be made there."""
+    """Make the folder and the socket; not in TMPDIR if its path is too long or can't be written."""
     for place in _temporary_folders():
         with suppress(OSError):
             folder = tempfile.mkdtemp(prefix="voices-", dir=place)  # its mode is 0700

@@ -1,4 +1,4 @@
-"""What a server says when it refuses, as the sentence of a command.
+"""Turns a server's refusal into the sentence of a command.
 
 A registry's own sentence is taken as it is. What stands before it, a proxy or Modal's edge, says a
 line of plain text, or nothing that helps: the sentence then says what the status means here.
@@ -29,7 +29,7 @@ EDGE_WAITS = "Modal's edge waits 150 s for an answer, and this one took longer: 
 
 
 class RequestRefused(click.ClickException):
-    """By the server, in its own words where it has some."""
+    """Raised when the server refuses a request; carries the server's sentence."""
 
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__(sentence(answer))
@@ -39,7 +39,7 @@ class RequestRefused(click.ClickException):
 
 
 def retry_s(answer: httpx.Response) -> float | None:
-    """In so many seconds it wants to be asked again; nothing was done."""
+    """Return in how many seconds to ask again; None if the server wants no other try."""
     if answer.status_code not in (429, 503):
         return None
     after = answer.headers.get("Retry-After", "").strip()
@@ -52,7 +52,7 @@ def retry_s(answer: httpx.Response) -> float | None:
 
 
 def _problem(answer: httpx.Response) -> dict[str, str]:
-    """The problem document of a registry, or nothing."""
+    """Return the problem document of a registry, or nothing."""
     if media_type(answer) != "application/problem+json":
         return {}
     try:
@@ -63,6 +63,7 @@ def _problem(answer: httpx.Response) -> dict[str, str]:
 
 
 def sentence(answer: httpx.Response) -> str:
+    """Return the registry's own sentence, or explain the status."""
     if problem := _problem(answer):
         return one_line(problem["detail"])
     if answer.status_code in (401, 403):
@@ -84,7 +85,7 @@ def _redirect(answer: httpx.Response, leads_to: str) -> str:
 
 
 def _joined(base: httpx.URL, text: str) -> httpx.URL | None:
-    """None if it is no URL, by itself or behind the other."""
+    """Join a base and a redirect's target; None if that gives no URL."""
     try:
         return base.join(text)
     except (httpx.InvalidURL, ValueError):  # the latter of urllib, which joins them
@@ -104,7 +105,7 @@ def _about_token(answer: httpx.Response) -> str:
 
 
 def _line(answer: httpx.Response) -> str:
-    """A body of plain text in so far as it is a line, as the edge says it."""
+    """Quote the beginning of a body of plain text, as the edge sends it."""
     if media_type(answer) != "text/plain":
         return ""
     line = one_line(answer.content[: 4 * LONGEST].decode(errors="replace"))[:200].rstrip(". ")

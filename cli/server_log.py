@@ -1,4 +1,4 @@
-"""What `voices serve` says on stderr: one line each, with its time in UTC, as RFC 3339 has it.
+"""Formats the log of `voices serve` on stderr: a line each, with its time in UTC (RFC 3339).
 
 What clients send is told too (a path, an X-Forwarded-For), so nothing of it may begin a line of its
 own or command the terminal. The colours are uvicorn's, and come later.
@@ -14,7 +14,7 @@ from uvicorn.logging import AccessFormatter, DefaultFormatter
 
 from cli.output import visible
 
-LONGEST = 500  # of a path, say
+LONGEST = 500  # characters of a value, such as a path
 
 
 class _Line(Formatter):
@@ -34,10 +34,14 @@ class _Line(Formatter):
 
 
 class LogLine(_Line, DefaultFormatter):
+    """A line of the server's log."""
+
     pass
 
 
 class AccessLine(_Line, AccessFormatter):
+    """A line about one request."""
+
     pass
 
 
@@ -51,7 +55,7 @@ def _one_line(value: object) -> object:
 
 
 def log_config() -> dict[str, Any]:
-    """uvicorn's own, with times, all of it on stderr, and the lines of our own loggers."""
+    """Return uvicorn's configuration, with times, all on stderr, and our own loggers in it."""
     formatters = {
         "default": {"()": LogLine, "fmt": f"%(asctime)s {_fmt('default')}"},
         "access": {"()": AccessLine, "fmt": f"%(asctime)s {_fmt('access')}"},

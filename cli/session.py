@@ -1,4 +1,4 @@
-"""How a command reaches its registry: at a URL, or on a private socket over the data directory."""
+"""Connects a command to its registry: at a URL, or on a private socket over the data directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def registry(context: click.Context) -> Iterator["Registry"]:
+    """Connect to the registry that the options, the environment or the login name."""
     from cli.client import connect
     from cli.destination import destination
 
@@ -30,7 +31,7 @@ def registry(context: click.Context) -> Iterator["Registry"]:
 
 @contextmanager
 def progress(message: str) -> Iterator[None]:
-    """A spinner on a terminal's stderr; nothing elsewhere."""
+    """Show a spinner on a terminal's stderr; nothing elsewhere."""
     from rich.console import Console
     from rich.text import Text
 

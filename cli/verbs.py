@@ -1,4 +1,4 @@
-"""The group of all verbs: it imports one when it is asked for or listed, and tells how it ended."""
+"""Collects all verbs: imports one when it is asked for or listed, and says how it ended."""
 
 import os
 import re
@@ -34,6 +34,8 @@ DASHES = "A text that begins with '-' goes after `--`, as in: voices speak alice
 
 
 class Verbs(click.Group):
+    """A click group whose verbs are imported when they are needed."""
+
     def list_commands(self, context: click.Context) -> list[str]:
         return [*self.commands, *ELSEWHERE]
 
@@ -44,7 +46,7 @@ class Verbs(click.Group):
         return super().get_command(context, name)
 
     def main(self, *given: Any, **options: Any) -> Any:
-        """As click's, but it ends as cli.exits says."""
+        """Run a verb as click does, but end as cli.exits says."""
         words = given[0] if given else options.get("args") or sys.argv[1:]
         if any(re.match("-h.", word) for word in words):  # "-hello there" asks for no help
             options["help_option_names"] = ["--help"]
@@ -58,7 +60,7 @@ class Verbs(click.Group):
         return run()
 
     def __call__(self, *given: Any, **options: Any) -> Any:
-        """The process is this command: after Ctrl-C it waits for no thread, for nothing is lost."""
+        """Run as the process: after Ctrl-C it waits for no thread, for nothing is lost."""
         try:
             return self.main(*given, **options)
         except SystemExit as ended:

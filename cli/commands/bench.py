@@ -63,7 +63,7 @@ def bench(context: click.Context, streams: tuple[int, ...], seconds: float, as_j
 def measured(
     settings: "Settings", store: "VoiceStore", streams: tuple[int, ...], seconds: float
 ) -> tuple[str, "BenchReport"]:
-    """The model's name, and what it did."""
+    """Return the model's name, and what it did."""
     from inference.models.catalog import DEMO, locate, not_imported
 
     model = locate(compose.model_spec(settings, store), store.data)

@@ -1,4 +1,4 @@
-"""Speaking like a clip that is not enrolled: what `voices speak --reference` takes and tells."""
+"""The arguments of `voices speak`, with those that let a clip speak that is not enrolled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +43,10 @@ class SpeakArguments:
         reference: str | None,
         transcript: str | None,
     ) -> "SpeakArguments":
-        """From VOICE and TEXT, of which the first is missing where a clip speaks. UsageError."""
+        """Sort VOICE and TEXT, of which the first is missing if a clip speaks.
+
+        Raises UsageError if arguments contradict each other.
+        """
         if reference is None:
             if second is None:
                 raise click.UsageError("Missing argument 'TEXT'.")
@@ -64,11 +67,11 @@ class SpeakArguments:
 
     @property
     def file(self) -> str:
-        """What the file of the speech is named after."""
+        """The name that the file of the speech gets."""
         return self.voice or "speech"
 
     def request(self) -> dict[str, Any]:
-        """The fields of the request that say who speaks and what."""
+        """Return the fields of the request that say who speaks and what."""
         who = {"voice": self.voice, "transcript": self.transcript and read_text(self.transcript)}
         said = {name: value for name, value in who.items() if value is not None}
         return said | {"text": read_text(self.text)}

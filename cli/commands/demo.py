@@ -68,7 +68,7 @@ def demo(home: Path, output: Path) -> None:
 
 
 def empty(home: Path) -> None:
-    """Start afresh, but only in a folder that a demo made."""
+    """Empty the folder, but only one that a demo made. Raises ClickException."""
     import shutil
 
     from registry.storage import private
@@ -111,7 +111,7 @@ def speak(voices: "Registry", name: str) -> bytes:
 
 
 def print_pitches(spoken: dict[str, bytes]) -> None:
-    """The median pitch of each clip, and of what was spoken in its voice."""
+    """Print the median pitch of each clip, and of what was spoken in its voice."""
     import io
 
     import numpy as np

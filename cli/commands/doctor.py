@@ -62,7 +62,7 @@ def doctor(context: click.Context, read_data: bool, repair: bool, as_json: bool)
 
 
 def machine() -> dict[str, str]:
-    """Which packages are here; nothing is imported, for torch takes seconds."""
+    """Return which packages are here; nothing is imported, for torch takes seconds."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

@@ -1,4 +1,4 @@
-"""What is asked of Modal: through its own client's API, and through its own command line.
+"""Asks Modal, through its own client's API and through its own command line.
 
 It knows names of a deployment, and nothing of what runs there.
 """
@@ -29,7 +29,7 @@ SOURCES = Path(__file__).parents[2]  # where the children find the modules that 
 
 @dataclass(frozen=True)
 class AppState:
-    """Of a deployed App; what it counts is now, and asking starts nothing."""
+    """How many containers and calls a deployed App has now."""
 
     name: str
     deployed: bool
@@ -38,6 +38,7 @@ class AppState:
 
 
 def client() -> ModuleType:
+    """Import Modal's client; raise ClickException if it is not installed."""
     try:
         import modal
     except ImportError as error:
@@ -47,7 +48,7 @@ def client() -> ModuleType:
 
 @contextmanager
 def modal_errors() -> Iterator[None]:
-    """What Modal's client raises, as a sentence."""
+    """Turn what Modal's client raises into sentences."""
     exception = client().exception
     try:
         yield
@@ -65,24 +66,24 @@ def _text(error: Exception) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    """What Modal advises after it, we say in our own words."""
+    """Return an error's first sentence; ours replaces Modal's advice after it."""
     return _text(error).partition(". ")[0].partition("\n")[0]
 
 
 def version() -> str:
-    """Of Modal's client."""
+    """Return the version of Modal's client."""
     found: str = client().__version__
     return found
 
 
 def workspace() -> str:
-    """The workspace that this account works in: one small request, which fails without one."""
+    """Return the account's workspace, by one small request, which fails without an account."""
     with modal_errors():
         return client().Workspace.from_context().hydrate().name or "without a name"
 
 
 def create(plan: "Deployment") -> None:
-    """The Volumes and the Dict, unless they are there."""
+    """Create the Volumes and the Dict, unless they are there."""
     modal = client()
     with modal_errors():
         for name in (plan.state_volume, plan.weights_volume, plan.backup_volume):
@@ -91,7 +92,7 @@ def create(plan: "Deployment") -> None:
 
 
 def model_there(plan: "Deployment") -> dict[str, Any] | None:
-    """What model.json on the weights Volume says, which is written when all else is there."""
+    """Return model.json of the weights Volume, which is written when all else is there."""
     try:
         found = json.loads(read_file(plan, "model.json") or b"null")
     except (ValueError, RecursionError):
@@ -100,7 +101,7 @@ def model_there(plan: "Deployment") -> dict[str, Any] | None:
 
 
 def read_file(plan: "Deployment", name: str) -> bytes | None:
-    """A small file of the weights Volume."""
+    """Read a small file of the weights Volume; None if it is not there."""
     modal = client()
     volume = modal.Volume.from_name(plan.weights_volume)
     with modal_errors():
@@ -117,7 +118,7 @@ def write_file(plan: "Deployment", name: str, content: bytes) -> None:
 
 
 def versions() -> dict[str, int | None]:
-    """Of the Apps that are deployed: how often each was, which a rollback also counts."""
+    """Return how often each deployed App was deployed, which a rollback also counts."""
     with modal_errors():
         apps = client().Environment.from_context().apps.list()
         found = [(app.name, app.info().lifecycle) for app in apps]
@@ -130,7 +131,7 @@ def web_function(plan: "Deployment") -> "modal.Function[..., Any, Any]":
 
 
 def speaker(plan: "Deployment") -> Any:
-    """The class with the GPU; to call one of its methods starts it."""
+    """Return the class with the GPU; calling one of its methods starts it."""
     return client().Cls.from_name(plan.inference_app, SPEAKER)()
 
 
@@ -140,7 +141,7 @@ def web_url(plan: "Deployment") -> str:
 
 
 def warm(plan: "Deployment") -> dict[str, Any]:
-    """What the GPU says of itself when it has started, and has or has not loaded the model."""
+    """Start the GPU, and return what it says of itself, with the model loaded or not."""
     modal = client()
     with modal_errors():
         try:
@@ -153,7 +154,7 @@ def warm(plan: "Deployment") -> dict[str, Any]:
 
 
 def states(plan: "Deployment") -> list[AppState]:
-    """Of the registry and of the inference; neither is started."""
+    """Return the states of the registry and of the inference, without starting either."""
     return [
         _state(plan.registry_app, web_function(plan)),
         _state(plan.inference_app, speaker(plan).status),
@@ -176,7 +177,10 @@ def refuse_missing(app: str) -> None:
 
 
 def run_modal(plan: "Deployment", *arguments: str, stdout: int | None = None) -> int:
-    """A command of Modal's as a child, which sees the plan and no other setting of ours."""
+    """Run a command of Modal's as a child, which sees the plan and no other setting of ours.
+
+    Returns its exit code.
+    """
     import subprocess
 
     if find_spec("modal") is None:

@@ -1,4 +1,4 @@
-"""What a deployment costs, in words. Prices are those that others published; nothing asks Modal."""
+"""Says what a deployment costs. Prices are those that others published; nothing asks Modal."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,12 +22,12 @@ GPU_USD_PER_S = {
 CORE_USD_PER_S, GIB_USD_PER_S = 0.0000131, 0.00000222
 CORES, MEMORY_GIB = 2, 8
 API_CORES, API_MEMORY_GIB = 0.5, 2
-REGION_TIMES = (1.5, 1.75)  # what a region of one's choice multiplies all of it by
-FREE_USD = 30  # a month, of a workspace without a plan that is paid
-START_S = 30  # of a GPU that was off; assumed
+REGION_TIMES = (1.5, 1.75)  # the factors for a region of one's choice
+FREE_USD = 30  # a month, for a workspace without a paid plan
+START_S = 30  # of a GPU that was off; an assumption
 FRAME_S = 0.08
 T4_BYTES_PER_S = 300e9
-FRAME_BYTES = {  # that are read for one frame: docs/performance.md
+FRAME_BYTES = {  # bytes read for one frame: docs/performance.md
     "Qwen/Qwen3-TTS-12Hz-1.7B-Base": 5.28e9,
     "Qwen/Qwen3-TTS-12Hz-0.6B-Base": 3.31e9,
 }
@@ -61,13 +61,13 @@ def minute(plan: "Deployment") -> str:
 
 
 def t4_step_s(plan: "Deployment") -> float | None:
-    """What a T4 takes for a frame of this model, as fast as it can read the weights."""
+    """Return the seconds that a T4 takes for a frame, as fast as it can read the weights."""
     frame_bytes = FRAME_BYTES.get(plan.model.partition("@")[0])
     return frame_bytes / T4_BYTES_PER_S if frame_bytes and plan.gpus == ("T4",) else None
 
 
 def usd(plan: "Deployment", seconds: float, digits: str) -> str:
-    """So many seconds of the container with the GPU, at the least and at the most."""
+    """Return the price of so many seconds of the container with the GPU, lowest and highest."""
     least, most = (choose(plan) * seconds for choose in (least_usd_per_s, most_usd_per_s))
     low, high = (format(price, digits) for price in (least, most))
     return f"${low}" if low == high else f"${low} to ${high}"

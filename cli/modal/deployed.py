@@ -1,6 +1,6 @@
-"""What is deployed: settings and versions, kept beside the model on the weights Volume.
+"""Keeps the settings and versions of a deployment beside the model on the weights Volume.
 
-So that a later command starts from them, and deploys an App again only if something of it changed.
+So a later command starts from them, and deploys an App again only if something of it changed.
 """
 
 import hashlib
@@ -25,11 +25,13 @@ OF_REGISTRY = (("registry", ("**/*.py",)), ("migrations", ("**/*.py",)))
 
 @dataclass(frozen=True)
 class Kept:
+    """The settings of a deployment, and the digest and version of each of its Apps."""
+
     settings: dict[str, str]  # variables
     apps: dict[str, dict[str, Any]] = field(default_factory=dict)  # digest and version of each
 
     def holds(self, app: str, digest: str, version: int | None) -> bool:
-        """Whether the App is, in this version, what would be deployed now."""
+        """Tell whether the App is, in this version, what would be deployed now."""
         return version is not None and self.apps.get(app) == {"digest": digest, "version": version}
 
     def with_app(self, app: str, digest: str, version: int | None) -> "Kept":
@@ -37,7 +39,7 @@ class Kept:
 
 
 def read(plan: "Deployment") -> Kept | None:
-    """None if nothing was kept: nothing is deployed, or by a program that did not keep it."""
+    """Return what was kept; None if nothing is deployed, or by a program that kept nothing."""
     content = account.read_file(plan, FILE)
     if content is None:
         return None
@@ -57,9 +59,9 @@ def write(plan: "Deployment", kept: Kept) -> None:
 
 
 def settled(asked: DeployOptions, kept: Kept | None) -> "Deployment":
-    """The settings that were given, over those that are kept, over the defaults.
+    """Merge settings: given over kept over default.
 
-    `asked` alone was found right before: what is wrong is kept.
+    `asked` alone was checked before, so a kept setting is at fault if the result is not valid.
     """
     try:
         return asked.plan(kept.settings if kept else None)
@@ -71,19 +73,19 @@ def settled(asked: DeployOptions, kept: Kept | None) -> "Deployment":
 
 
 def now(kept: Kept) -> "Deployment":
-    """As it is deployed."""
+    """Return the deployment as it is."""
     return settled(DeployOptions({}, {}), kept)
 
 
 def kept_settings(plan: "Deployment") -> dict[str, str]:
-    """With the revision of the model, which a newer version of this program may not mean."""
+    """Return the settings with the model's revision, for newer versions may mean another."""
     from registry.modal.plan import variable
 
     return plan.environ() | {variable("model"): model_name(plan)}
 
 
 def digest(plan: "Deployment", app: str, model: Mapping[str, Any] | None) -> str:
-    """Of all that is sent for an App, and of the model in the memory snapshot of it."""
+    """Hash all that is sent for an App, and the model in its memory snapshot."""
     hashed = hashlib.sha256()
     inference = app == plan.inference_app
     snapshot = inference and plan.snapshot != "off"
@@ -95,7 +97,7 @@ def digest(plan: "Deployment", app: str, model: Mapping[str, Any] | None) -> str
 
 
 def sources(*, inference: bool) -> Iterator[tuple[str, bytes]]:
-    """Every file of ours in the App's image, by its path there."""
+    """Yield every file of ours in the App's image, by its path there."""
     from inference.models.catalog import DEMO_FILES, DEMO_FOLDER
     from registry.modal.plan import SHARED_FILES
 

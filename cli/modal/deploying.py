@@ -1,4 +1,4 @@
-"""Brings a deployment about: its Volumes, its model, its Apps, and what is kept of it."""
+"""Carries out a deployment: its Volumes, its model, its Apps, and what is kept of it."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ TOKENS = "https://modal.com/settings/proxy-auth-tokens"
 
 
 def put(asked: DeployOptions, yes: bool, only: str | None = None, again: bool = False) -> None:
+    """Deploy what was asked for, or one of the two Apps alone, and print the URL."""
     with progress("Asking Modal …"):
         workspace = account.workspace()
         account.create(asked.plan())
@@ -42,7 +43,7 @@ def put(asked: DeployOptions, yes: bool, only: str | None = None, again: bool = 
 
 
 def there_now(asked: DeployOptions) -> tuple["Deployment", Kept | None]:
-    """What is to be, and what was kept of what is."""
+    """Return the deployment to make, and what was kept of the one that is there."""
     kept = deployed.read(asked.plan())
     plan = deployed.settled(asked, kept)
     if kept is None and plan.inference_app in account.versions():
@@ -57,7 +58,7 @@ def there_now(asked: DeployOptions) -> tuple["Deployment", Kept | None]:
 
 
 def agree_to_changes(plan: "Deployment", kept: Kept | None, yes: bool, only: str | None) -> None:
-    """Only what was given changes; it is said, and asked about."""
+    """Say which settings change, and ask; only those that were given do."""
     if kept is None:
         if only:
             raise click.UsageError("--only is for a deployment that is there.")
@@ -80,7 +81,7 @@ def agree_to_changes(plan: "Deployment", kept: Kept | None, yes: bool, only: str
 
 
 def send(plan: "Deployment", app: str, kept: Kept, again: bool, there: str) -> Kept:
-    """Deploy one App, unless it is there as it would be; what is kept of it then."""
+    """Deploy one App, unless it is there as it would be; return what is kept of it then."""
     with progress(f"Looking at {app} …"):
         digest = deployed.digest(plan, app, account.model_there(plan))
         unchanged = kept.holds(app, digest, account.versions().get(app))
@@ -99,7 +100,7 @@ def send(plan: "Deployment", app: str, kept: Kept, again: bool, there: str) -> K
 
 
 def offer_model(plan: "Deployment", yes: bool) -> None:
-    """The weights Volume must hold the wanted model before anybody can speak."""
+    """Offer to download the model, without which nobody can speak, unless it is there."""
     wanted, there = model_name(plan), account.model_there(plan)
     if is_wanted(plan, there):
         return say(f"{plan.weights_volume} holds {wanted}.")
@@ -112,7 +113,7 @@ def offer_model(plan: "Deployment", yes: bool) -> None:
 
 
 def agreed(question: str) -> bool:
-    """What the terminal, or a pipe, answers."""
+    """Ask on the terminal, or read the answer from a pipe."""
     try:
         return click.confirm(question, err=True)
     except click.Abort:

@@ -1,4 +1,4 @@
-"""What a deployment would be, in words: its parts, its settings, and options that can't be.
+"""Describes what a deployment would be: its parts, its settings, and options that can't be.
 
 Nothing here asks Modal.
 """
@@ -74,8 +74,10 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """Settings that were given now: variables, over which options go. What was not given is left
-    as it is deployed, and is the default where nothing is."""
+    """Settings that were given now: by variables, and by options, which win.
+
+    What was not given is left as it is deployed, or is the default where nothing is.
+    """
 
     given: dict[str, str]  # by variable
     options: dict[str, str]  # those of them that were options, by field
@@ -91,7 +93,7 @@ class DeployOptions:
         return cls(variables | {variable(field): text for field, text in known.items()}, known)
 
     def plan(self, kept: Mapping[str, str] | None = None) -> "Deployment":
-        """With what is kept of the deployment that is there; UsageError names what can't be."""
+        """Merge them with what is kept of a deployment; UsageError names what can't be."""
         from registry.modal.plan import deployment
 
         given = {name: text for name, text in self.given.items() if text}
@@ -109,13 +111,13 @@ class DeployOptions:
 
 
 def changes(old: "Deployment", new: "Deployment") -> Iterator[tuple[str, str, str]]:
-    """Every setting that would be another one: its name, and what it was and will be."""
+    """Yield every setting that would change: its name, and what it was and will be."""
     before, after = settings(old), settings(new)
     return ((name, before[name], after[name]) for name in before if before[name] != after[name])
 
 
 def settings(plan: "Deployment") -> dict[str, str]:
-    """All of them but the name, in words, by the option that sets each."""
+    """Return all settings but the name, in words, by the option that sets each."""
     found = {field: value for field, value in vars(plan).items() if field != "name"}
     found["model"] = model_name(plan)
     return {_option(field): _said(value) for field, value in found.items()}
@@ -128,7 +130,7 @@ def _said(value: object) -> str:
 
 
 def _in_options(message: str, given: dict[str, str]) -> str:
-    """With the option's name for the variable's, where the option was given."""
+    """Replace variables by the names of options, where those were given."""
     from registry.modal.plan import variable
 
     for name in given:
@@ -141,7 +143,7 @@ def _option(field: str) -> str:
 
 
 def model_spec(plan: "Deployment") -> "ModelSpec":
-    """Which model that is, in full."""
+    """Return the model in full. Raises UsageError."""
     from inference.models.catalog import parse
     from registry.errors import ModelUnavailable
 
@@ -157,7 +159,7 @@ def model_name(plan: "Deployment") -> str:
 
 
 def parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
-    """What is made, each with what is to be said of it; functions stand below their App."""
+    """Yield what is made, with a description; functions stand below their App."""
     yield from inference_parts(plan)
     yield from registry_parts(plan)
     yield f"Volume {plan.state_volume}", "clips, prompts, the database's snapshots (version 1)"
