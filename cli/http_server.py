@@ -1,4 +1,4 @@
-"""uvicorn for clients of every kind: who sends no request, or reads no answer, is left in time.
+"""Makes uvicorn leave clients that send no request, or read no answer, in time.
 
 There are fewer connections than the process has descriptors, so that accepting one does not fail.
 Where all are in use, the one that has waited longest for a request makes room for the next. It
@@ -23,18 +23,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BACKLOG = 128
 AT_ONCE = 8  # connections accepted in one turn of the loop; it closes one three turns later
-HEAD_BYTES, MOST_HEADERS = 16 * 1024, 100  # of a request: its target and all its headers
-MOST_SMALL_CHUNKS = 1000  # of a body, of fewer than 16 bytes in the mean
-PART_BYTES = 2048  # that are parsed at once
+HEAD_BYTES, MOST_HEADERS = 16 * 1024, 100  # the most of a request: target and headers
+MOST_SMALL_CHUNKS = 1000  # chunks of a body, if they have fewer than 16 bytes in the mean
+PART_BYTES = 2048  # bytes that are parsed at once
 DESCRIPTORS = 8192  # below what macOS lets a process have, whatever its hard limit says
 BYTES_PER_S = 50 * 1024
-UNREAD_S = 15.0  # after which a reader makes room, if all connections are in use
+UNREAD_S = 15.0  # until a reader that takes nothing makes room for others
 ABORT = "voices.abort"  # an extension of the scope: closes the connection, answered or not
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
 
 
-class Seldom:
-    """True when it is first asked, and then once a minute."""
+class LogThrottle:
+    """Limits a log line to one a minute: true when first called, then once a minute."""
 
     def __init__(self) -> None:
         self._next_s = float("-inf")
@@ -47,8 +47,8 @@ class Seldom:
         return True
 
 
-class Alarm:
-    """Calls back once, unless it is stopped before."""
+class Timer:
+    """Calls back once after a time, unless it is stopped before."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
@@ -59,44 +59,42 @@ class Alarm:
 
     def set(self, after_s: float) -> None:
         self.stop()
-        self._handle = asyncio.get_running_loop().call_later(after_s, self._ring)
+        self._handle = asyncio.get_running_loop().call_later(after_s, self._fire)
 
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         self._handle = None
         self._callback()
 
 
 @dataclass
 class Limits:
-    """What the connections of one server share: how many they are, and who waits for whom.
+    """Limits shared by the connections of one server, and which of them wait.
 
-    `waiting` are those whose request the server waits for; `unread` those of whose answer nothing
-    has been taken since.
+    `waiting` are those whose request the server waits for; `unread` those of whose
+    answer nothing has been taken since a monotonic time; the oldest come first.
     """
 
     connections: int
     header_s: float = 10.0
-    body_s: float = 60.0  # for an answer to be read, and its size at BYTES_PER_S on top
-    waiting: dict["ClientConnection", None] = field(default_factory=dict)  # for longest first
-    unread: dict["ClientConnection", float] = field(
-        default_factory=dict
-    )  # since when; oldest first
-    may_tell: Seldom = field(default_factory=Seldom)
+    body_s: float = 60.0  # to read an answer, on top of its size at BYTES_PER_S
+    waiting: dict["ClientConnection", None] = field(default_factory=dict)  # longest first
+    unread: dict["ClientConnection", float] = field(default_factory=dict)  # since when
+    may_log: LogThrottle = field(default_factory=LogThrottle)
 
     def lagging(self) -> Iterator["ClientConnection"]:
-        """Who has read nothing for long."""
+        """Yield the connections that have read nothing for long."""
         late_s = time.monotonic() - UNREAD_S
         of_old = (found for found, since_s in self.unread.items() if since_s < late_s)
         return (found for found in of_old if found.transport.get_write_buffer_size())
 
 
 class Parser(h11.Connection):
-    """h11 that refuses what costs much and says little, and what two readers read differently."""
+    """An h11 parser that refuses costly chunking and ambiguous framing."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES)
@@ -127,29 +125,29 @@ class Parser(h11.Connection):
 
 
 class ClientConnection(H11Protocol):
-    """One client: a head in time, room among the others, an answer that is read in time."""
+    """One client's connection, closed if its head or its reading takes too long."""
 
     def __init__(self, *args: Any, limits: Limits, **named: Any) -> None:
         super().__init__(*args, **named)
         self.conn = self._parser = Parser()
         self._limits = limits
         self._unread = bytearray()
-        self._is_in_turn = False  # to read on
-        self._head_alarm = Alarm(self._leave)
-        self._read_alarm = Alarm(self._abandon)
+        self._is_in_turn = False  # a call of _read_on is due
+        self._head_timer = Timer(self._leave)
+        self._read_timer = Timer(self._abandon)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.connections:
             self._make_room()
         self._limits.waiting[self] = None
-        self._head_alarm.set(self._limits.header_s)
+        self._head_timer.set(self._limits.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.waiting.pop(self, None)
         self._limits.unread.pop(self, None)
-        self._head_alarm.stop()
-        self._read_alarm.stop()
+        self._head_timer.stop()
+        self._read_timer.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -169,13 +167,13 @@ class ClientConnection(H11Protocol):
         size = len(self._unread) if self._parser.is_in_plain_body() else PART_BYTES
         part, self._unread = bytes(self._unread[:size]), self._unread[size:]
         super().data_received(part)
-        if not self.transport.get_write_buffer_size():  # of which nobody has told us
+        if not self.transport.get_write_buffer_size():  # asyncio does not tell when it is empty
             self._limits.unread.pop(self, None)
         if self._is_answering():
             self._limits.waiting.pop(self, None)
-            self._head_alarm.stop()
-        elif not self._head_alarm.is_set():
-            self._head_alarm.set(self._limits.header_s)
+            self._head_timer.stop()
+        elif not self._head_timer.is_set():
+            self._head_timer.set(self._limits.header_s)
         if self._unread:
             self._is_in_turn = True
             self.transport.pause_reading()
@@ -184,7 +182,7 @@ class ClientConnection(H11Protocol):
             self.transport.resume_reading()
 
     def handle_events(self) -> None:
-        """The request that it finds may be ended by the app, whose task has not begun yet."""
+        """Handle events; let the app, whose task has not begun yet, abort the request."""
         super().handle_events()
         if self._is_answering():
             extensions = cast(dict[str, Any], self.cycle.scope.setdefault("extensions", {}))
@@ -195,7 +193,7 @@ class ClientConnection(H11Protocol):
         if not self._is_answering():
             self._limits.waiting[self] = None
             if self.conn.their_state is h11.SEND_BODY:  # nobody wants the rest of it
-                self._head_alarm.set(self._limits.header_s)
+                self._head_timer.set(self._limits.header_s)
         if self.transport.get_write_buffer_size():
             self._await_reader()
 
@@ -215,7 +213,7 @@ class ClientConnection(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._limits.unread.pop(self, None)
-        self._read_alarm.stop()
+        self._read_timer.stop()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -223,14 +221,14 @@ class ClientConnection(H11Protocol):
     def _await_reader(self) -> None:
         unread = self.transport.get_write_buffer_size()
         self._limits.unread.setdefault(self, time.monotonic())
-        self._read_alarm.set(self._limits.body_s + unread / BYTES_PER_S)
+        self._read_timer.set(self._limits.body_s + unread / BYTES_PER_S)
 
     def _make_room(self) -> None:
-        """Close what has waited longest and has nothing left to read, else who reads nothing.
+        """Close the connection that has waited longest and has nothing left to read.
 
-        That is this one if all others are at work.
+        If there is none, one that reads nothing is closed; else this one.
         """
-        if self._limits.may_tell():
+        if self._limits.may_log():
             most = self._limits.connections
             self.logger.warning("All %d connections are in use; those that wait make room.", most)
         idle = (c for c in self._limits.waiting if not c.transport.get_write_buffer_size())
@@ -242,13 +240,13 @@ class ClientConnection(H11Protocol):
         self.transport.close()
 
     def _abandon(self) -> None:
-        """A transport that is closing stays open until its reader has taken everything."""
+        """Abort an answer that is still unread; closing would wait for its reader."""
         if self.flow.write_paused or self.transport.is_closing():
             self.transport.abort()
 
 
 class Server(uvicorn.Server):
-    """Accepts few connections at a time, so that closing others keeps up with it."""
+    """A uvicorn server that accepts few connections at a time, so that closing others keeps up."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(quietly_out_of_resources())
@@ -258,7 +256,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """A terminal that is closed ends it as SIGTERM does, unless nohup has that ignored."""
+        """End on SIGHUP, of a closed terminal, as on SIGTERM, unless nohup has it ignored."""
         is_main = threading.current_thread() is threading.main_thread()
         hangs_up = is_main and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         with super().capture_signals():
@@ -272,7 +270,7 @@ class Server(uvicorn.Server):
 
 
 def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvicorn.Config:
-    """X-Forwarded-For and X-Forwarded-Proto count if they come from one of `proxies`."""
+    """Configure uvicorn; X-Forwarded-For and -Proto count only from one of `proxies`."""
     options |= {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}
     protocol = cast(type[asyncio.Protocol], partial(ClientConnection, limits=limits))
     # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
@@ -281,18 +279,18 @@ def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvico
 
 
 def quietly_out_of_resources() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
-    """asyncio says for each connection that it can't accept why not; once a minute is enough."""
-    may_tell = Seldom()
+    """Log once a minute, not for each connection, that none can be accepted."""
+    may_log = LogThrottle()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if context.get("message") != OUT_OF_RESOURCES or may_tell():
+        if context.get("message") != OUT_OF_RESOURCES or may_log():
             loop.default_exception_handler(context)
 
     return handle
 
 
 def raise_descriptors() -> int:
-    """Lift the soft limit to the hard one, within reason; how many descriptors there are now."""
+    """Lift the soft limit to the hard one, within reason; return how many there are now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

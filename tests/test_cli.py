@@ -289,8 +289,8 @@ def test_a_default_is_unset(voices: Voices, remote: httpx.Client) -> None:
     voices("add", "alice", "ref.wav", "hello there", "--language", "en-US")
     voices("edit", "alice", "--temperature", "0.5", "--top-k", "9", "--mode", "icl")
     voices("edit", "alice", "--unset", "temperature", "--unset", "mode", "--top-p", "0.9")
-    knobs = {"language": "english", "top_k": 9, "top_p": 0.9, "temperature": None, "mode": None}
-    assert json.loads(voices("show", "alice", "--json").stdout)["defaults"] == knobs
+    defaults = {"language": "english", "top_k": 9, "top_p": 0.9, "temperature": None, "mode": None}
+    assert json.loads(voices("show", "alice", "--json").stdout)["defaults"] == defaults
     voices("edit", "alice", "--unset", "top-k", "--unset", "language", "--unset", "top-p")
     found = json.loads(voices("show", "alice", "--json").stdout)["defaults"]
     assert set(found.values()) == {None}

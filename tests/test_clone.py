@@ -181,9 +181,9 @@ def test_what_an_enrolment_warns_of_is_in_a_header(client: httpx.Client) -> None
     assert json.loads(warned) == enrolled != []
 
 
-def test_the_knobs_reach_the_model(client: httpx.Client, fake: FakeInference) -> None:
-    knobs = {"mode": "xvec", "temperature": "0.5", "top_k": "9", "top_p": "0.25"}
-    assert clone(client, language="en", **knobs).status_code == 200
+def test_all_parameters_reach_the_model(client: httpx.Client, fake: FakeInference) -> None:
+    given = {"mode": "xvec", "temperature": "0.5", "top_k": "9", "top_p": "0.25"}
+    assert clone(client, language="en", **given).status_code == 200
     [params] = fake.params
     assert params.given() == {
         "language": "english",

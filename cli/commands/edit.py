@@ -10,7 +10,7 @@ from cli.input import WORDS, json_option, labels_after, labels_option, parse_lab
 from cli.output import report, warn
 from cli.session import progress, registry
 
-KNOBS = ("language", "mode", "temperature", "top-k", "top-p")
+DEFAULTS = ("language", "mode", "temperature", "top-k", "top-p")
 
 
 @click.command()
@@ -30,7 +30,7 @@ KNOBS = ("language", "mode", "temperature", "top-k", "top-p")
 @click.option("--top-k", type=int, help="Default top-k.")
 @click.option("--top-p", type=float, help="Default top-p.")
 @click.option(
-    "--unset", multiple=True, type=click.Choice(KNOBS), help="Leave it to the model; repeatable."
+    "--unset", multiple=True, type=click.Choice(DEFAULTS), help="Leave it to the model; repeatable."
 )
 @json_option
 @click.pass_context
@@ -59,15 +59,15 @@ def edit(
     """
     change: dict[str, Any] = {} if description is None else {"description": description}
     change |= words(transcript, no_transcript)
-    added, knobs = parse_labels(labels), changed_knobs(defaults, unset)
-    if not (change or added or dropped or knobs):
+    added, new = parse_labels(labels), changed_defaults(defaults, unset)
+    if not (change or added or dropped or new):
         raise click.UsageError("Nothing to edit: give at least one option.")
     with registry(context) as voices:
         found = voices.voice(voice)
         if added or dropped:
             change["labels"] = labels_after(found["labels"], added, dropped)
-        if knobs:
-            change["defaults"] = found["defaults"] | knobs
+        if new:
+            change["defaults"] = found["defaults"] | new
         edited_perhaps = f"It may have been edited: `voices show {found['id']}` tells."
         with if_interrupted(edited_perhaps), progress(f"Editing {voice} …"):
             edited = voices.patch(found, change)
@@ -87,12 +87,12 @@ def words(transcript: str | None, no_transcript: bool) -> dict[str, str | None]:
     return {} if transcript is None else {"transcript": read_text(transcript)}
 
 
-def changed_knobs(given: dict[str, Any], unset: tuple[str, ...]) -> dict[str, Any]:
-    """The new values, None for what is unset."""
-    values = {knob: value for knob, value in given.items() if value is not None}
+def changed_defaults(given: dict[str, Any], unset: tuple[str, ...]) -> dict[str, Any]:
+    """Return the new values, None for what is unset."""
+    values = {field: value for field, value in given.items() if value is not None}
     for option in unset:
-        knob = option.replace("-", "_")
-        if knob in values:
+        field = option.replace("-", "_")
+        if field in values:
             raise click.UsageError(f"--{option} and --unset {option} contradict each other.")
-        values[knob] = None
+        values[field] = None
     return values

@@ -86,7 +86,7 @@ def speak(
         output = output or file_for(words.file, f".{format}")
         refuse_overwriting(output, force)
     request, clip = words.request() | {"format": format}, words.clip()
-    request |= {knob: value for knob, value in params.items() if value is not None}
+    request |= {name: value for name, value in params.items() if value is not None}
     with registry(context) as voices, progress(f"{words.speaker} speaks …"):
         if output == STDOUT:
             with (
