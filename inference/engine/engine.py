@@ -5,9 +5,11 @@ walks through a request's life.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,6 @@ IN_FLIGHT = 2  # steps on the device at once
 LOOKS = 8  # steps between two looks at who waits in vain
 LOOK_S = 0.0002  # seconds between two looks at whether the device is done
 CAPTURED_PROMPT = 384  # positions of a prompt: a clip of 30 s
-PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 
 
 class Engine:
@@ -74,7 +75,7 @@ class Engine:
         )
         self._vocoder = Vocoder(decoder, self._state.frames, model_config.codebook_size)
         self._inputs = InputProcessor(model_config, self._prompt_builder, text, setup.limits)
-        self._queue = RequestQueue(setup.queue_limit, setup.prefill_positions)
+        self._queue = RequestQueue(setup.queue_limit, setup.prefill_positions, setup.limits.slots)
         self._free = list(range(setup.limits.slots - 1, -1, -1))
         self._pages = PageAllocator(setup.limits.cache_entries)
         self._streams: list[SpeechStream] = []
@@ -133,6 +134,7 @@ class Engine:
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
         waiting = self._inputs.process(request)
+        self._queue.note(request.client)
         if self._queue.is_full:
             self.counters.refused += 1
             reason = f"{len(self._queue)} requests are waiting already. Try again later."
@@ -193,9 +195,10 @@ class Engine:
 
     def _admit(self) -> None:
         """Let in who waits; those whose prompts are of like length are prefilled together."""
-        admitted, late = self._queue.admit(len(self._free), self._pages.free_entries)
-        admitted.sort(key=_grain)
-        for _, alike in groupby(admitted, key=_grain):
+        held = Counter(stream.request.client for stream in self._streams)
+        admitted, late = self._queue.admit(len(self._free), self._pages.free_entries, held)
+        admitted.sort(key=attrgetter("grain"))
+        for _, alike in groupby(admitted, key=attrgetter("grain")):
             self._begin(list(alike))
         self._ends += [self._too_late(waiting) for waiting in late]
         due = self._queue and self.counters.steps % LOOKS == 0
@@ -317,10 +320,6 @@ class Engine:
         """When those who speak now will leave their slots, with nobody in the queue yet."""
         running = [(s.made, s.budget, len(s.entries)) for s in self._streams]
         return self._forecast.simulation(running, len(self._free), self._pages.free_entries)
-
-
-def _grain(waiting: QueuedRequest) -> int:
-    return -(-waiting.prompt_len // PREFILL_GRAIN)
 
 
 def _loaded(folder: Path, config: EngineConfig) -> Engine:

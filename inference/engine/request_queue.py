@@ -1,7 +1,7 @@
 """The requests that wait for a slot: in which order they get in, and which are told to give up."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,8 +11,11 @@ from inference.engine.prompt_builder import TokenizedPrompt
 from inference.engine.request import Request
 from registry.errors import Overloaded
 
+PREFILL_GRAIN = 32  # positions: prompts this alike are prefilled together
 REMEMBERED = 4096  # clients whose last round is known, but for those who wait
 OVERTAKEN = 8  # how often a request too long for the free cache may be passed by shorter ones
+SPARING_SLOTS = 4  # an engine with as many keeps the last slot from a client that has all others,
+SPARING_S = 600.0  # for so long after another client has asked
 
 
 @dataclass(eq=False)
@@ -32,6 +35,11 @@ class QueuedRequest:
     def positions(self) -> int:
         """Cache entries it may come to use: the prompt, its frames, and the one past the budget."""
         return self.prompt_len + self.budget + 1
+
+    @property
+    def grain(self) -> int:
+        """Requests of the same grain have prompts of like length."""
+        return -(-self.prompt_len // PREFILL_GRAIN)
 
     @property
     def patience_left_s(self) -> float:
@@ -55,12 +63,15 @@ class QueuedRequest:
 class RequestQueue:
     """Lets requests in as they came, one of each client at a time.
 
-    One that fits passes one that does not, OVERTAKEN times.
+    One that fits passes one that does not, OVERTAKEN times. A client that has all slots but one
+    leaves that to others, if there are any: a speech may be longer than others can wait.
     """
 
-    def __init__(self, limit: int, prefill_positions: int) -> None:
+    def __init__(self, limit: int, prefill_positions: int, slots: int) -> None:
         """After `prefill_positions` in one step nobody else gets in, so that what runs goes on."""
         self._limit, self._prefill_positions = limit, prefill_positions
+        self._most = slots - 1 if slots >= SPARING_SLOTS else slots  # of one client, among others
+        self._asked: dict[str, float] = {}  # when, by the two clients that asked last
         self._waiting: deque[QueuedRequest] = deque()  # by rounds
         self._round = 0  # the present one
         self._rounds: dict[str, int] = {}  # the last of each client, unless it is over
@@ -84,6 +95,13 @@ class RequestQueue:
     def is_full(self) -> bool:
         return len(self._waiting) >= self._limit
 
+    def note(self, client: str) -> None:
+        """Remember that this client asks, even if it is refused."""
+        self._asked.pop(client, None)
+        self._asked[client] = time.perf_counter()
+        if len(self._asked) > 2:
+            del self._asked[next(iter(self._asked))]
+
     def push(self, waiting: QueuedRequest) -> None:
         """Queue a request; the queue must not be full.
 
@@ -102,16 +120,20 @@ class RequestQueue:
     def _next_round(self, client: str) -> int:
         return max(self._rounds.get(client, self._round - 1) + 1, self._round)
 
-    def admit(self, slots: int, entries: int) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+    def admit(
+        self, slots: int, entries: int, held: Counter[str]
+    ) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
         """Take out the requests that get in, with so many slots and entries free, and the late.
 
-        No request times out in a step that stopped at the prefill budget: the next step lets in
-        more.
+        `held` counts the slots that each client has, and comes to count those of the requests that
+        get in. No request times out in a step that stopped at the prefill budget: the next step
+        lets in more.
         """
         admitted: list[QueuedRequest] = []
         prefilled = 0
-        while len(admitted) < slots and (waiting := self._take(entries)):
+        while len(admitted) < slots and (waiting := self._take(entries, held)):
             admitted.append(waiting)
+            held[waiting.request.client] += 1
             entries -= whole_pages(waiting.positions)
             prefilled += waiting.prompt_len
             if prefilled >= self._prefill_positions:
@@ -130,12 +152,15 @@ class RequestQueue:
                 self._drop(waiting)
         return hopeless
 
-    def _take(self, entries: int) -> QueuedRequest | None:
+    def _take(self, entries: int, held: Counter[str]) -> QueuedRequest | None:
         """Take the next that fits; None if none does, or if the first was passed too often."""
+        sparing = self._sparing(held)
         for index, waiting in enumerate(self._waiting):
+            if waiting.request.client == sparing:
+                continue
             if waiting.positions <= entries:
                 for passed in islice(self._waiting, index):
-                    passed.overtaken += 1
+                    passed.overtaken += passed.request.client != sparing
                 del self._waiting[index]
                 self._served[waiting.request.client] = waiting.round
                 first = self._waiting[0] if self._waiting else waiting
@@ -143,6 +168,15 @@ class RequestQueue:
                 return waiting
             if waiting.overtaken >= OVERTAKEN:
                 return None
+        return None
+
+    def _sparing(self, held: Counter[str]) -> str | None:
+        """The client that leaves the last slot to others."""
+        since_s = time.perf_counter() - SPARING_S
+        for client, slots in held.most_common(1):
+            others = (asked_s for other, asked_s in self._asked.items() if other != client)
+            if slots >= self._most and any(asked_s >= since_s for asked_s in others):
+                return client
         return None
 
     def _begin(self, round: int) -> None:
