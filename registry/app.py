@@ -17,6 +17,7 @@ from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
 from registry.api.native import clone, health, speak, voices
 from registry.api.openai import errors as openai_errors
 from registry.api.openai import models as openai_models
+from registry.api.openai import voices as openai_voices
 from registry.api.pace import Pace
 from registry.api.problems import Render
 from registry.api.request_ids import IdentifyingApp
@@ -93,7 +94,8 @@ def create_app(
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app, render_of)
-    for module in (voices, speak, clone, health, openai_models, docs):
+    ours, openai = (voices, speak, clone, health), (openai_models, openai_voices)
+    for module in (*ours, *openai, docs):
         app.include_router(module.router)
     return app
 
@@ -117,4 +119,5 @@ def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask,
         ("POST", "/speak"): (line,),
         ("POST", "/clone"): (line, places),
         ("POST", "/voices"): (places,),
+        ("POST", "/v1/audio/voices"): (places,),
     }

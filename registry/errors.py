@@ -8,7 +8,7 @@ RegistryError
 ├── RequestMalformed 400 · PathInvalid 404 · BodyTooSlow 408 · RangeUnsatisfiable 416
 ├── OriginRefused 403 · HostUnknown 421  by the fence of `voices serve`, before any route
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
-├── VoiceNotFound · ModelNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
+├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · VoiceDamaged                                                     500
 ├── StorageFull · StorageReadOnly                                                  507
 ├── StorageUnreadable · DatabaseDamaged                                            503
@@ -166,10 +166,6 @@ class VoiceNotFound(RegistryError):
         hint = f" Did you mean {' or '.join(repr(n) for n in near[:2])}?" if near else ""
         kind = "with the id" if wanted.startswith("voice_") else "named"
         super().__init__(f"No voice {kind} {wanted!r}.{hint}", near=list(near))
-
-
-class ModelNotFound(RegistryError):
-    status, code, title = 404, "model-not-found", "No such model"
 
 
 class NameTaken(RegistryError):

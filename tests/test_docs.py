@@ -27,6 +27,7 @@ from inference.serving.service import InferenceService
 from registry import errors, names
 from registry.api import problems, requests
 from registry.api.native.speak import SpeakRequest
+from registry.api.openai import errors as openai_errors
 from registry.audio import clips as audio
 from registry.audio import confinement
 from registry.contract import PromptRef
@@ -41,6 +42,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 STORAGE = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
 ENGINE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+ERRORS = (errors, openai_errors)
 ENGINE_SOURCES = ROOT / "inference" / "engine"
 
 
@@ -129,7 +131,7 @@ def test_every_error_code_is_on_the_api_page_and_no_other() -> None:
 def test_every_error_code_has_the_status_that_the_api_page_says() -> None:
     rows = re.findall(r"^\| (\d{3}) \| ([^|]+) \|", API, re.MULTILINE)
     documented = {code: int(s) for s, row in rows for code in re.findall(r"`([a-z-]+)`", row)}
-    for error in vars(errors).values():
+    for error in [error for kinds in ERRORS for error in vars(kinds).values()]:
         if is_error(error) and error.code in documented and not issubclass(error, ClipUnusable):
             assert documented[error.code] == error.status, error.code
     for code in (code for code in documented if code.startswith("audio-")):
@@ -140,7 +142,7 @@ def test_every_error_code_has_the_status_that_the_api_page_says() -> None:
 
 
 def raised_codes() -> set[str]:
-    own = {c.code for c in vars(errors).values() if is_error(c)}
+    own = {c.code for kinds in ERRORS for c in vars(kinds).values() if is_error(c)}
     own -= {
         "schema-too-new",
         "database-lost",

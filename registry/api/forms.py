@@ -20,6 +20,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from registry.api.charset import NotText, decode
+from registry.api.ignored import ignore
 from registry.api.pace import exchange_of
 from registry.api.problems import ClientGone
 from registry.api.requests import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TEXT_LIMIT = 64 * 1024
 MOST_HEADERS = 16  # headers of a part
+MOST_IGNORED = 64  # fields that are passed over
 BLOCK = 256 * 1024  # bytes of a file that are written at once
 MEDIA_TYPE = "multipart/form-data"
 CLIP = "audio/*"
@@ -103,6 +105,7 @@ async def read_form(request: Request, model: type[M], upload: Upload) -> M:
             parser.write(chunk)
             await reader.write_out(BLOCK)
         await reader.write_out()
+        ignore(request, reader.ignored)
     except FormParserError as error:
         reason = str(error).rstrip(".")
         raise RequestMalformed(f"The body is not the form it is said to be: {reason}.") from error
@@ -134,11 +137,15 @@ def _boundary(options: Options) -> bytes:
 
 
 class FormReader(Generic[M]):
-    """Takes the parts as the parser meets them; refuses the first that is wrong."""
+    """Takes the parts as the parser meets them; refuses the first that is wrong.
+
+    A part that the form does not know is passed over unless the form forbids that, as most do.
+    """
 
     def __init__(self, model: type[M], options: Options, upload: Upload) -> None:
         self._model = model
         self._upload = upload
+        self._passes_over = model.model_config.get("extra") != "forbid"
         self._charset = _declared(options)
         self._parts: dict[str, FormPart] = {}
         self._part = FormPart()
@@ -164,12 +171,17 @@ class FormReader(Generic[M]):
             raise RequestMalformed("The form is cut short: it has no closing boundary.")
         if (charset := self._parts.pop(CHARSET, None)) is not None:
             self._charset = charset.text(None).strip()
-        values = {name: self._value_of(part) for name, part in self._parts.items()}
+        known = (part for part in self._parts.values() if self._is_known(part.name))
+        values = {part.name: self._value_of(part) for part in known}
         try:
             return self._model.model_validate(values)
         except ValidationError as error:
             errors = [{**e, "loc": ("body", *e["loc"])} for e in error.errors()]
             raise RequestValidationError(errors) from error
+
+    @property
+    def ignored(self) -> list[str]:
+        return [n for n in self._parts if n != CHARSET and not self._is_known(n)]
 
     async def write_out(self, least: int = 0) -> None:
         """Write what has come of the file to the upload, if it is `least` bytes or more."""
@@ -181,10 +193,11 @@ class FormReader(Generic[M]):
     def _value_of(self, part: FormPart) -> Upload | str:
         return self._upload if self._is_file(part.name) else part.text(self._charset)
 
+    def _is_known(self, name: str) -> bool:
+        return name in self._model.model_fields
+
     def _is_file(self, name: str) -> bool:
-        return name in self._model.model_fields and (
-            self._model.model_fields[name].annotation is Upload
-        )
+        return self._is_known(name) and self._model.model_fields[name].annotation is Upload
 
     def _begin_part(self) -> None:
         self._part = FormPart()
@@ -204,7 +217,9 @@ class FormReader(Generic[M]):
     def _end_headers(self) -> None:
         part = self._part
         part.name = _name(part)
-        if part.name != CHARSET:
+        if self._passes_over and len(self.ignored) == MOST_IGNORED:
+            raise RequestMalformed(f"The form has over {MOST_IGNORED} fields that are not known.")
+        if part.name != CHARSET and not self._passes_over:
             refuse_unknown(part.name, self._model.model_fields, "a field of this form")
         if part.name in self._parts:
             raise FieldInvalid(f"The field {part.name!r} is given twice.", field=part.name)
@@ -221,6 +236,8 @@ class FormReader(Generic[M]):
 
     def _add(self, data: bytes, start: int, end: int) -> None:
         part = self._part
+        if part.name != CHARSET and not self._is_known(part.name):
+            return
         part.content += data[start:end]
         if len(part.content) > TEXT_LIMIT and not self._is_file(part.name):
             raise FieldInvalid(

@@ -50,6 +50,7 @@ KEPT_CLIPS: Codes = {500: ("reference-corrupt",)}
 KEPT_PROMPTS: Codes = {409: ("prompt-not-ready",)}
 RANGES: Codes = {412: ("edit-conflict",), 416: ("range-unsatisfiable",)}
 MODELS: Codes = {404: ("model-not-found",)}
+VALUES: Codes = {400: ("unsupported-value",)}
 MODEL: Codes = {
     503: ("inference-off", "model-unavailable", "model-cannot-clone", "model-mismatch"),
 }

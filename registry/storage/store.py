@@ -6,12 +6,7 @@ Files are written first, then the row: a crash leaves an orphan file, never a vo
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-)
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -43,12 +38,7 @@ from registry.storage.purge import (
     unneeded,
 )
 from registry.storage.queries import find, find_row, model_in_use, page, refuse_taken
-from registry.storage.rows import (
-    NewVoice,
-    add_voice,
-    adopt_model,
-    model_row,
-)
+from registry.storage.rows import NewVoice, add_voice, adopt_model, model_row
 from registry.storage.stored_voice import Page, StoredVoice
 from registry.storage.tables import ModelInUse
 from registry.storage.uploads import Upload, drop_abandoned
@@ -89,6 +79,10 @@ class VoiceStore:
         self._opened.close()
 
     # Reading
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """What there is, to tables of any module."""
+        return self._db.read()
 
     def get(self, reference: str) -> StoredVoice:
         """Return a voice by id or name. Raises VoiceNotFound with the names that look alike."""
@@ -245,23 +239,24 @@ class VoiceStore:
         except (RegistryError, OSError) as error:
             log.warning("Files without a row are left to `voices doctor --repair`: %s", error)
 
-    def delete(self, reference: str, expected: int | None) -> None:
+    def delete(self, reference: str, expected: int | None) -> str:
         """Mark as deleted: the name is free at once, files and enrolments stay until `purge`.
 
         Works on a full disk too: the journal finds its room where the ballast was.
         """
         try:
-            self._delete(reference, expected)
+            return self._delete(reference, expected)
         except StorageFull:
             if not self.data.drop_ballast():
                 raise
-            self._delete(reference, expected)
+            return self._delete(reference, expected)
 
-    def _delete(self, reference: str, expected: int | None) -> None:
+    def _delete(self, reference: str, expected: int | None) -> str:
         with self.transaction() as session:
             row = find_row(session, reference)
             refuse_stale(row, expected)
             mark_deleted(session, row)
+            return row.id
 
     def purge_surplus(self, keep: int) -> int:
         """Forget deleted voices, but for the last `keep`; return how many were forgotten."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from registry.api import openapi as of
 from registry.api.problems import Problem, ProblemResponse
 from registry.api.requests import CheckedRoute
+from registry.errors import RegistryError
 
 MEDIA_TYPE = "application/json"
 BAD_REQUESTS = (HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY)  # 400 here
@@ -39,6 +40,16 @@ PASSING = {  # what another try may find mended, though nobody can say when
     "speech-failed",
     "stream-broken",
 }
+
+
+class ModelNotFound(RegistryError):
+    status, code, title = 404, "model-not-found", "No such model"
+
+
+class ValueUnsupported(RegistryError):
+    """OpenAI takes this value, and nothing here can do what it asks for."""
+
+    status, code, title = 400, "unsupported-value", "This value is not supported"
 
 
 class OpenAIRoute(CheckedRoute):

@@ -10,9 +10,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from registry.api import openapi as of
-from registry.api.openai.errors import OpenAIRoute, problems
+from registry.api.openai.errors import ModelNotFound, OpenAIRoute, problems
 from registry.api.services import Services, ServicesDep
-from registry.errors import ModelNotFound
 from registry.voices.languages import codes_of
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=OpenAIRoute)
