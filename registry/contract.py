@@ -1,4 +1,4 @@
-"""What the registry and inference share: what crosses between them, and how it is named.
+"""The types and names that the registry and inference share, for all that crosses between them.
 
 Ids and hashes cross, never clips or features. The standard library and numpy only: both sides
 import this module, and `registry.errors`, which says what can go wrong.
@@ -45,7 +45,7 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class PromptSource:
-    """What prompt features are computed from; all of it but `voice_id` is in the fingerprint."""
+    """The input of prompt features; all of it but `voice_id` is in the fingerprint."""
 
     voice_id: str
     clip_sha256: str
@@ -76,7 +76,7 @@ def is_transient(voice_id: str) -> bool:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How codes are sampled, by the talker and the code predictor alike; None: as the model does.
+    """How codes are sampled, by talker and code predictor alike; None leaves it to the model.
 
     A temperature under GREEDY_BELOW is greedy. The same seed gives the same codes. Raises
     ValueError for a value out of range.
@@ -101,7 +101,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SpeakParams(SamplingParams):
-    """How one text is spoken; None: as the voice does by default, else the model."""
+    """How one text is spoken; None leaves it to the voice's defaults, then to the model."""
 
     language: str | None = None
     mode: Mode | None = None
@@ -131,7 +131,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """What one speech is asked to be, from the route to the engine.
+    """A request for one speech, as it goes from the route to the engine.
 
     A client's next request that waits for a slot comes after one of each other `client`.
     """

@@ -340,5 +340,5 @@ class ModelMismatch(RegistryError):
 
 
 def whole_seconds(seconds: float) -> int:
-    """As Retry-After and clients have it: one at least."""
+    """Round seconds up, to 1 at least, as Retry-After needs them."""
     return max(1, round(seconds))

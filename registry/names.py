@@ -1,4 +1,4 @@
-"""What a voice may be called, when two names are the same, and which names look alike.
+"""Rules for names: how a voice may be called, which names are the same, and which look alike.
 
 Names never reach a path. They are stored in NFC and compared by `name_key`.
 """

@@ -28,7 +28,7 @@ def clone_options(command: F) -> F:
 
 @dataclass(frozen=True)
 class SpeakArguments:
-    """Who is to speak, a voice or a clip, and what."""
+    """Whom to let speak, a voice or a clip, and what to say."""
 
     voice: str | None
     text: str

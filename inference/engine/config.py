@@ -18,10 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What a caller may choose; None leaves it to the device.
-
-    The engine takes its memory once, when it is made.
-    """
+    """The settings that a caller may choose; None leaves one to the device."""
 
     device: str | None = None  # cuda before cpu
     dtype: str | None = None  # float32 on a cpu, bfloat16 where a GPU computes it, else float16
@@ -36,7 +33,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Setup:
-    """What an EngineConfig comes to on a device."""
+    """The settings of an engine on its device, made of an EngineConfig."""
 
     device: torch.device
     dtype: torch.dtype

@@ -50,7 +50,7 @@ BUILD_ERRORS = (
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """What qwen_tts' create_voice_clone_prompt finds in a clip, under its names."""
+    """The features that qwen_tts' create_voice_clone_prompt finds, under its names."""
 
     ref_code: NDArray[np.int16] | None  # (T, 16); None without a transcript
     ref_spk_embedding: NDArray[np.float32]  # (D,)
@@ -222,7 +222,7 @@ def _without_code(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _pieces(module: Any, file: TensorFile, prefix: str) -> Iterator[Piece]:
-    """What fills every parameter and stored buffer of a module."""
+    """Yield what fills every parameter and stored buffer of a module."""
     targets: dict[str, Tensor] = module.state_dict()
     for name, target in targets.items():
         stored = file.find(prefix + name, target.shape)

@@ -79,7 +79,7 @@ class QueueSimulation:
         return now_s
 
     def may_serve(self, patience_s: float, entries: int) -> bool:
-        """Whether the next one may get in before its patience is over."""
+        """Tell whether the next one may get in before its patience is over."""
         return self.wait_s(entries) <= SURE * max(0.0, patience_s)
 
     def admit(self, budget: int, entries: int) -> None:

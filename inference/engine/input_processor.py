@@ -17,6 +17,8 @@ from registry.errors import LanguageUnsupported, ModeUnavailable, SpeechFailed, 
 
 
 class InputProcessor:
+    """Checks requests and prompt features, and tokenises texts."""
+
     def __init__(
         self,
         config: ModelConfig,

@@ -1,10 +1,4 @@
-"""What frames and sound are made of, in plain torch: the operations that are worth a kernel.
-
-This is the reference and what runs on a CPU; `cuda_ops` has the same operations as CUDA kernels.
-The residual stream, norms, rope and softmax are float32 in every dtype; GEMM inputs have the
-weights' dtype. Shapes: B rows, D residual width, H query heads of width W, G key/value heads, S
-slots, V vocabulary.
-"""
+"""The operations that frames and sound are made of, in plain torch: those worth a kernel."""
 
 from dataclasses import dataclass
 

@@ -26,7 +26,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True)
 class ReferenceEmbeds:
-    """What depends on the voice alone, of a clip with a transcript, as embeddings."""
+    """Embeddings of a clip with a transcript that depend on the voice alone."""
 
     codes: Tensor  # (T + 1, D): codec_bos, then each frame's summed embeddings
     text: Tensor  # (R, D)

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it."""
+"""The types that go into the engine and come out of it."""
 
 from dataclasses import dataclass, field
 
@@ -66,7 +66,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Output:
-    """What a step has for one request: PCM, or its end, or both. No more follows an end."""
+    """The result of a step for one request: PCM, its end, or both. No more follows an end."""
 
     request: Request
     pcm: NDArray[np.float32]  # (frames * 1920,)
@@ -83,7 +83,7 @@ class Output:
 
 @dataclass
 class Counters:
-    """What the engine has done since it was made."""
+    """Counts of all that the engine has done since it was made."""
 
     submitted: int = 0
     refused: int = 0  # never admitted: the queue was full, or the wait too long

@@ -50,7 +50,7 @@ class QueuedRequest:
         return self.patience_left_s < 0
 
     def refusal(self, wait_s: float) -> Overloaded:
-        """What the caller is told if a slot is that far away."""
+        """Make the error for a caller whose slot is that far away."""
         may_s = self.request.patience_s
         return Overloaded(
             f"This request has waited {may_s - self.patience_left_s:.1f} s for a slot and would"

@@ -11,7 +11,7 @@ from inference.engine.state import EngineLimits
 
 @dataclass(frozen=True)
 class RequestSize:
-    """What one request takes."""
+    """The memory and tokens that one request takes."""
 
     prompt_len: int  # positions to prefill
     trailing_len: int  # positions read while it speaks

@@ -27,6 +27,8 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class TransformerWeights:
+    """The layers of a transformer, and the norm after them."""
+
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # (D,) float32
 
@@ -44,6 +46,8 @@ class TextWeights:
 
 @dataclass(frozen=True)
 class TalkerWeights:
+    """The talker: its transformer, its embeddings, and its head."""
+
     transformer: TransformerWeights
     head: Tensor  # (vocabulary + predictor width, D): codec_head, then small_to_mtp_projection
     head_bias: Tensor  # (predictor width,) float32: of the second part
@@ -63,6 +67,8 @@ class PredictorWeights:
 
 @dataclass(frozen=True)
 class Weights:
+    """All weights of a checkpoint."""
+
     text: TextWeights
     talker: TalkerWeights
     predictor: PredictorWeights

@@ -1,4 +1,4 @@
-"""What a memory snapshot of the GPU's container keeps: modules, kernels, and the model.
+"""Reads what a memory snapshot of the GPU's container keeps: modules, kernels, and the model.
 
 It is taken before there is a GPU: nothing here asks for one, or opens a connection. No voice is
 read, for the snapshot outlives voices. Every container starts with the same of it, so that whatever
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PreloadedModel:
+    """A model in host memory, as a memory snapshot keeps it."""
+
     model: LocatedModel
     checkpoint: "HostCheckpoint"
 

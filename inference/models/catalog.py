@@ -1,4 +1,4 @@
-"""What a model's name means: `demo`, a local folder, or `org/name[@revision]` on the hub.
+"""Resolves a model's name: `demo`, a local folder, or `org/name[@revision]` on the hub.
 
 Finds a checkpoint on this machine, checks that it can clone voices, and says exactly which one it
 is. Downloads only when asked to. Never loads a model, and needs no torch.

@@ -1,4 +1,4 @@
-"""What `voices doctor` asks of a model: is it the one that the voices were made for? No torch."""
+"""Checks for `voices doctor` that a model is the one that the voices were made for. No torch."""
 
 from inference.models.catalog import (
     CONFIGS,

@@ -20,7 +20,7 @@ HOW = "`voices deploy model` brings it there."
 
 @dataclass(frozen=True)
 class Marker:
-    """What model.json says."""
+    """The content of model.json."""
 
     source: str
     model_id: str

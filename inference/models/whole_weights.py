@@ -1,7 +1,4 @@
-"""Whether weights are whole: by what their own headers say, and by every byte. No torch.
-
-A file that a full disk or a broken copy cut short looks like any other until it is loaded.
-"""
+"""Checks that weights are whole: by what their own headers say, and by every byte. No torch."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping

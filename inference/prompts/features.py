@@ -24,7 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"I16": np.dtype("<i2"), "F32": np.dtype("<f4
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What a model's features must look like."""
+    """The shape that a model's features must have."""
 
     code_groups: int  # 16
     codebook_size: int  # 2048

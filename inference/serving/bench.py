@@ -1,7 +1,7 @@
-"""What an engine does on this machine: milliseconds a frame, times real time, first audio.
+"""Measures an engine on this machine: milliseconds a frame, times real time, first audio.
 
-Drives the engine's public face with voices of random codes, whose speech costs what any other
-does. Knows no names and no HTTP.
+Drives the engine's public face with voices of random codes, whose speech costs what any other does.
+Knows no names and no HTTP.
 """
 
 import time
@@ -48,6 +48,8 @@ class Caller:
 
 @dataclass(frozen=True)
 class Arrival:
+    """A request, and when it is made."""
+
     after_s: float  # from the beginning of the session
     request: Request
 
@@ -179,7 +181,7 @@ def first_audio(engine: Engine, request: Request, times: int) -> list[float]:
 
 @dataclass(frozen=True)
 class ConcurrentStreams:
-    """What was measured of streams that were asked for at the same moment."""
+    """The figures of streams that were asked for at the same moment."""
 
     streams: int
     ms_per_frame: float  # of every stream: one step
@@ -189,6 +191,8 @@ class ConcurrentStreams:
 
 @dataclass(frozen=True)
 class BenchReport:
+    """What a benchmark measured, on which device."""
+
     device: str
     dtype: str
     first_ms: float  # alone, the voice known

@@ -1,11 +1,11 @@
-"""What the service is given. No torch."""
+"""The configuration of the service. No torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """What the service is given; None leaves a choice to the engine, and torch's threads alone."""
+    """The settings of the service; None leaves one to the engine, and torch's threads alone."""
 
     device: str | None = None
     dtype: str | None = None

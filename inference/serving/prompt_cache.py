@@ -12,6 +12,8 @@ from registry.contract import PromptRef
 
 
 class HasNbytes(Protocol):
+    """Anything that knows its size in bytes."""
+
     @property
     def nbytes(self) -> int: ...
 

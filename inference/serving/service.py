@@ -166,7 +166,7 @@ class InferenceService:
             raise worker.too_many(waiting, (loaded or self._thread).retry_after_s)
 
     def counters(self) -> "Counters | None":
-        """What the engine has done; None until it is loaded."""
+        """The engine's counters; None until it is loaded."""
         engine = self._engine
         return None if engine is None else engine.counters
 
@@ -335,7 +335,7 @@ class InferenceService:
 
     @cached_property
     def _shape(self) -> FeatureShape:
-        """What features must look like."""
+        """Return the shape that features must have."""
         config = load_model_config(self.located().path)
         size = config.talker.hidden_size
         return FeatureShape(config.num_code_groups, config.codebook_size, size)

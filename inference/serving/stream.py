@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def with_seed(asked: SpeechRequest) -> SpeechRequest:
-    """The same with a seed, which is chosen where none is asked."""
+    """Return the request with a seed, which is chosen if it has none."""
     if asked.params.seed is not None:
         return asked
     return asked.asking(replace(asked.params, seed=secrets.randbelow(2**31)))

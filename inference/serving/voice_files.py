@@ -47,6 +47,8 @@ class VoiceFiles:
 
 
 class VolumeHandle(Protocol):
+    """The part of modal.Volume that is used."""
+
     def commit(self) -> None: ...
     def reload(self) -> None: ...
 

@@ -31,7 +31,7 @@ FLAG = 1  # the residual channel, and the text feature, that carry "the text is 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to make. Speech ends with the text, `never` before the budget, or at `random`."""
+    """A checkpoint to make. Speech ends with the text, `never` before the budget or at `random`."""
 
     size: str = "tiny"
     seed: int = 0
@@ -146,7 +146,7 @@ GAINS = (
 
 
 def constant_of(name: str, shape: tuple[int, ...]) -> float | None:
-    """What fills the whole weight `name`; None if noise does."""
+    """Return the number that fills the whole weight `name`; None if noise does."""
     for pattern, value in CONSTANTS:
         if re.search(pattern, name):
             return value

@@ -24,7 +24,7 @@ FLAC = re.compile(rb"\x7fFLAC.{4}fLaC.{14}(.{3})", re.DOTALL)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a recording's frames are read by; recordings of equal kinds may follow each other."""
+    """The codec, rate and setup of a recording; recordings of equal kinds may follow each other."""
 
     codec: str
     rate: int

@@ -56,7 +56,7 @@ class DecoderUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a child wrote before it ended, or was ended."""
+    """The output of a child up to its end, or to its kill."""
 
     stdout: bytes
     stderr: bytes

@@ -30,7 +30,7 @@ LIMITER_S = 0.005
 
 @dataclass(frozen=True)
 class Conditioned:
-    """What the model hears, and what was done to get it; levels are in dBFS, before the gain."""
+    """The samples that the model hears, and what was done; levels are dBFS, before the gain."""
 
     samples: Mono
     span: "Span"

@@ -1,4 +1,4 @@
-"""What `voices deploy` makes on Modal: names, sizes, windows, from VOICES_DEPLOY_… variables.
+"""Plans what `voices deploy` makes on Modal: names, sizes, windows, by VOICES_DEPLOY_… variables.
 
 Standard library only: both images have it, and both deploy modules read it when imported. A value
 that can't be used is a ValueError that names its variable.

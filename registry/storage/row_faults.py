@@ -37,7 +37,7 @@ MOST_BYTES = 64 * 1024  # the limit of a value: that of a request's JSON
 
 @dataclass(frozen=True)
 class RowFault:
-    """What is wrong with a row; `voice_id` is empty if the row belongs to no voice."""
+    """A fault of one row; `voice_id` is empty if the row belongs to no voice."""
 
     voice_id: str
     name: str

@@ -1,4 +1,4 @@
-"""What the API shows of a voice, and of many; a row that does not fit into it is damaged."""
+"""The models of what the API shows; a row that does not fit into them is damaged."""
 
 from typing import Literal
 

@@ -256,7 +256,7 @@ def strange_faults(path: Path, most_bytes: int) -> list[str]:
 
 
 class DatabaseFault(Enum):
-    """What an error of SQLite says about the file."""
+    """The kinds of fault of a file that errors of SQLite tell of."""
 
     MOVED = auto()  # the file was moved while it was open
     CUT_OFF = auto()  # a write was, and can't be undone where nothing can be written

@@ -38,7 +38,7 @@ class StoredVoice:
 
     @property
     def defaults(self) -> SpeakDefaults:
-        """What it speaks with unless a request says otherwise. Raises VoiceDamaged."""
+        """The parameters that it speaks with unless a request has others. Raises VoiceDamaged."""
         with self._believed("defaults"):
             return SpeakDefaults.model_validate(self.row.defaults)
 

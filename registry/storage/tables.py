@@ -239,7 +239,7 @@ class ModelInUse(SQLModel, table=True):
 
 
 class SpeakDefaults(BaseModel):
-    """What a voice speaks with when a request doesn't say otherwise."""
+    """The parameters that a voice speaks with when a request doesn't say otherwise."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, frozen=True, hide_input_in_errors=True

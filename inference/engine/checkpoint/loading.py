@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What one load took, in seconds and bytes."""
+    """The seconds and bytes that one load took."""
 
     transferred: Transferred
     seconds: float  # all of it; what the transfer did not take went into projections

@@ -63,7 +63,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Transferred:
-    """What one transfer took."""
+    """The bytes and seconds that one transfer took."""
 
     nbytes: int  # in the sources
     seconds: float

@@ -65,7 +65,7 @@ class SlidingWindowCache:
         return torch.cat([before, frames], 1)
 
     def _fits(self, frames: Tensor) -> bool:
-        """Whether new frames (B, n, …) take only places of frames that none of them sees."""
+        """Tell whether new frames (B, n, …) take only places of frames that none of them sees."""
         return frames.shape[1] <= SPARE + 1
 
     def extend(self, layer: int, new: Tensor, metadata: WindowMetadata) -> Tensor:

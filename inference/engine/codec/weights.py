@@ -77,6 +77,8 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class CodecWeights:
+    """The weights that turn codes into sound."""
+
     table: Tensor  # (groups * codes, codebook dim)
     pre_conv: Tensor  # (D, 3, codebook dim)
     pre_conv_bias: Tensor  # (D,)

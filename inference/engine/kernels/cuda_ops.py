@@ -246,5 +246,5 @@ def compile_ahead(dtype: torch.dtype, architectures: Iterable[tuple[int, int]]) 
 
 
 def _fits(x: Tensor, weight: Tensor, most: int) -> bool:
-    """Whether our own matrix product takes these, and is worth it."""
+    """Tell whether our own matrix product takes these, and is worth it."""
     return len(x) <= most and weight.shape[1] % TERMS == 0 and len(weight) % 16 == 0
