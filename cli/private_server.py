@@ -80,7 +80,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
 
 @contextmanager
 def undisturbed(is_ending: bool) -> Iterator[None]:
-    """Ignore further signals for the second in which files are removed."""
+    """Ignore further signals, if `is_ending`, for the second in which files are removed."""
     if not is_ending or threading.current_thread() is not threading.main_thread():
         yield
         return

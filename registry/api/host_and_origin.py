@@ -123,7 +123,7 @@ class Fence:
     def _is_foreign(self, headers: Headers, scheme: str) -> bool:
         """Tell whether another site's page asks.
 
-        Every Origin must be ours or listed; Sec-Fetch-Site refuses all but listed origins.
+        Every Origin must be ours or listed; what Sec-Fetch-Site says counts unless it is listed.
         """
         if self._any_origin:
             return False

@@ -17,7 +17,7 @@ from registry.errors import BodyTooSlow
 BYTES_PER_S = 50 * 1024
 SECURE_S = 10.0  # a client that lags less keeps its place, whoever else wants it
 UNREAD_S = 15.0  # for readers: a connection sees only each 48 KiB that were taken
-PART_BYTES = 64 * 1024  # of an answer are given to the server at once
+PART_BYTES = 64 * 1024  # bytes of an answer that are given to the server at once
 KEY = "voices.exchange"
 ABORT = "voices.abort"  # among the extensions of a scope: the server's way to close a connection
 

@@ -1,4 +1,4 @@
-"""Each request has an id, which its answer tells in `X-Request-Id`, and the log where it fails.
+"""Gives each request an id, which its answer tells in `X-Request-Id`, and the log if it fails.
 
 One that comes with the request is kept, if it is such that a log can show it.
 """
@@ -16,7 +16,7 @@ WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class IdentifyingApp(FastAPI):
-    """Outside of all that answers: of middleware that is added later, and of its error handlers."""
+    """Identifies requests outside of all that answers, later middleware and error handlers too."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,5 +41,5 @@ def _new() -> str:
 
 
 def request_id(scope: Scope) -> str:
-    """Of a request that no IdentifyingApp has taken, as in a test of a part, none."""
+    """Return a request's id; `-` if no IdentifyingApp has taken it, as in a test of a part."""
     return str(scope.get(REQUEST_ID, "-"))

@@ -23,7 +23,7 @@ from registry.contract import (
 )
 from registry.errors import InferenceOff
 
-LIGHT_BYTES = 128 * 1024 * 1024  # of weights: they load in a second or two
+LIGHT_BYTES = 128 * 1024 * 1024  # weights up to this load in a second or two
 CLOSE_S = 5.0  # how long the request that runs may take to end at shutdown
 
 

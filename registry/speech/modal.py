@@ -35,7 +35,7 @@ from registry.text import refuse_long
 Plain = Mapping[str, Any]  # built-ins only
 T = TypeVar("T")
 
-WAIT_S = 100.0  # that one request waits for a GPU that starts
+WAIT_S = 100.0  # how long one request waits for a GPU that starts
 RETRY_S = 20  # after which a GPU that starts is likely there
 LEFT = 256  # calls that nobody waits for any more, and that may still start a GPU
 LOOK_S = 5.0  # between two looks at how busy it is

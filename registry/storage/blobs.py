@@ -19,11 +19,11 @@ from typing import BinaryIO, Protocol
 from registry.storage import private
 
 TMP_PREFIX = ".tmp-"
-MOST_BYTES = 20 * 1024 * 1024  # that are read of a file: the size of the largest upload
-PART_BYTES = 256 * 1024  # that are read of a file at once
+MOST_BYTES = 20 * 1024 * 1024  # the most that is read of a file: the size of the largest upload
+PART_BYTES = 256 * 1024  # how much is read of a file at once
 PLAIN = os.O_NONBLOCK | os.O_NOFOLLOW  # neither waits for a pipe nor goes where a link leads
 NO_FILE: tuple[int, ...] = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
-NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # of sockets and devices
+NO_FILE += (errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)  # errors that sockets and devices give
 
 
 @dataclass(frozen=True)

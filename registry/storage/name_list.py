@@ -1,5 +1,7 @@
-"""The names of the voices, for a program that lists them to choose from: far more than a page of
-voices has, and nothing else of them."""
+"""Lists names of voices, for a program to choose from: many more than a page of voices has.
+
+It reads nothing else of them.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ log = logging.getLogger("registry")
 
 
 class ListedVoice(BaseModel):
+    """A voice by id and name."""
+
     model_config = STORED
 
     id: VoiceId
@@ -27,6 +31,8 @@ class ListedVoice(BaseModel):
 
 @dataclass(frozen=True)
 class NameList:
+    """Voices by name, and whether more follow."""
+
     voices: Sequence[ListedVoice]
     has_more: bool
 

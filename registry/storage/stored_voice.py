@@ -19,7 +19,7 @@ from registry.storage.tables import AUDIO_TYPES, Features, SpeakDefaults, Voice,
 
 log = logging.getLogger("registry")
 
-PAGE_CHARACTERS = 256 * 1024  # that end a page, so that it is no more than a few MiB
+PAGE_CHARACTERS = 256 * 1024  # so many end a page, so that it is no more than a few MiB
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _name_of(given: str) -> str:
 
 
 def codes_of(languages: Sequence[str]) -> list[str]:
-    """The code of each, as people are told it."""
+    """Return the codes of languages that people are told."""
     return [ALSO[name][0] for name in languages if name in ALSO]
 
 

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them, and as they decide whether to ask again.
+"""Renders errors as OpenAI's clients read them, and decide by them whether to ask again.
 
 The SDKs repeat 408, 409, 429 and every 5xx unless `x-should-retry` says no: so what a repeat can't
 mend says no, and a name that is taken is a 400.
@@ -47,18 +47,20 @@ class ModelNotFound(RegistryError):
 
 
 class ValueUnsupported(RegistryError):
-    """OpenAI takes this value, and nothing here can do what it asks for."""
+    """Refuses a value that OpenAI takes, and that asks for something nobody can do here."""
 
     status, code, title = 400, "unsupported-value", "This value is not supported"
 
 
 class OpenAIRoute(CheckedRoute):
-    """Passes over what it does not know, for such clients send the same to every server."""
+    """A route that passes over unknown fields, for its clients send the same to every server."""
 
     refuses_unknown = False
 
 
 class ErrorFields(BaseModel):
+    """What went wrong."""
+
     message: str
     type: str
     param: str | None
@@ -66,17 +68,21 @@ class ErrorFields(BaseModel):
 
 
 class ErrorDocument(BaseModel):
+    """An error, in OpenAI's shape."""
+
     model_config = ConfigDict(title="OpenAIError")
 
     error: ErrorFields
 
 
 class ErrorResponse(ProblemResponse):
+    """An error document, sent as plain JSON."""
+
     media_type = MEDIA_TYPE
 
 
 def rendered(problem: Problem) -> ErrorResponse:
-    """{"error": {"message", "type", "param", "code"}}, with our codes in OpenAI's spelling."""
+    """Render {"error": {"message", "type", "param", "code"}}, our codes in OpenAI's spelling."""
     headers = {**problem.headers, **_advice(problem)}
     return ErrorResponse({"error": fields_of(problem)}, _status(problem.status), headers)
 
@@ -93,7 +99,7 @@ def fields_of(problem: Problem) -> dict[str, object]:
 
 
 def problems(*groups: of.Codes) -> of.Responses:
-    """What OpenAPI says of a route's errors, in this shape."""
+    """Describe a route's errors to OpenAPI, in this shape."""
     codes: dict[int, list[str]] = {}
     for status, some in of.by_status(*groups).items():
         codes.setdefault(_status(status), []).extend(map(_spelled, some))
@@ -116,7 +122,7 @@ def _spelled(code: str) -> str:
 
 
 def _advice(problem: Problem) -> dict[str, str]:
-    """Both SDKs obey it; without it they repeat as the status has it."""
+    """Say whether to repeat, which both SDKs obey; else they go by the status."""
     if "Retry-After" in problem.headers:
         return {"x-should-retry": "true"}
     return {} if problem.code in PASSING else {"x-should-retry": "false"}

@@ -1,4 +1,4 @@
-"""Voices as OpenAI's clients make, list and delete them. Their samples are our reference clips."""
+"""Makes, lists and deletes voices as OpenAI's clients do; their samples are reference clips."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -27,6 +27,8 @@ CONSENT = "consent"  # the label that has the id that a client sent
 
 
 class AudioSampleForm(BaseModel):
+    """A voice to make of a sample."""
+
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     name: VoiceName = Field(examples=["alice"])
@@ -44,7 +46,7 @@ class AudioSampleForm(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _given(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What is empty is not given, but for the name."""
+        """Leave out what is empty, but for the name, and refuse another type of sample."""
         given = {key: value for key, value in values.items() if value != "" or key == "name"}
         if (kind := given.get("type", "audio_sample")) != "audio_sample":
             raise ValueUnsupported(
@@ -55,6 +57,8 @@ class AudioSampleForm(BaseModel):
 
 
 class AudioVoice(BaseModel):
+    """A voice, as OpenAI's clients read it."""
+
     id: str
     object: Literal["audio.voice"] = "audio.voice"
     name: str
@@ -63,7 +67,7 @@ class AudioVoice(BaseModel):
 
 
 class VoiceChoice(BaseModel):
-    """As programs read it that offer a choice of voices: the `id` is what a person types."""
+    """A voice for programs that offer a choice of voices: its `id` is what a person types."""
 
     id: str
     name: str
@@ -71,6 +75,8 @@ class VoiceChoice(BaseModel):
 
 
 class AudioVoices(BaseModel):
+    """A page of voices."""
+
     object: Literal["list"] = "list"
     data: list[AudioVoice]
     voices: list[VoiceChoice]
@@ -80,6 +86,8 @@ class AudioVoices(BaseModel):
 
 
 class DeletedVoice(BaseModel):
+    """A voice that was deleted."""
+
     id: str
     deleted: Literal[True] = True
     object: Literal["audio.voice.deleted"] = "audio.voice.deleted"
@@ -106,7 +114,7 @@ class DeletedVoice(BaseModel):
 async def create_voice(
     request: Request, services: ServicesDep, deadline: DeadlineDep
 ) -> AudioVoice:
-    """Without `ref_text`, the words of the sample, the voice speaks in x-vector mode alone."""
+    """Enrol a voice; without `ref_text`, the words of the sample, it speaks in x-vector mode."""
     async with taken_in(request, AudioSampleForm, services.uploads) as form:
         asked = Enrolment(
             name=form.name,
@@ -141,7 +149,7 @@ async def list_voices(
         ),
     ] = None,
 ) -> Response:
-    """The same voices twice: in `voices` the id is the name, as several clients read it."""
+    """List the voices twice: in `voices` the id is the name, as several clients read it."""
 
     async def in_turn() -> str:
         async with services.listings.turn(client_of(request.scope), LINE):
@@ -158,7 +166,7 @@ async def list_voices(
     responses=problems(of.NAMED, of.WRITES),
 )
 async def delete_voice(voice: str, services: ServicesDep) -> DeletedVoice:
-    """By its id or its name, which is free at once."""
+    """Delete a voice by its id or its name, which is free at once."""
     deleted = await to_thread.run_sync(services.store.delete, voice, None)
     await services.purge_some()
     return DeletedVoice(id=deleted)
