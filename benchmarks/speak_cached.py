@@ -33,6 +33,7 @@ from server import in_thread
 from cli.compose import make_app, make_service, open_store
 from inference.models.catalog import LocatedModel
 from registry.audio.encoders import encode
+from registry.audio.formats import AudioFormat
 from registry.settings import Settings
 
 RATE = 24_000
@@ -100,7 +101,8 @@ def peer_app(peer: Peer) -> FastAPI:
     ) -> Response:
         samples, prompt_s = await peer.speak(await audio.read(), transcript, text)
         headers = {"Server-Timing": f"prompt;dur={1000 * prompt_s:.1f}"}
-        return Response(encode(samples, RATE, "wav"), media_type="audio/wav", headers=headers)
+        content = encode(samples, RATE, AudioFormat("wav"))
+        return Response(content, media_type="audio/wav", headers=headers)
 
     return app
 

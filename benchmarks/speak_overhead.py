@@ -20,6 +20,7 @@ from server import served
 from uploading import enrol_bytes
 
 from registry.audio.encoders import encode
+from registry.audio.formats import AudioFormat
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
@@ -88,9 +89,9 @@ def parts(store: VoiceStore, voice: StoredVoice, repeat: int) -> dict[str, float
     alone: dict[str, Callable[[], object]] = {
         "find the voice by name": lambda: store.get("alice"),
         "the stand-in's hum": lambda: tone(voice.row.id, len(TEXT)),
-        "encode wav": lambda: encode(samples, SAMPLE_RATE, "wav"),
-        "encode flac": lambda: encode(samples, SAMPLE_RATE, "flac"),
-        "encode pcm": lambda: encode(samples, SAMPLE_RATE, "pcm"),
+        "encode wav": lambda: encode(samples, SAMPLE_RATE, AudioFormat("wav")),
+        "encode flac": lambda: encode(samples, SAMPLE_RATE, AudioFormat("flac")),
+        "encode pcm": lambda: encode(samples, SAMPLE_RATE, AudioFormat("pcm")),
     }
     return {name: median_ms(part, repeat) for name, part in alone.items()}
 

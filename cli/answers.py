@@ -4,6 +4,7 @@ Another server may stand at the address, or a registry of another time, and answ
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import click
 import httpx
 
 from cli import events
-from registry.audio.formats import CLIP_ENDINGS
+from registry.audio.formats import CLIP_ENDINGS, AudioFormat
 
 MIB = 1 << 20
 JSON_LIMIT = 32 * MIB  # a page of 200 voices with all that they may hold is a third of it
@@ -157,17 +158,18 @@ class SpeechHeaders:
         return f", made again {times} because nothing could be heard{how}"
 
 
-def spoken(answer: httpx.Response, format: str) -> SpeechHeaders:
+def spoken(answer: httpx.Response, format: AudioFormat) -> SpeechHeaders:
     """Raises Unexpected unless it is a speech in this format."""
     refuse_unreadable(answer)
     headers = answer.headers
     in_events = media_type(answer) == events.MEDIA_TYPE
     sent = str(headers.get("X-Audio-Type" if in_events else "content-type", ""))
     kind = sent.partition(";")[0].strip().lower()
-    if kind != f"audio/{format}":
-        raise Unexpected(answer, f"it sends {kind or 'something of no type'}, not audio/{format}")
+    if kind != format.media_type:
+        found = kind or "something of no type"
+        raise Unexpected(answer, f"it sends {found}, not {format.media_type}")
     rate = re.search(r";\s*rate=([1-9]\d{3,5})\s*(?:;|$)", sent, re.ASCII)
-    if format == "pcm" and rate is None:
+    if format.name == "pcm" and rate is None:
         raise Unexpected(answer, "it sends samples of an unknown rate")
     length = headers.get("X-Audio-Seconds")
     try:
@@ -176,7 +178,7 @@ def spoken(answer: httpx.Response, format: str) -> SpeechHeaders:
             seed=int(headers["X-Seed"]),
             mode=headers["X-Mode"],
             cache=headers["X-Prompt-Cache"],
-            seconds=None if length is None else float(length),
+            seconds=None if length is None else _finite(length),
             rate=int(rate[1]) if rate else 0,
             retries=int(headers.get("X-Retries", "0")),
             fallback=headers.get("X-Fallback", "none"),
@@ -184,6 +186,13 @@ def spoken(answer: httpx.Response, format: str) -> SpeechHeaders:
         )
     except (KeyError, ValueError, RecursionError) as error:
         raise Unexpected(answer, "its headers do not tell of a speech") from error
+
+
+def _finite(header: str) -> float:
+    found = float(header)
+    if not math.isfinite(found):
+        raise ValueError(f"{header[:80]!r} is no number")
+    return found
 
 
 def _sentences(header: str) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from cli.connection import http_client
 from cli.destination import shown
 from cli.output import say, write_wave
 from cli.refusals import RequestRefused, one_line
+from registry.audio.formats import format_named
 
 COLD_S = 300.0  # for a GPU that starts, all waiting together
 BUSY_S = 60.0  # for a registry that wants to be asked again
@@ -80,7 +82,7 @@ class Registry:
                 return answered.enter_context(answer)
 
             answer = when_ready(attempt)
-            yield answers.spoken(answer, request["format"]), answers.sound(answer)
+            yield answers.spoken(answer, format_named(request["format"])), answers.sound(answer)
 
     def _in_real_time(self, request: dict[str, Any]) -> dict[str, str]:
         """Modal's edge may hold back every stream but one of events."""
@@ -93,18 +95,21 @@ class Registry:
     ) -> tuple[SpeechHeaders, float]:
         """The audio into a file, which then tells its length; what came of it, and its seconds.
 
-        PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
+        PCM is streamed, and gets its header here if it is to be wav. Of other formats the length
+        comes whole.
         """
-        format = request["format"]
-        streamed = {} if format == "flac" else {"format": "pcm", "stream": True}
-        with self.speech(request | streamed, clip) as (spoken, sound):
-            if format == "wav":
+        format = format_named(request["format"])
+        streams = format.name in ("wav", "pcm")
+        if streams:
+            request = request | {"format": str(replace(format, name="pcm")), "stream": True}
+        with self.speech(request, clip) as (spoken, sound):
+            if streams and format.name == "wav":
                 write_wave(file, sound, spoken.rate)
             else:
                 file.writelines(sound)
         if spoken.seconds is not None:
             return spoken, spoken.seconds
-        header = WAV_HEADER if format == "wav" else 0
+        header = WAV_HEADER if format.name == "wav" else 0
         return spoken, (file.tell() - header) / 2 / spoken.rate
 
     def add(self, form: dict[str, str], clip: bytes) -> dict[str, Any]:

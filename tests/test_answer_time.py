@@ -14,6 +14,7 @@ from serving import serving
 from registry.api import speech_response
 from registry.api.speech_response import Sending, SpeechReply
 from registry.app import create_app
+from registry.audio.rendering import Rendering
 from registry.contract import Deadline
 from registry.errors import TextTooLong
 from registry.modal import app as deploy
@@ -70,7 +71,9 @@ def test_a_stream_that_has_begun_takes_its_time(alice: httpx.Client, fake: FakeI
 
 def leaving_time(text: str, streams: bool, deadline: Deadline) -> Deadline:
     sending: Sending = "stream" if streams else "whole"
-    return SpeechReply(Request({"type": "http"}), "wav", sending, 135.0).deadline(text, deadline)
+    return SpeechReply(Request({"type": "http"}), Rendering(), sending, 135.0).deadline(
+        text, deadline
+    )
 
 
 def test_a_gpu_is_waited_for_as_long_as_leaves_time_to_speak() -> None:

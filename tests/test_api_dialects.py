@@ -19,6 +19,7 @@ from registry.api.requests import CheckedRoute, while_connected
 from registry.api.services import ServicesDep
 from registry.api.speech_response import SpeechReply, sending
 from registry.app import create_app
+from registry.audio.rendering import Rendering
 from registry.contract import SpeechRequest
 from registry.errors import Overloaded
 from registry.settings import Settings
@@ -53,7 +54,7 @@ def voice(name: str, services: ServicesDep) -> str:
 
 @router.post("/audio/speech")
 async def speech(request: Request, services: ServicesDep, voice: str, input: str) -> Response:
-    reply = SpeechReply(request, "wav", sending(request, stream=False, events=False), None)
+    reply = SpeechReply(request, Rendering(), sending(request, stream=False, events=False), None)
     return await reply.of(partial(services.speaker.speak, voice, SpeechRequest(input)))
 
 

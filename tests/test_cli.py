@@ -95,9 +95,27 @@ def test_the_format_follows_the_file_name(voices: Voices, remote: httpx.Client) 
     assert Path("a.flac").read_bytes().startswith(b"fLaC")
     voices("speak", "alice", "Hello", "--format", "pcm")
     assert len(Path("alice.pcm").read_bytes()) == 5 * 1200 * 2
+    voices("speak", "alice", "Hello", "-o", "a.ogg")
+    assert Path("a.ogg").read_bytes().startswith(b"OggS")
+    voices("speak", "alice", "Hello", "--format", "mp3_44100_128")
+    assert Path("alice.mp3").read_bytes()[:2] == b"\xff\xfb"
+    refused = voices("speak", "alice", "Hello", "--format", "mp3_1", code=2).stderr
+    assert "'mp3_1': There is no such format: mp3 is made as mp3, mp3_22050_32," in refused
 
 
-@pytest.mark.parametrize("format", ["wav", "flac", "pcm"])
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_the_sample_rate_is_the_one_that_was_asked(
+    voices: Voices, remote: httpx.Client, ending: str
+) -> None:
+    voices("add", "alice", "ref.wav", "hello there")
+    asked = ("--format", f"{ending}_16000", "-o", f"a.{ending}")
+    told = json.loads(voices("speak", "alice", "Hello", *asked, "--json").stdout)
+    assert (told["format"], told["seconds"]) == (f"{ending}_16000", 0.25)
+    assert soundfile.info(f"a.{ending}").samplerate == 16_000
+    assert soundfile.info(f"a.{ending}").frames == 4_000
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "pcm", "mp3", "opus", "aac", "ulaw", "alaw"])
 def test_the_file_is_the_whole_answer_and_nothing_else_is_left(
     voices: Voices, remote: httpx.Client, home: Path, format: str
 ) -> None:

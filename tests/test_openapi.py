@@ -6,6 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from registry.audio.formats import FORMATS, SPEECH
+
 API = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
 FORMS = ("create_voice", "clone")
 UNROUTED = {"method-not-allowed"}
@@ -87,8 +89,10 @@ def test_headers_and_bytes_are_described(schema: dict) -> None:  # type: ignore[
     assert "X-Prompt-Cache" in found["speak"]["responses"]["200"]["headers"]
     assert "Retry-After" in found["speak"]["responses"]["503"]["headers"]
     assert "Content-Range" in found["read_clip"]["responses"]["206"]["headers"]
-    kinds = {"audio/wav", "audio/flac", "audio/pcm"}
-    assert kinds <= set(found["speak"]["responses"]["200"]["content"])
+    kinds = {one.media_type for one in SPEECH.values()} | {"text/event-stream"}
+    assert kinds == set(found["speak"]["responses"]["200"]["content"])
+    fields = schema["components"]["schemas"]["SpeakRequest"]["properties"]
+    assert fields["format"]["enum"] == [*FORMATS]
     assert "audio/mpeg" in found["read_clip"]["responses"]["200"]["content"]
     form = found["create_voice"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["name", "audio"]

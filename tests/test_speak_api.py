@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 from api import add, problem
+from clips import pitch
 from deployments import DEPLOYMENTS
-from fakes import FakeInference, Pace, tone_hz
+from fakes import SAMPLE_RATE, FakeInference, Pace, tone_hz
+from heard import heard
 
+from registry.audio.formats import SPEECH, format_named
 from registry.contract import ModelRef
 from registry.storage.store import VoiceStore
 
@@ -91,16 +94,26 @@ def test_two_voices_never_mix(client: httpx.Client) -> None:
         assert abs(peak - tone_hz(voice["id"])) < 3
 
 
-@pytest.mark.parametrize(
-    ("kind", "media_type", "start"),
-    [("wav", "audio/wav", b"RIFF"), ("flac", "audio/flac", b"fLaC"), ("pcm", "audio/pcm", b"")],
-)
-def test_formats(client: httpx.Client, kind: str, media_type: str, start: bytes) -> None:
+def test_formats(client: httpx.Client) -> None:
+    voice = add(client, "alice").json()
+    for name in (*SPEECH, *(f"{name}_{8_000}" for name in ("wav", "flac", "pcm")), "mp3_44100_128"):
+        reply = client.post("/speak", json={"voice": "alice", "text": "Hello", "format": name})
+        format = format_named(name)
+        rate, _ = format.rates(SAMPLE_RATE)
+        assert reply.headers["content-type"] == format.content_type(rate)
+        assert float(reply.headers["x-audio-seconds"]) == 0.25
+        samples = heard(reply.content, format, rate)
+        assert 0.25 * rate <= len(samples) < 0.25 * rate + 3 * 1152
+        if tone_hz(voice["id"]) < 3_500 or rate > 8_000:  # what its rate can hold
+            assert abs(pitch(samples, rate) - tone_hz(voice["id"])) < 8
+
+
+def test_what_is_no_format_is_refused_with_what_is(client: httpx.Client) -> None:
     add(client, "alice")
-    reply = client.post("/speak", json={"voice": "alice", "text": "Hello", "format": kind})
-    assert reply.headers["content-type"].startswith(media_type)
-    assert reply.content.startswith(start)
-    assert float(reply.headers["x-audio-seconds"]) == 0.25
+    for name, told in (("mp4", ", ".join(SPEECH)), ("mp3_44100_129", "mp3 is made as mp3, mp3_2")):
+        refused = client.post("/speak", json={"voice": "alice", "text": "Hi", "format": name})
+        assert problem(refused) == (422, "request-invalid")
+        assert told in refused.json()["detail"]
 
 
 def test_a_caller_who_leaves_the_queue_never_starts(

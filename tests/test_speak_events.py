@@ -38,7 +38,7 @@ def audio(found: list[dict[str, Any]]) -> bytes:
     return b"".join(b64decode(event["audio"], validate=True) for event in found if "audio" in event)
 
 
-@pytest.mark.parametrize("format", ["pcm", "wav", "flac"])
+@pytest.mark.parametrize("format", ["pcm", "wav", "flac", "mp3_44100_128", "opus", "aac"])
 def test_the_parts_of_all_events_are_what_a_stream_sends(alice: httpx.Client, format: str) -> None:
     asked = REQUEST | {"format": format}
     reply = alice.post("/speak", json=asked | EVENTS)
@@ -50,6 +50,14 @@ def test_the_parts_of_all_events_are_what_a_stream_sends(alice: httpx.Client, fo
     assert audio(parts) == plain.content
     assert {part["type"] for part in parts} == {"speech.audio.delta"} and len(parts) > 1
     assert last == {"type": "speech.audio.done", "seconds": 0.85}
+
+
+def test_the_last_event_tells_the_length_at_the_rate_that_was_asked(alice: httpx.Client) -> None:
+    reply = alice.post("/speak", json=REQUEST | EVENTS | {"format": "pcm_8000"})
+    assert reply.headers["X-Audio-Type"] == "audio/pcm;rate=8000;channels=1"
+    *parts, last = events(reply)
+    assert last == {"type": "speech.audio.done", "seconds": 0.85}
+    assert len(audio(parts)) == 2 * 0.85 * 8000
 
 
 @pytest.mark.slow

@@ -138,7 +138,29 @@ def test_what_is_wrong_before_the_first_chunk_is_a_status(
     assert problem(reply.result()) == (500, "speech-failed")
 
 
-@pytest.mark.parametrize("format", ["wav", "pcm", "flac"])
+@pytest.mark.parametrize("format", ["mp3", "opus_48000_64", "aac", "ulaw", "alaw"])
+def test_what_a_codec_makes_is_the_same_streamed_and_whole(
+    alice: httpx.Client, format: str
+) -> None:
+    asked = REQUEST | {"format": format}
+    whole = alice.post("/speak", json=asked)
+    assert whole.content == alice.post("/speak", json=asked | {"stream": True}).content
+    assert len(whole.content) > 1000
+
+
+@pytest.mark.parametrize("format", ["mp3", "mp3_44100_128", "opus", "aac_44100_128", "alaw"])
+def test_sound_of_the_first_chunk_comes_before_the_next_one_is_made(
+    alice: httpx.Client, fake: FakeInference, format: str
+) -> None:
+    fake.pace = Pace(free=1)
+    with alice.stream("POST", "/speak", json=STREAM | {"format": format}) as reply:
+        parts = reply.iter_raw()
+        assert len(take(parts, 300)) >= 300  # more than the headers of Ogg
+        fake.pace.give(3)
+        assert all(parts)
+
+
+@pytest.mark.parametrize("format", ["wav", "pcm", "flac", "mp3", "opus"])
 def test_a_break_cuts_the_stream_and_is_logged_once(
     alice: httpx.Client, fake: FakeInference, caplog: pytest.LogCaptureFixture, format: str
 ) -> None:

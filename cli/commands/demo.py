@@ -13,6 +13,7 @@ from cli.output import new_file, print_line, print_table, refuse_overwriting, sa
 from cli.pitch import median_pitch_hz
 from cli.private_server import private_registry
 from cli.session import progress
+from registry.audio.formats import AudioFormat
 
 if TYPE_CHECKING:
     from cli.client import Registry
@@ -52,7 +53,7 @@ def demo(home: Path, output: Path) -> None:
     Example:
       voices demo
     """
-    format_for(output, "wav")
+    format_for(output, AudioFormat("wav"))
     refuse_overwriting(output, force=True)
     empty(home)
     settings = compose.load_settings(home=home, model="demo", inference="on")

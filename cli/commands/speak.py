@@ -8,7 +8,7 @@ import click
 from cli.commands.clone import SpeakArguments, clone_options
 from cli.completion import VOICE
 from cli.exits import if_interrupted
-from cli.filenames import file_for, format_for, refuse_other_ending
+from cli.filenames import FORMAT, file_for, format_for, refuse_other_ending
 from cli.input import WORDS, json_option
 from cli.output import (
     new_file,
@@ -21,7 +21,7 @@ from cli.output import (
     write_stdout,
 )
 from cli.session import progress, registry
-from registry.audio.formats import SPEECH
+from registry.audio.formats import SPEECH, AudioFormat
 
 STDOUT = Path("-")
 
@@ -38,7 +38,10 @@ STDOUT = Path("-")
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option(
-    "--format", type=click.Choice([*SPEECH]), help="Default: by the file's ending, or wav."
+    "--format",
+    type=FORMAT,
+    help=f"{', '.join(SPEECH)}, or with its rates, as mp3_44100_128. Default: by the file's ending,"
+    " or wav.",
 )
 @click.option("--language", type=WORDS, help="Default: the voice's own, else found from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default: the voice's.")
@@ -57,7 +60,7 @@ def speak(
     transcript: str | None,
     output: Path | None,
     force: bool,
-    format: str | None,
+    format: AudioFormat | None,
     as_json: bool,
     **params: Any,
 ) -> None:
@@ -83,9 +86,9 @@ def speak(
         if as_json:
             raise click.UsageError("--json and `-o -` contradict each other: both use stdout.")
     else:
-        output = output or file_for(words.file, f".{format}")
+        output = output or file_for(words.file, f".{format.ending}")
         refuse_overwriting(output, force)
-    request, clip = words.request() | {"format": format}, words.clip()
+    request, clip = words.request() | {"format": str(format)}, words.clip()
     request |= {name: value for name, value in params.items() if value is not None}
     with registry(context) as voices, progress(f"{words.speaker} speaks …"):
         if output == STDOUT:
@@ -111,12 +114,12 @@ def speak(
                 "cache": spoken.cache,
                 "retries": spoken.retries,
                 "fallback": spoken.fallback,
-                "format": format,
+                "format": str(format),
                 "file": str(output),
             }
         )
-    told = f"{seconds:.3f} s, prompt from {spoken.cache}, seed {spoken.seed}{spoken.made_again}"
-    say(f"Wrote {output}: {told}.")
+    made = f"prompt from {spoken.cache}, seed {spoken.seed}{spoken.made_again}"
+    say(f"Wrote {output}: {seconds:.3f} s, {made}.")
 
 
 @click.command()

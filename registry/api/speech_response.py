@@ -18,8 +18,8 @@ from registry.api import openapi as of
 from registry.api.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, delta
 from registry.api.problems import ClientGone, log, request_line
 from registry.api.requests import while_connected
-from registry.audio.encoders import Encoder, encoder, media_type
-from registry.audio.formats import SPEECH, SpeechFormat
+from registry.audio.formats import SPEECH
+from registry.audio.rendering import Renderer, Rendering
 from registry.contract import Deadline, is_transient
 from registry.errors import RegistryError, SpeechUnfinished
 from registry.storage.stored_voice import StoredVoice
@@ -72,10 +72,10 @@ class SpeechReply:
     """How one speech is answered: in which format, sent how, and within which time."""
 
     def __init__(
-        self, request: Request, format: SpeechFormat, sending: Sending, limit_s: float | None
+        self, request: Request, rendering: Rendering, sending: Sending, limit_s: float | None
     ) -> None:
         self._request = request
-        self._format = format
+        self._rendering = rendering
         self._limit_s = limit_s
         self._is_whole = sending == "whole"
         self._send = {"whole": self._whole, "stream": self._stream, "events": self._events}[sending]
@@ -109,30 +109,29 @@ class SpeechReply:
             ) from error
 
     async def _stream(self, spoken: Spoken) -> Response:
-        made, kind = self._encoder(spoken)
-        parts = spoken.encoded(made, hold=True)
-        return AudioStream(await anext(parts), parts, media_type=kind, headers=_headers(spoken))
+        made = self._renderer(spoken)
+        parts = spoken.rendered(made, hold=True)
+        first, headers = await anext(parts), _headers(spoken)
+        return AudioStream(first, parts, media_type=made.content_type, headers=headers)
 
     async def _whole(self, spoken: Spoken) -> Response:
-        made, kind = self._encoder(spoken)
-        parts = spoken.encoded(made, hold=False)
+        made = self._renderer(spoken)
+        parts = spoken.rendered(made, hold=False)
         content = made.whole(b"".join([part async for part in parts]))
-        audio_s, total_s = made.frames / made.sample_rate, time.perf_counter() - self._begun_s
-        headers = _headers(spoken, audio_s, total=total_s)
-        return Response(content, media_type=kind, headers=headers)
+        headers = _headers(spoken, total=time.perf_counter() - self._begun_s)
+        headers["X-Audio-Seconds"] = f"{made.seconds:.3f}"
+        return Response(content, media_type=made.content_type, headers=headers)
 
     async def _events(self, spoken: Spoken) -> Response:
-        made, kind = self._encoder(spoken)
-        parts = spoken.encoded(made, hold=True)
+        made = self._renderer(spoken)
+        parts = spoken.rendered(made, hold=True)
         first = delta(await anext(parts))
-        rest = audio_events(parts, lambda: {"seconds": made.frames / made.sample_rate})
-        headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": kind}
+        rest = audio_events(parts, lambda: {"seconds": made.seconds})
+        headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": made.content_type}
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
 
-    def _encoder(self, spoken: Spoken) -> tuple[Encoder, str]:
-        """With the media type of what it makes."""
-        sample_rate = spoken.speech.sample_rate
-        return encoder(self._format, sample_rate), media_type(self._format, sample_rate)
+    def _renderer(self, spoken: Spoken) -> Renderer:
+        return Renderer(self._rendering, spoken.speech.sample_rate)
 
 
 class AudioStream(StreamingResponse):
@@ -176,13 +175,11 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGener
         yield part
 
 
-def _headers(spoken: Spoken, audio_s: float | None = None, **timings: float) -> dict[str, str]:
-    length = {} if audio_s is None else {"X-Audio-Seconds": f"{audio_s:.3f}"}
+def _headers(spoken: Spoken, **timings: float) -> dict[str, str]:
     timings = {**spoken.timings, **timings}
     return {
         **_of_voice(spoken.voice),
         "X-Prompt-Cache": spoken.prompt_cache,
-        **length,
         "X-Mode": spoken.speech.mode,
         "X-Fallback": spoken.speech.mode if spoken.fell_back else "none",
         "X-Seed": str(spoken.first.seed),

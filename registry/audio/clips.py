@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from registry.audio.confinement import LAYERS
-from registry.audio.encoders import IEEE_FLOAT, wave_file
 from registry.audio.report import Refused, Report
+from registry.audio.wave import IEEE_FLOAT, wave_file
 
 SAMPLE_RATE = 24_000
 SAMPLE_BYTES = 4

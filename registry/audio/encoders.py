@@ -1,29 +1,33 @@
-"""Mono float samples → the bytes of an audio file: wav and flac (16-bit), raw pcm (s16le).
+"""Makes an audio file of mono float samples, in each format that speech is sent as.
 
-A file is made as its samples come. What is streamed can't tell its length in its header; the whole
-file is the same bytes with a header that does. It knows nothing of files, names or HTTP, and does
-not resample.
+A file is made as its samples come, which are 16-bit from here on. What is streamed can't tell its
+length in its header; the whole file is the same bytes, with a header that does if the format has
+one. It knows nothing of files, names or HTTP, and does not resample.
 """
 
 import os
-import struct
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from registry.audio.formats import SPEECH, SpeechFormat
+from registry.audio.formats import AudioFormat
+from registry.audio.wave import PCM, UNKNOWN_SIZE, wave_header
 
-PCM, IEEE_FLOAT = 1, 3  # RIFF format tags
-UNKNOWN_SIZE = 0xFFFFFFFF  # of a RIFF chunk that ends with the stream
+if TYPE_CHECKING:
+    from registry.audio.codecs import CodecStream
+
 FLAC_HEADER_BYTES = 42  # the mark, and STREAMINFO, which libFLAC rewrites at the end
 
 
 class Encoder:
     """Raw PCM as it comes, and what the other formats have in common."""
 
-    def __init__(self, sample_rate: int) -> None:
-        self.sample_rate = sample_rate
+    def __init__(self, format: AudioFormat, model_rate: int) -> None:
+        self.format = format
+        self.sample_rate, self.bit_rate = format.rates(model_rate)
         self.frames = 0
 
     def feed(self, samples: NDArray[np.float32]) -> bytes:
@@ -42,7 +46,7 @@ class Encoder:
     def whole(self, streamed: bytes) -> bytes:
         """All that was streamed, as a file whose header tells its length."""
         header = self._header()
-        return header + streamed[len(header) :]
+        return header + streamed[len(header) :] if header else streamed
 
     def _packed(self, pcm: NDArray[np.int16]) -> bytes:
         return pcm.tobytes()
@@ -52,9 +56,9 @@ class Encoder:
 
 
 class WaveEncoder(Encoder):
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__(sample_rate)
-        self._ahead = wave_header(UNKNOWN_SIZE, sample_rate, PCM, bits=16)
+    def __init__(self, format: AudioFormat, model_rate: int) -> None:
+        super().__init__(format, model_rate)
+        self._ahead = wave_header(UNKNOWN_SIZE, self.sample_rate, PCM, bits=16)
 
     def _packed(self, pcm: NDArray[np.int16]) -> bytes:
         ahead, self._ahead = self._ahead, b""
@@ -67,11 +71,11 @@ class WaveEncoder(Encoder):
 class FlacEncoder(Encoder):
     """libFLAC gives out blocks of 4,096 samples: a part may be empty, and the next one larger."""
 
-    def __init__(self, sample_rate: int) -> None:
-        super().__init__(sample_rate)
+    def __init__(self, format: AudioFormat, model_rate: int) -> None:
+        super().__init__(format, model_rate)
         self._out = Outlet(FLAC_HEADER_BYTES)
         self._file = soundfile.SoundFile(
-            self._out, "w", sample_rate, channels=1, format="FLAC", subtype="PCM_16"
+            self._out, "w", self.sample_rate, channels=1, format="FLAC", subtype="PCM_16"
         )
 
     def finish(self) -> bytes:
@@ -86,8 +90,24 @@ class FlacEncoder(Encoder):
         return bytes(self._out.header)
 
 
+class CodecEncoder(Encoder):
+    """Has FFmpeg's codecs make the file, whose bytes are final from the first one on."""
+
+    def finish(self) -> bytes:
+        return self._stream.finish()
+
+    def _packed(self, pcm: NDArray[np.int16]) -> bytes:
+        return self._stream.feed(pcm)
+
+    @cached_property
+    def _stream(self) -> "CodecStream":
+        from registry.audio.codecs import CodecStream  # PyAV costs 0.12 s, and wav needs none of it
+
+        return CodecStream(self.format.name, self.sample_rate, self.bit_rate)
+
+
 class Outlet:
-    """A file for libsndfile to write. It keeps what nobody took yet, and its header, the one part
+    """A file for an encoder to write. It keeps what nobody took yet, and its header, the one part
     that is written again."""
 
     def __init__(self, header_bytes: int) -> None:
@@ -116,52 +136,36 @@ class Outlet:
         return fresh
 
 
-ENCODERS: dict[SpeechFormat, type[Encoder]] = {
+ENCODERS: dict[str, type[Encoder]] = {
     "wav": WaveEncoder,
     "flac": FlacEncoder,
     "pcm": Encoder,
+    "mp3": CodecEncoder,
+    "opus": CodecEncoder,
+    "aac": CodecEncoder,
+    "ulaw": CodecEncoder,
+    "alaw": CodecEncoder,
 }
 
 
-def encoder(format: SpeechFormat, sample_rate: int) -> Encoder:
-    return ENCODERS[format](sample_rate)
+def encoder(format: AudioFormat, model_rate: int) -> Encoder:
+    """For samples at the format's own rate, or at the model's if the format names none."""
+    return ENCODERS[format.name](format, model_rate)
 
 
-def encode(samples: NDArray[np.float32], sample_rate: int, format: SpeechFormat) -> bytes:
+def encode(samples: NDArray[np.float32], sample_rate: int, format: AudioFormat) -> bytes:
     """The whole file at once; raises what `feed` raises."""
     made = encoder(format, sample_rate)
     return made.whole(made.feed(samples) + made.finish())
 
 
-def media_type(format: SpeechFormat, sample_rate: int) -> str:
-    """The Content-Type of a format; raw PCM says how to play it, as it has no header to do so."""
-    suffix = f";rate={sample_rate};channels=1" if format == "pcm" else ""
-    return SPEECH[format].media_type + suffix
-
-
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
     """Little-endian int16, rounded to the nearest; what was int16 / 32768 comes back exactly."""
-    if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise ValueError("Samples must be finite and of shape (n,).")
+    refuse_unsound(samples)
     scaled = np.rint(samples.astype(np.float64) * 32768.0)
     return np.clip(scaled, -32768.0, 32767.0).astype("<i2")
 
 
-def wave_file(pcm: bytes, sample_rate: int, tag: int, bits: int) -> bytes:
-    """A mono RIFF file around little-endian samples; equal samples give equal bytes."""
-    return wave_header(len(pcm), sample_rate, tag, bits) + pcm
-
-
-def wave_header(size: int, sample_rate: int, tag: int, bits: int) -> bytes:
-    """All of the file that comes before its `size` bytes of samples."""
-    frame = bits // 8
-    layout = struct.pack("<HHIIHH", tag, 1, sample_rate, sample_rate * frame, frame, bits)
-    content = b"WAVE" + chunk(b"fmt ", layout if tag == PCM else layout + b"\0\0")
-    if tag != PCM:
-        content += chunk(b"fact", struct.pack("<I", size // frame))
-    content += b"data" + struct.pack("<I", size)
-    return b"RIFF" + struct.pack("<I", min(len(content) + size, UNKNOWN_SIZE)) + content
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content
+def refuse_unsound(samples: NDArray[np.float32]) -> None:
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError("Samples must be finite and of shape (n,).")

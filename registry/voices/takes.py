@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from anyio import to_thread
 
-from registry.audio.encoders import Encoder
+from registry.audio.rendering import Renderer
 from registry.contract import (
     GREEDY_BELOW,
     Inference,
@@ -61,8 +61,8 @@ class Spoken:
             told = {"retries": self.retries_s} | told
         return told | {"ttfa": self.retries_s + told["ttfa"] + self.chunks.held_s}
 
-    async def encoded(self, encoder: Encoder, *, hold: bool) -> AsyncGenerator[bytes, None]:
-        """Yield the encoded audio as it is spoken, never ahead of its reader.
+    async def rendered(self, renderer: Renderer, *, hold: bool) -> AsyncGenerator[bytes, None]:
+        """Yield the audio to send as it is spoken, never ahead of its reader.
 
         Closing it ends the speech. Raises SpeechInaudible if it can't be its text: before the first
         part for one that is silent, if it may `hold` that back, else at the end.
@@ -71,9 +71,10 @@ class Spoken:
             if hold:
                 await chunks.hold()
             async for chunk in chunks:
-                if part := await to_thread.run_sync(encoder.feed, chunk):
+                if part := await to_thread.run_sync(renderer.feed, chunk):
                     yield part
-        if part := encoder.finish():
+        rest = filter(None, renderer.finish())
+        while part := await to_thread.run_sync(next, rest, b""):
             yield part
 
 

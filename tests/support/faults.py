@@ -35,7 +35,7 @@ from sqlmodel import Session
 import registry.storage.database
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
-from registry.audio.encoders import IEEE_FLOAT, wave_file
+from registry.audio.wave import IEEE_FLOAT, wave_file
 from registry.contract import ExtractedPrompt
 from registry.settings import Settings
 from registry.storage.blobs import write_once

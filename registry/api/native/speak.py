@@ -2,17 +2,18 @@
 
 from dataclasses import fields
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from registry.api import openapi as of
 from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
 from registry.api.uploads import client_of
-from registry.audio.formats import SpeechFormat
+from registry.audio.formats import FORMATS, format_named
+from registry.audio.rendering import Rendering
 from registry.contract import Deadline, Mode, SpeakParams, SpeechRequest
 from registry.settings import Settings
 from registry.storage.tables import PlainText, Seed, Temperature, TopK, TopP, Words
@@ -24,6 +25,14 @@ EXAMPLE: dict[str, JsonValue] = {
     "voice": "alice",
     "text": "Enrol a voice once, speak with it by name.",
 }
+
+
+def _known(name: str) -> str:
+    """Raise ValueError with what there is if it is no format."""
+    return str(format_named(name))
+
+
+FormatName = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": [*FORMATS]})]
 
 
 class SpeechFields(BaseModel):
@@ -41,7 +50,9 @@ class SpeechFields(BaseModel):
         None, max_length=32, description="Default: the voice's own, else found from the text."
     )
     mode: Mode | None = None
-    format: SpeechFormat = "wav"
+    format: FormatName = Field(
+        "wav", description="At the model's sample rate, or with its rates: mp3_44100_128."
+    )
     stream: bool = Field(False, description="Send the audio while it is spoken.")
     stream_format: Literal["audio", "sse"] = Field(
         "audio", description="sse streams it as server-sent events, as does Accept."
@@ -52,6 +63,9 @@ class SpeechFields(BaseModel):
     temperature: Temperature | None = Field(None, description="0 is greedy.")
     top_k: TopK | None = None
     top_p: TopP | None = None
+
+    def rendering(self) -> Rendering:
+        return Rendering(format_named(self.format))
 
     def params(self) -> SpeakParams:
         return SpeakParams(**self.model_dump(include={one.name for one in fields(SpeakParams)}))
@@ -101,6 +115,6 @@ def asked_for(
     """What `body` wants to hear, and how it is answered."""
     text = clean_text(body.text, settings.max_text)
     how = sending(request, stream=body.stream, events=body.stream_format == "sse")
-    reply = SpeechReply(request, body.format, how, settings.answer_s)
+    reply = SpeechReply(request, body.rendering(), how, settings.answer_s)
     deadline = reply.deadline(text, deadline)
     return SpeechRequest(text, body.params(), client_of(request.scope), deadline), reply
