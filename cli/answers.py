@@ -144,6 +144,7 @@ class SpeechHeaders:
     cache: str
     seconds: float | None  # absent from a stream
     rate: int = 0  # of PCM, in Hz
+    loudness: float | None = None  # LUFS, of a whole speech if one was asked for
     retries: int = 0  # how often it could not be heard
     fallback: str = "none"  # the mode that nobody asked for
     warnings: list[str] = field(default_factory=list)  # of a clip that is not enrolled
@@ -171,7 +172,7 @@ def spoken(answer: httpx.Response, format: AudioFormat) -> SpeechHeaders:
     rate = re.search(r";\s*rate=([1-9]\d{3,5})\s*(?:;|$)", sent, re.ASCII)
     if format.name == "pcm" and rate is None:
         raise Unexpected(answer, "it sends samples of an unknown rate")
-    length = headers.get("X-Audio-Seconds")
+    length, loudness = headers.get("X-Audio-Seconds"), headers.get("X-Loudness", "running")
     try:
         return SpeechHeaders(
             voice_id=headers.get("X-Voice-Id"),
@@ -180,6 +181,7 @@ def spoken(answer: httpx.Response, format: AudioFormat) -> SpeechHeaders:
             cache=headers["X-Prompt-Cache"],
             seconds=None if length is None else _finite(length),
             rate=int(rate[1]) if rate else 0,
+            loudness=None if loudness == "running" else _finite(loudness),
             retries=int(headers.get("X-Retries", "0")),
             fallback=headers.get("X-Fallback", "none"),
             warnings=_sentences(headers.get("X-Warnings", "[]")),

@@ -96,10 +96,10 @@ class Registry:
         """The audio into a file, which then tells its length; what came of it, and its seconds.
 
         PCM is streamed, and gets its header here if it is to be wav. Of other formats the length
-        comes whole.
+        comes whole, and only of what is whole the loudness is known.
         """
         format = format_named(request["format"])
-        streams = format.name in ("wav", "pcm")
+        streams = format.name in ("wav", "pcm") and "loudness" not in request
         if streams:
             request = request | {"format": str(replace(format, name="pcm")), "stream": True}
         with self.speech(request, clip) as (spoken, sound):

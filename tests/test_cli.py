@@ -17,6 +17,7 @@ from clips import file, tone
 from fakes import PATIENCE_S, FakeInference, Pace
 
 from cli.main import cli
+from registry.audio.loudness import loudness
 from registry.errors import SpeechFailed
 
 CLIP = file(tone(), 24_000)
@@ -104,15 +105,21 @@ def test_the_format_follows_the_file_name(voices: Voices, remote: httpx.Client) 
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac"])
-def test_the_sample_rate_is_the_one_that_was_asked(
+def test_speed_rate_and_loudness_are_those_that_were_asked(
     voices: Voices, remote: httpx.Client, ending: str
 ) -> None:
     voices("add", "alice", "ref.wav", "hello there")
-    asked = ("--format", f"{ending}_16000", "-o", f"a.{ending}")
+    asked = ("--speed", "0.5", "--format", f"{ending}_16000", "-o", f"a.{ending}")
     told = json.loads(voices("speak", "alice", "Hello", *asked, "--json").stdout)
-    assert (told["format"], told["seconds"]) == (f"{ending}_16000", 0.25)
+    assert (told["format"], told["seconds"], told["loudness"]) == (f"{ending}_16000", 0.5, None)
     assert soundfile.info(f"a.{ending}").samplerate == 16_000
-    assert soundfile.info(f"a.{ending}").frames == 4_000
+    assert soundfile.info(f"a.{ending}").frames == 8_000
+    said = voices("speak", "alice", "Hello", "--loudness", "-30", "-o", f"b.{ending}").stderr
+    assert said.startswith(f"Wrote b.{ending}: 0.250 s, -30.0 LUFS, prompt from")
+    samples, rate = soundfile.read(f"b.{ending}", dtype="float32")
+    assert loudness(samples, rate) == pytest.approx(-30, abs=0.1)
+    refused = voices("speak", "alice", "Hello", "--speed", "5", code=1).stderr
+    assert "speed: Input should be less than or equal to 4" in refused
 
 
 @pytest.mark.parametrize("format", ["wav", "flac", "pcm", "mp3", "opus", "aac", "ulaw", "alaw"])

@@ -146,6 +146,8 @@ def test_ten_at_once_of_one_clip_take_nothing_from_each_other(
         (CLIP, {"text": "x" * 6000}, (422, "text-too-long")),
         (CLIP, {"language": "klingon"}, (422, "language-unsupported")),
         (CLIP, {"format": "mp4"}, (422, "request-invalid")),
+        (CLIP, {"speed": "4.1"}, (422, "request-invalid")),
+        (CLIP, {"loudness": "0"}, (422, "request-invalid")),
         (CLIP, {"seed": "-1"}, (422, "request-invalid")),
         (CLIP, {"temperature": "nan"}, (422, "request-invalid")),
         (CLIP, {"stream": "perhaps"}, (422, "request-invalid")),

@@ -10,14 +10,17 @@ import soundfile
 from api import add, problem
 from clips import pitch
 from deployments import DEPLOYMENTS
-from fakes import SAMPLE_RATE, FakeInference, Pace, tone_hz
+from fakes import SAMPLE_RATE, FakeInference, Pace, tone, tone_hz
 from heard import heard
 
-from registry.audio.formats import SPEECH, format_named
+from registry.audio.encoders import encode
+from registry.audio.formats import SPEECH, AudioFormat, format_named
+from registry.audio.loudness import loudness
 from registry.contract import ModelRef
 from registry.storage.store import VoiceStore
 
 pytestmark = pytest.mark.parametrize("deployment", DEPLOYMENTS)
+STREAM = {"stream": True}
 
 
 def test_speaking_says_where_the_prompt_came_from(client: httpx.Client) -> None:
@@ -114,6 +117,54 @@ def test_what_is_no_format_is_refused_with_what_is(client: httpx.Client) -> None
         refused = client.post("/speak", json={"voice": "alice", "text": "Hi", "format": name})
         assert problem(refused) == (422, "request-invalid")
         assert told in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("speed", [0.25, 1.5, 4])
+def test_speed(client: httpx.Client, speed: float) -> None:
+    voice = add(client, "alice").json()
+    asked = {"voice": "alice", "text": "ten letters", "format": "pcm_16000", "speed": speed}
+    whole, streamed = client.post("/speak", json=asked), client.post("/speak", json=asked | STREAM)
+    assert whole.content == streamed.content
+    samples = np.frombuffer(whole.content, "<i2")
+    assert len(samples) == round(0.55 / speed * 16_000)
+    assert float(whole.headers["x-audio-seconds"]) == round(0.55 / speed, 3)
+    assert pitch(samples, 16_000) == pytest.approx(tone_hz(voice["id"]), rel=0.01, abs=10)
+
+
+@pytest.mark.parametrize("unasked", [{}, {"speed": 1}, {"speed": 1.0, "loudness": None}])
+def test_without_effects_it_is_what_the_model_made(client: httpx.Client, unasked: dict) -> None:  # type: ignore[type-arg]
+    voice = add(client, "alice").json()
+    asked = {"voice": "alice", "text": "Hello", "format": "pcm"}
+    reply = client.post("/speak", json=asked | unasked)
+    assert reply.content == encode(tone(voice["id"], 5), SAMPLE_RATE, AudioFormat("pcm"))
+    assert "x-loudness" not in reply.headers
+
+
+def test_loudness_is_told_of_what_is_whole(client: httpx.Client) -> None:
+    add(client, "alice")
+    asked = {"voice": "alice", "text": "ten letters", "format": "pcm", "loudness": -30.0}
+    whole, streamed = client.post("/speak", json=asked), client.post("/speak", json=asked | STREAM)
+    samples = np.frombuffer(whole.content, "<i2").astype(np.float32) / 32768
+    assert loudness(samples, SAMPLE_RATE) == pytest.approx(-30, abs=0.1)
+    assert whole.headers["x-loudness"] == "-30.0"
+    assert streamed.headers["x-loudness"] == "running"
+    assert len(streamed.content) == len(whole.content)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"speed": wrong} for wrong in (0.2, 4.1, "fast", None)),
+        *({"loudness": wrong} for wrong in (-41, -11, "loud")),
+    ],
+    ids=str,
+)
+def test_effects_have_bounds(client: httpx.Client, fake: FakeInference, wrong: dict) -> None:  # type: ignore[type-arg]
+    add(client, "alice")
+    refused = client.post("/speak", json={"voice": "alice", "text": "Hello"} | wrong)
+    assert problem(refused) == (422, "request-invalid")
+    assert next(iter(wrong)) in refused.json()["detail"]
+    assert fake.started == []
 
 
 def test_a_caller_who_leaves_the_queue_never_starts(

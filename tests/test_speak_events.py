@@ -52,12 +52,12 @@ def test_the_parts_of_all_events_are_what_a_stream_sends(alice: httpx.Client, fo
     assert last == {"type": "speech.audio.done", "seconds": 0.85}
 
 
-def test_the_last_event_tells_the_length_at_the_rate_that_was_asked(alice: httpx.Client) -> None:
-    reply = alice.post("/speak", json=REQUEST | EVENTS | {"format": "pcm_8000"})
+def test_the_last_event_tells_the_length_at_the_speed_that_was_asked(alice: httpx.Client) -> None:
+    reply = alice.post("/speak", json=REQUEST | EVENTS | {"format": "pcm_8000", "speed": 2})
     assert reply.headers["X-Audio-Type"] == "audio/pcm;rate=8000;channels=1"
     *parts, last = events(reply)
-    assert last == {"type": "speech.audio.done", "seconds": 0.85}
-    assert len(audio(parts)) == 2 * 0.85 * 8000
+    assert last == {"type": "speech.audio.done", "seconds": 0.425}
+    assert len(audio(parts)) == 2 * 0.425 * 8000
 
 
 @pytest.mark.slow

@@ -139,10 +139,11 @@ def test_what_is_wrong_before_the_first_chunk_is_a_status(
 
 
 @pytest.mark.parametrize("format", ["mp3", "opus_48000_64", "aac", "ulaw", "alaw"])
+@pytest.mark.parametrize("speed", [1, 1.5])
 def test_what_a_codec_makes_is_the_same_streamed_and_whole(
-    alice: httpx.Client, format: str
+    alice: httpx.Client, format: str, speed: float
 ) -> None:
-    asked = REQUEST | {"format": format}
+    asked = REQUEST | {"format": format, "speed": speed}
     whole = alice.post("/speak", json=asked)
     assert whole.content == alice.post("/speak", json=asked | {"stream": True}).content
     assert len(whole.content) > 1000

@@ -43,6 +43,8 @@ STDOUT = Path("-")
     help=f"{', '.join(SPEECH)}, or with its rates, as mp3_44100_128. Default: by the file's ending,"
     " or wav.",
 )
+@click.option("--speed", type=float, help="0.25 to 4, at the same pitch.")
+@click.option("--loudness", type=float, metavar="LUFS", help="-40 to -12. Default: as spoken.")
 @click.option("--language", type=WORDS, help="Default: the voice's own, else found from the text.")
 @click.option("--mode", type=click.Choice(["auto", "icl", "xvec"]), help="Default: the voice's.")
 @click.option("--seed", type=int, help="The same seed gives the same audio.")
@@ -111,6 +113,7 @@ def speak(
                 "seed": spoken.seed,
                 "mode": spoken.mode,
                 "seconds": round(seconds, 3),
+                "loudness": spoken.loudness,
                 "cache": spoken.cache,
                 "retries": spoken.retries,
                 "fallback": spoken.fallback,
@@ -118,8 +121,9 @@ def speak(
                 "file": str(output),
             }
         )
+    loudness = "" if spoken.loudness is None else f", {spoken.loudness:.1f} LUFS"
     made = f"prompt from {spoken.cache}, seed {spoken.seed}{spoken.made_again}"
-    say(f"Wrote {output}: {seconds:.3f} s, {made}.")
+    say(f"Wrote {output}: {seconds:.3f} s{loudness}, {made}.")
 
 
 @click.command()

@@ -19,6 +19,7 @@ READ = (
     "X-Audio-Type",
     "X-Fallback",
     "X-Ignored-Fields",
+    "X-Loudness",
     "X-Mode",
     "X-Prompt-Cache",
     "X-Request-Id",

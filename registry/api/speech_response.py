@@ -45,6 +45,7 @@ OF_SPEECH = {
     "X-Retries": "How often the speech was made again because nothing of it could be heard.",
     "X-Audio-Type": "The media type of the audio in events; absent from other answers.",
     "X-Audio-Seconds": "The length of the audio; absent from a stream.",
+    "X-Loudness": "With `loudness`: the LUFS of what is sent whole, `running` for a stream.",
     "Server-Timing": "Where the time went, in milliseconds.",
 }
 
@@ -111,14 +112,14 @@ class SpeechReply:
     async def _stream(self, spoken: Spoken) -> Response:
         made = self._renderer(spoken)
         parts = spoken.rendered(made, hold=True)
-        first, headers = await anext(parts), _headers(spoken)
+        first, headers = await anext(parts), _headers(spoken, made)
         return AudioStream(first, parts, media_type=made.content_type, headers=headers)
 
     async def _whole(self, spoken: Spoken) -> Response:
         made = self._renderer(spoken)
         parts = spoken.rendered(made, hold=False)
         content = made.whole(b"".join([part async for part in parts]))
-        headers = _headers(spoken, total=time.perf_counter() - self._begun_s)
+        headers = _headers(spoken, made, total=time.perf_counter() - self._begun_s)
         headers["X-Audio-Seconds"] = f"{made.seconds:.3f}"
         return Response(content, media_type=made.content_type, headers=headers)
 
@@ -127,11 +128,11 @@ class SpeechReply:
         parts = spoken.rendered(made, hold=True)
         first = delta(await anext(parts))
         rest = audio_events(parts, lambda: {"seconds": made.seconds})
-        headers = _headers(spoken) | EVENT_HEADERS | {"X-Audio-Type": made.content_type}
+        headers = _headers(spoken, made) | EVENT_HEADERS | {"X-Audio-Type": made.content_type}
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
 
     def _renderer(self, spoken: Spoken) -> Renderer:
-        return Renderer(self._rendering, spoken.speech.sample_rate)
+        return Renderer(self._rendering, spoken.speech.sample_rate, whole=self._is_whole)
 
 
 class AudioStream(StreamingResponse):
@@ -175,11 +176,12 @@ async def _joined(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGener
         yield part
 
 
-def _headers(spoken: Spoken, **timings: float) -> dict[str, str]:
+def _headers(spoken: Spoken, made: Renderer, **timings: float) -> dict[str, str]:
     timings = {**spoken.timings, **timings}
     return {
         **_of_voice(spoken.voice),
         "X-Prompt-Cache": spoken.prompt_cache,
+        **({} if made.loudness is None else {"X-Loudness": made.loudness}),
         "X-Mode": spoken.speech.mode,
         "X-Fallback": spoken.speech.mode if spoken.fell_back else "none",
         "X-Seed": str(spoken.first.seed),

@@ -33,6 +33,8 @@ def _known(name: str) -> str:
 
 
 FormatName = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": [*FORMATS]})]
+Speed = Annotated[float, Field(ge=0.25, le=4)]
+Loudness = Annotated[float, Field(ge=-40, le=-12)]
 
 
 class SpeechFields(BaseModel):
@@ -57,6 +59,10 @@ class SpeechFields(BaseModel):
     stream_format: Literal["audio", "sse"] = Field(
         "audio", description="sse streams it as server-sent events, as does Accept."
     )
+    speed: Speed = Field(1, description="How fast, at the same pitch.")
+    loudness: Loudness | None = Field(
+        None, description="LUFS, to which a stream glides. Default: as spoken."
+    )
     seed: Seed | None = Field(
         None, description="The same seed gives the same audio. Default: random."
     )
@@ -65,7 +71,7 @@ class SpeechFields(BaseModel):
     top_p: TopP | None = None
 
     def rendering(self) -> Rendering:
-        return Rendering(format_named(self.format))
+        return Rendering(format_named(self.format), self.speed, self.loudness)
 
     def params(self) -> SpeakParams:
         return SpeakParams(**self.model_dump(include={one.name for one in fields(SpeakParams)}))
