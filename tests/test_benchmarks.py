@@ -27,6 +27,7 @@ QUICK = {
     ),
     "speak_cached": ("uncached ms", ["--repeat", "1", "--seconds", "2", "--text", "Hi."]),
     "volume_restart": ("restart ms", ["--voices", "100", "--repeat", "1"]),
+    "formats": ("mp3_44100_128", ["--seconds", "1", "--repeat", "1"]),
     "speak_overhead": ("requests/s", ["--callers", "2", "--requests", "4"]),
 }
 CURSOR = "YWxpY2U"  # alice
