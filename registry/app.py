@@ -13,6 +13,7 @@ from starlette.types import Scope
 from registry import VERSION
 from registry.api import docs, problems
 from registry.api.cross_origin import allow_origins
+from registry.api.fair_requests import FairRequests
 from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
 from registry.api.native import clone, health, speak, voices
 from registry.api.openai import errors as openai_errors
@@ -82,6 +83,7 @@ def create_app(
     app.state.services = services
     app.add_middleware(BodyLimit, upload_limit=settings.max_clip_mib * MIB)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(FairRequests)
     app.add_middleware(
         SpeechShares,
         paths=("/speak", "/clone"),

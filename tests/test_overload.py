@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ import pytest
 from api import CLIP, add, problem
 from conftest import Enrol, ServiceFactory
 from fakes import PATIENCE_S, FakeInference, Pace
+from fastapi import FastAPI
 from faults import quick_app
 from serving import serving
 from speaking import run
 from test_queue import Gate
 from test_slow_clients import answer
 
+from registry.api.fair_requests import AT_ONCE, FairRequests
 from registry.api.services import LISTINGS
 from registry.app import create_app
 from registry.audio.clips import ReferenceClip
 from registry.contract import Deadline, PromptRef, PromptSource, SpeechRequest
 from registry.errors import Overloaded
 from registry.settings import Settings
+from registry.storage.blobs import StoredContent
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
-from registry.storage.stored_voice import Page
+from registry.storage.stored_voice import Page, StoredVoice
 from registry.storage.uploads import DECODERS, Clip
 from registry.voices import enrolment as enrol
 
@@ -259,6 +263,67 @@ def test_rebuilds_wait_in_a_line_that_has_an_end(
         go_on.set()
         statuses = {one.result() for one in asked} - {(503, "server-busy")}
     assert statuses == {200}
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net").is_dir(), reason="127.0.0.2 is an address on Linux")
+def test_who_reads_without_end_keeps_nobody_from_reading(
+    store: VoiceStore, fake: FakeInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range of one byte costs the hash of a clip; the pool had no turns, and 40 threads."""
+    passes, content, begun = threading.Semaphore(0), store.clip_content, threading.Semaphore(0)
+
+    def clip_content(voice: StoredVoice) -> object:
+        begun.release()
+        assert passes.acquire(timeout=PATIENCE_S)
+        return content(voice)
+
+    monkeypatch.setattr(store, "clip_content", clip_content)
+    app = create_app(store, fake, Settings(home=store.data.root))
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with serving(app) as client, ThreadPoolExecutor(61) as crowd:
+        add(client, "alice")
+        waiting = fair_requests_of(app)._turns._waiting
+        read_byte = partial(client.get, "/voices/alice/clip", headers={"range": "bytes=0-0"})
+        asked = [crowd.submit(read_byte) for _ in range(60)]
+        for _ in range(AT_ONCE):
+            assert begun.acquire(timeout=PATIENCE_S)
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        with httpx.Client(transport=transport, base_url=client.base_url, timeout=60) as other:
+            read = crowd.submit(other.get, "/voices/alice")
+            while "127.0.0.2" not in waiting:
+                assert client.get("/readyz").status_code == 200
+            passes.release(2)
+            assert read.result(timeout=PATIENCE_S).status_code == 200
+        assert sum(one.done() for one in asked) <= 2
+        passes.release(60)
+        assert {one.result().status_code for one in asked} == {206}
+
+
+def fair_requests_of(app: FastAPI) -> FairRequests:
+    layer: Any = app.middleware_stack
+    while not isinstance(layer, FairRequests):
+        layer = vars(layer).get("app") or layer._app
+    return layer
+
+
+def test_an_answer_that_is_read_slowly_takes_no_turn(
+    client: httpx.Client, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(client, "alice")
+    passes = threading.Event()
+
+    def parts(content: StoredContent, start: int, end: int) -> Iterator[bytes]:
+        assert passes.wait(PATIENCE_S)
+        yield content.read(start, end)
+
+    monkeypatch.setattr(StoredContent, "parts", parts)
+    with ThreadPoolExecutor(AT_ONCE) as crowd:
+        asked = [crowd.submit(client.get, "/voices/alice/clip") for _ in range(AT_ONCE)]
+        for _ in range(3 * AT_ONCE):
+            assert client.get("/voices/alice").status_code == 200
+        assert not any(one.done() for one in asked)
+        passes.set()
+        assert {one.result().status_code for one in asked} == {200}
 
 
 @pytest.mark.skipif(not Path("/proc/sys/net").is_dir(), reason="127.0.0.2 is an address on Linux")
