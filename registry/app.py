@@ -18,6 +18,7 @@ from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
 from registry.api.native import clone, health, speak, voices
 from registry.api.openai import errors as openai_errors
 from registry.api.openai import models as openai_models
+from registry.api.openai import speech as openai_speech
 from registry.api.openai import voices as openai_voices
 from registry.api.pace import Pace
 from registry.api.problems import Render
@@ -86,7 +87,7 @@ def create_app(
     app.add_middleware(FairRequests)
     app.add_middleware(
         SpeechShares,
-        paths=("/speak", "/clone"),
+        paths=("/speak", "/clone", "/v1/audio/speech"),
         status=inference.status,
         coming=lambda: speaker.line.coming,
     )
@@ -96,7 +97,7 @@ def create_app(
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app, render_of)
-    ours, openai = (voices, speak, clone, health), (openai_models, openai_voices)
+    ours, openai = (voices, speak, clone, health), (openai_speech, openai_voices, openai_models)
     for module in (*ours, *openai, docs):
         app.include_router(module.router)
     return app
@@ -121,5 +122,6 @@ def asks(speaker: Speaker, uploads: Uploads) -> dict[tuple[str, str], tuple[Ask,
         ("POST", "/speak"): (line,),
         ("POST", "/clone"): (line, places),
         ("POST", "/voices"): (places,),
+        ("POST", "/v1/audio/speech"): (line,),
         ("POST", "/v1/audio/voices"): (places,),
     }

@@ -208,6 +208,7 @@ class Speech:
     mode: SpokenMode
     timings: Mapping[str, float]  # seconds: queue, load if it had to, prompt, ttfa
     chunks: Chunks  # mono float32, in order
+    text_tokens: int | None = None  # of the model; None where an older one does not say
 
 
 class SpeechModel(Protocol):

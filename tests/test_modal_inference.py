@@ -123,6 +123,15 @@ def made(remote: Any, weights: Path = Path("nowhere"), **options: Any) -> ModalI
     return ModalInference(remote, weights, **given)
 
 
+def test_the_tokens_of_a_text_are_told_by_whoever_knows_them() -> None:
+    async def tokens(begin: dict[str, Any]) -> int | None:
+        items = [CALL, begin, PCM, PCM, END]
+        return (await made(Scripted(items)).speak(REF, SpeechRequest("Hello."))).text_tokens
+
+    assert asyncio.run(tokens(BEGIN | {"text_tokens": 3})) == 3
+    assert asyncio.run(tokens(BEGIN)) is None  # a container of an older version
+
+
 async def sound_of(speech: Speech) -> bytes:
     parts = [np.asarray(chunk * 32768, "<i2").tobytes() async for chunk in speech.chunks]
     return b"".join(parts)

@@ -49,6 +49,7 @@ def test_operations_have_names_that_can_be_called(schema: dict) -> None:  # type
         "openai_list_models",
         "openai_read_model",
         "openai_list_speech_models",
+        "openai_speak",
         "openai_create_voice",
         "openai_list_voices",
         "openai_delete_voice",

@@ -312,9 +312,9 @@ def test_who_waited_long_for_the_model_may_still_wait_for_a_slot(
     service, asked = service_factory(queue_timeout_s=50.0), list[float]()
     clock, submit = time.perf_counter, Engine.submit
 
-    def noted(engine: Engine, request: Request) -> None:
+    def noted(engine: Engine, request: Request) -> int:
         asked.append(request.patience_s)
-        submit(engine, request)
+        return submit(engine, request)
 
     def capture(*_: Any) -> None:
         monkeypatch.setattr(time, "perf_counter", lambda: clock() + 100)

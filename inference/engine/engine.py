@@ -128,8 +128,8 @@ class Engine:
             event = self._lane.record_event()
         return PreparedVoice(speaker, reference, self._vocoder.prefill(index, after=event))
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its Outputs come out of later steps.
+    def submit(self, request: Request) -> int:
+        """Queue a request, whose Outputs come out of later steps; return the tokens of its text.
 
         Raises LanguageUnsupported, ModeUnavailable, TextTooLong, SpeechFailed or Overloaded.
         """
@@ -146,6 +146,7 @@ class Engine:
             raise waiting.refusal(simulation.wait_s(entries))
         self.counters.submitted += 1
         self._queue.push(waiting)
+        return len(waiting.prompt.ids)
 
     def cancel(self, request: Request) -> None:
         """Forget a request: it has no more Outputs, and its slot is free for the next step."""

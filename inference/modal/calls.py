@@ -87,8 +87,10 @@ class RemoteCalls:
                 asked = SpeechRequest(text, SpeakParams(**params))
                 speech = await self._service.speak(PromptRef(**ref), asked)
             async with aclosing(speech.chunks) as chunks:
-                told = {k: v for k, v in vars(speech).items() if k != "chunks"}
-                yield {"speech": told | {"timings": dict(speech.timings)}, "run": run}
+                told = vars(speech) | {"timings": dict(speech.timings)}
+                beside = {name: told.pop(name) for name in ("chunks", "text_tokens")}
+                tokens = beside["text_tokens"]  # older registries take `speech` as they know it
+                yield {"speech": told, "text_tokens": tokens, "run": run}
                 async for chunk in limit.each(chunks):
                     yield {"pcm": to_pcm(chunk), "run": run}
                     samples += len(chunk)

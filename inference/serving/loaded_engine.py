@@ -6,6 +6,7 @@ Belongs to the device thread, but for `voices`, which any thread may ask.
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,13 @@ def load(
         engine = Engine.of(checkpoint, config) if checkpoint else Engine.load(folder, config)
         engine.capture(streams)  # the rest follows when nobody waits
         return engine
+
+
+class Accepted(NamedTuple):
+    """What is known of a request as soon as it waits for a slot."""
+
+    mode: SpokenMode
+    text_tokens: int
 
 
 class LoadedEngine:
@@ -88,7 +96,7 @@ class LoadedEngine:
         asked: SpeechRequest,
         patience_s: float,
         collector: OutputCollector,
-    ) -> SpokenMode:
+    ) -> Accepted:
         """Hand the engine a request; returns its mode. Raises what Engine.submit does."""
         engine = self._working()
         if self.waiting >= self._queue_limit:
@@ -103,9 +111,9 @@ class LoadedEngine:
             patience_s=patience_s,
             client=asked.client,
         )
-        engine.submit(request)
+        text_tokens = engine.submit(request)
         self._collectors[request] = collector
-        return voice.mode(mode)
+        return Accepted(voice.mode(mode), text_tokens)
 
     def cancel(self, collector: OutputCollector) -> None:
         """End the request that nobody listens to. Harmless if it is over, or never began."""

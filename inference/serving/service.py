@@ -107,7 +107,7 @@ class InferenceService:
                 job = self._thread.submit_short(
                     lambda: loaded.begin(voice, asked, patience_s, collector)
                 )
-                mode = await self._wait_for(job)
+                accepted = await self._wait_for(job)
                 arrived()  # the engine counts it now
                 stopwatch.lap("queue")
                 first = await collector.get()
@@ -117,7 +117,7 @@ class InferenceService:
             sample_rate=self.located().sample_rate,
             seed=asked.params.seed or 0,
             prompt_cache=prompt_cache,
-            mode=mode,
+            **accepted._asdict(),
             timings=stopwatch.laps | {"ttfa": stopwatch.total_s},
             chunks=EngineChunks(first, collector, lambda: self._forget(collector)),
         )

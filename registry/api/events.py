@@ -17,18 +17,20 @@ EVENT_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def audio_events(
-    parts: AsyncGenerator[bytes, None], summary: Callable[[], Mapping[str, object]]
+    parts: AsyncGenerator[bytes, None],
+    summary: Callable[[], Mapping[str, object]],
+    failure: Callable[[RegistryError], Mapping[str, object]],
 ) -> AsyncGenerator[bytes, None]:
     """Yield the audio as events, and last the `summary`, which is called then.
 
-    A RegistryError is sent as an event, then raised: that cuts the connection.
+    A RegistryError is sent as an event with its `failure`, then raised: that cuts the connection.
     """
     async with aclosing(parts):
         try:
             async for part in parts:
                 yield delta(part)
         except RegistryError as error:
-            yield event("error", error={"code": error.code, "message": error.detail})
+            yield event("error", error=failure(error))
             raise
     yield event("speech.audio.done", **summary())
 

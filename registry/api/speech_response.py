@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Literal
 
 from fastapi import Request, Response
@@ -70,7 +71,10 @@ def sending(request: Request, *, stream: bool, events: bool) -> Sending:
 
 
 class SpeechReply:
-    """How one speech is answered: in which format, sent how, and within which time."""
+    """How one speech is answered: in which format, sent how, and within which time.
+
+    A dialect whose events say other things has a subclass.
+    """
 
     def __init__(
         self, request: Request, rendering: Rendering, sending: Sending, limit_s: float | None
@@ -127,9 +131,17 @@ class SpeechReply:
         made = self._renderer(spoken)
         parts = spoken.rendered(made, hold=True)
         first = delta(await anext(parts))
-        rest = audio_events(parts, lambda: {"seconds": made.seconds})
+        rest = audio_events(parts, partial(self.summary, spoken, made), self.failure)
         headers = _headers(spoken, made) | EVENT_HEADERS | {"X-Audio-Type": made.content_type}
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
+
+    def summary(self, spoken: Spoken, made: Renderer) -> Mapping[str, object]:
+        """What the last event says of the speech."""
+        return {"seconds": made.seconds}
+
+    def failure(self, error: RegistryError) -> Mapping[str, object]:
+        """What the event of an error says of it."""
+        return {"code": error.code, "message": error.detail}
 
     def _renderer(self, spoken: Spoken) -> Renderer:
         return Renderer(self._rendering, spoken.speech.sample_rate, whole=self._is_whole)

@@ -50,8 +50,9 @@ class RemoteChunks(AsyncIterator[Samples]):
         """
         self._first = asyncio.ensure_future(self._next())
         self._call = (await asyncio.shield(self._first))["call"]
-        told: Item = (await self._next())["speech"]
-        return told
+        begun = await self._next()
+        told: Item = begun["speech"]
+        return told | {"text_tokens": begun.get("text_tokens")}  # an older peer does not say
 
     async def __anext__(self) -> Samples:
         if self._over:

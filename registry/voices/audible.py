@@ -63,6 +63,11 @@ class AudibleChunks(AsyncIterator[Samples]):
         self._ended = False
         self.held_s = 0.0
 
+    @property
+    def length_s(self) -> float:
+        """How long what was taken of them so far plays."""
+        return self._hearing.length_s
+
     async def hold(self) -> None:
         """Take chunks until something can be heard: a speech that is silent fails here.
 

@@ -54,6 +54,12 @@ def _name_of(given: str) -> str:
     return key
 
 
+def known_language(given: str) -> str | None:
+    """Return what a language that has a line here is called; None for any other word."""
+    name = _name_of(given)
+    return name if name in ALSO else None
+
+
 def codes_of(languages: Sequence[str]) -> list[str]:
     """Return the codes of languages that people are told."""
     return [ALSO[name][0] for name in languages if name in ALSO]

@@ -173,6 +173,7 @@ class FakeInference:
             mode="xvec" if params.mode == "xvec" else "icl",
             timings={"queue": 0.0, "prompt": 0.0, "ttfa": 0.0},
             chunks=self.chunks[-1],
+            text_tokens=len(text.split()),
         )
 
     def _look_up(self, ref: PromptRef) -> str:
