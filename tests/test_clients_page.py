@@ -31,7 +31,10 @@ def snippet(language: str) -> str:
 
 def run(command: list[str], client: httpx.Client, folder: Path) -> bytes:
     (folder / "ref.wav").write_bytes(CLIP)
-    environ = {"OPENAI_BASE_URL": f"{str(client.base_url).rstrip('/')}/v1", "OPENAI_API_KEY": "none"}
+    environ = {
+        "OPENAI_BASE_URL": f"{str(client.base_url).rstrip('/')}/v1",
+        "OPENAI_API_KEY": "none",
+    }
     done = subprocess.run(command, cwd=folder, env=os.environ | environ, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
