@@ -108,6 +108,14 @@ def test_every_line_of_the_log_has_its_time(tmp_path: Path) -> None:
     assert '"GET /healthz HTTP/1.1" 200' in said and '"GET /voices/nobody HTTP/1.1" 404' in said
 
 
+@pytest.mark.slow
+def test_no_speech_waits_for_the_codecs_to_be_imported(tmp_path: Path, checkpoint: Path) -> None:
+    with served(tmp_path / "data", "--model", str(checkpoint), "--device", "cpu") as server:
+        libraries = Path(f"/proc/{server.process.pid}/maps")
+        while "libmp3lame" not in libraries.read_text():  # or this test takes too long
+            assert server.ask("GET", "/healthz")[0] == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_who_is_answered_has_the_whole_answer_when_it_is_ended(
     tmp_path: Path, number: signal.Signals

@@ -1,6 +1,7 @@
 """voices serve: the registry over HTTP, until it is told to stop."""
 
 import socket
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
@@ -64,6 +65,7 @@ def serve(
     with listen(host, port) as listener:
         if isinstance(inference, LocalInference):
             start_model(store, inference)
+            Thread(target=load_codecs, name="codecs").start()
         say(f"Voices of {store.data.root}, on {url_of(host, listener.getsockname()[1])}")
         run_server(settings, store, inference, listener, host)
 
@@ -129,6 +131,11 @@ def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
         inference.warm()
     model = description.model
     say(f"Model {model.id} at {model.revision[:12]}, loading in the background")
+
+
+def load_codecs() -> None:
+    """Import what encodes mp3 and its like, lest the first speech waits for that."""
+    from registry.audio import codecs  # noqa: F401
 
 
 def run_server(
