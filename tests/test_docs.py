@@ -30,6 +30,7 @@ from registry.api.native.speak import SpeakRequest
 from registry.api.openai import errors as openai_errors
 from registry.audio import clips as audio
 from registry.audio import confinement
+from registry.audio.formats import FORMATS, AudioFormat
 from registry.contract import PromptRef
 from registry.errors import ClipUnsupported, ClipUnusable
 from registry.settings import Settings
@@ -240,6 +241,20 @@ def test_the_fields_and_headers_of_speak_are_on_the_api_page_and_no_others(
     ours.remove("x-request-id")  # which every answer has
     assert {n for n in listed if n.islower()} == set(SpeakRequest.model_fields)
     assert {n.lower() for n in listed if not n.islower()} == ours
+
+
+def test_the_table_of_formats_on_the_api_page_is_that_of_the_code() -> None:
+    """`mp3_44100_` and `mp3_48000_` 32, 64: each prefix goes with each number."""
+    found = set[str]()
+    rows = re.findall(r"^\| (\w+) \| `(audio/[^`]+)` \| ([^|]+) \|", API, re.MULTILINE)
+    for name, content_type, cell in rows:
+        format = AudioFormat(name)
+        assert format.content_type(format.rates(24_000)[0]) == content_type
+        for part in cell.split(";"):
+            prefixes = re.findall(r"`(\w+_)`", part)
+            numbers = re.findall(r"\d+", re.sub(r"`\w+`", "", part))
+            found |= {prefix + number for prefix in prefixes for number in numbers}
+    assert found | {name for name, *_ in rows} == set(FORMATS)
 
 
 def test_the_limits_on_the_configuration_page_are_those_of_the_code() -> None:

@@ -111,6 +111,13 @@ def test_peaks_stay_below_the_limit_and_the_header_tells_what_came_of_it() -> No
     assert made.loudness is not None and float(made.loudness) < -12.5
 
 
+def test_what_is_far_too_quiet_is_raised_by_no_more_than_24_db() -> None:
+    samples = spoken()[0] / 64
+    found, made = rendered(samples, Rendering(PCM, loudness=-14.0))
+    assert made.loudness == f"{loudness(samples, RATE) + 24:.1f}"
+    assert np.abs(found).max() == pytest.approx(np.abs(samples).max() * 10 ** (24 / 20), abs=2e-4)
+
+
 def test_a_stream_glides_to_its_loudness_without_waiting() -> None:
     samples, asked = tone(8.0, level=0.02)[0], Rendering(PCM, loudness=-23.0)
     made = Renderer(asked, RATE, whole=False)
