@@ -21,6 +21,7 @@ from cli.output import one_paragraph, say
 
 FAILED, INTERRUPTED = 1, 130
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+DROP_S = 1.0  # in which an interrupted command removes unfinished files; then the doctor has to
 # Errors of these numbers are stdout's if they name no file.
 OF_STDOUT = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG)
 STREAMS = ((os.O_WRONLY, "stdin", "r"), (os.O_RDONLY, "stdout", "w"), (os.O_RDWR, "stderr", "w"))
@@ -63,6 +64,13 @@ def ending_by_signals() -> Iterator[None]:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def within(most_s: float, work: Callable[[], object]) -> None:
+    """Do some last work of a process that ends, which waits for it no longer than this."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(most_s)
 
 
 def exit_code(command: Callable[[], object]) -> int:

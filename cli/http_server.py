@@ -248,11 +248,23 @@ class ClientConnection(H11Protocol):
 class Server(uvicorn.Server):
     """A uvicorn server that accepts few connections at a time, so that closing others keeps up."""
 
+    def __init__(
+        self, config: uvicorn.Config, if_forced: Callable[[], object] = lambda: None
+    ) -> None:
+        """Call `if_forced` where a second Ctrl-C keeps the app from ending in order."""
+        super().__init__(config)
+        self._if_forced = if_forced
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(quietly_out_of_resources())
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)  # asyncio has one figure for this and for AT_ONCE
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            self._if_forced()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.compose import load_settings, make_app, open_store
-from cli.exits import ENDING, Interrupted, ending_by_signals
-
-DROP_S = 1.0  # in which an interrupted command removes unfinished files; then the doctor has to
+from cli.exits import DROP_S, ENDING, Interrupted, ending_by_signals, within
 
 if TYPE_CHECKING:
     import httpx
@@ -71,10 +69,7 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
                 server.stop()
                 thread.join(patience_s)
                 if thread.is_alive():  # it dies with this process, in the middle of what it does
-                    drop = app.state.services.drop_unfinished
-                    dropping = threading.Thread(target=drop, daemon=True)
-                    dropping.start()
-                    dropping.join(DROP_S)
+                    within(DROP_S, app.state.services.drop_unfinished)
             log.setLevel(level)
 
 

@@ -139,6 +139,30 @@ def test_who_is_answered_has_the_whole_answer_when_it_is_ended(
         assert server.process.wait(60) == -number
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_twice_to_end_leaves_no_upload(tmp_path: Path, first: signal.Signals) -> None:
+    head = "POST /voices HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n"
+    kind = "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    part = (
+        '--x\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' + 1000000 * "a"
+    )
+    uploads = tmp_path / "data" / "uploads"
+    with (
+        served(tmp_path / "data", "--no-inference", log_level="warning") as server,
+        socket.create_connection(("127.0.0.1", server.port), 60) as client,
+    ):
+        client.sendall(f"{head}{kind}{part}".encode())
+        while not (uploads.is_dir() and [*uploads.iterdir()]):
+            assert server.ask("GET", "/healthz")[0] == 200
+        server.process.send_signal(first)
+        with pytest.raises(ConnectionError):
+            while True:
+                socket.create_connection(("127.0.0.1", server.port), 60).close()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == -first
+    assert [*uploads.iterdir()] == []
+
+
 def test_a_server_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the child inherits it
     try:

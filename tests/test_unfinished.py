@@ -560,10 +560,12 @@ ENDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ENDS)
 @pytest.mark.parametrize(("path", "form"), [("/voices", "name"), ("/clone", "text")])
+@pytest.mark.parametrize("step", ["decode", "extract_prompt"])
 @pytest.mark.parametrize("again", [None, *ENDS])
 def test_a_signal_to_a_command_without_a_server_leaves_nothing(
     path: str,
     form: str,
+    step: str,
     number: signal.Signals,
     again: signal.Signals | None,
     tmp_path: Path,
@@ -577,14 +579,15 @@ def test_a_signal_to_a_command_without_a_server_leaves_nothing(
     store, begun, go_on = VoiceStore(data), threading.Event(), threading.Event()
     fake = FakeInference(data)
 
-    async def loading(source: PromptSource, deadline: Deadline | None) -> None:
+    async def loading(*_: object) -> None:
         begun.set()
         await to_its_end(go_on.wait, 60)
         raise RuntimeError("nobody waits for it")
 
-    monkeypatch.setattr(fake, "extract_prompt", loading)
     app = quick_app(store, fake, Settings(home=data.root), is_server=False)
     services = app.state.services
+    owner = {"decode": services.enroller, "extract_prompt": fake}[step]
+    monkeypatch.setattr(owner, step, loading)
     drop = services.drop_unfinished
 
     def dropping() -> None:
@@ -616,4 +619,4 @@ def test_a_signal_to_a_command_without_a_server_leaves_nothing(
 
 def files_in(data: DataDir) -> list[Path]:
     transient = [path for folder in data.transients() for path in folder.iterdir()]
-    return [*data.content_files(), *transient]
+    return [*data.content_files(), *data.leftovers(), *transient]

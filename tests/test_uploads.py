@@ -28,6 +28,7 @@ from registry.errors import ServerBusy
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir, clip_key
 from registry.storage.store import VoiceStore
+from registry.upkeep.doctor import examine
 from registry.voices.turns import FairTurns
 
 FORM = "multipart/form-data; boundary=x"
@@ -169,6 +170,34 @@ def test_neither_a_voice_nor_a_refused_one_leaves_an_upload(
     assert add(client, "bob").status_code == 201  # of the same clip
     assert files(store.data) == []
     assert client.get("/voices/bob/clip").content == CLIP
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_is_dropped_has_no_file_even_if_its_first_part_comes_later(
+    store: VoiceStore, is_late: bool
+) -> None:
+    uploads = Uploads(store.data.uploads)
+    with closing(uploads.begin("", coming())) as upload:
+        if not is_late:
+            upload.write(b"clip")
+            assert files(store.data)
+        uploads.drop_now()
+        if is_late:
+            upload.write(b"clip")
+        assert files(store.data) == []
+
+
+def test_the_doctor_takes_what_a_killed_server_left_and_no_more(store: VoiceStore) -> None:
+    def found(repair: bool) -> list[str]:
+        return [told.what for told in examine(store.data, read_data=False, repair=repair)]
+
+    with closing(uploaded(store.data, b"clip")):
+        [kept] = files(store.data)
+        left = kept.with_name(".tmp-0123456789abcdef")
+        left.write_bytes(b"clip")
+        told = [f"uploads/{left.name} belongs to no voice"]
+        assert found(repair=False) == told and found(repair=True) == told
+        assert files(store.data) == [kept] and found(repair=True) == []
 
 
 def test_the_next_start_takes_what_a_killed_server_left_and_no_more(tmp_path: Path) -> None:

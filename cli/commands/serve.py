@@ -1,6 +1,7 @@
 """voices serve: the registry over HTTP, until it is told to stop."""
 
 import socket
+from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ import click
 
 from cli.compose import load_settings, make_inference, open_store, sentences
 from cli.destination import is_loopback
+from cli.exits import DROP_S, within
 from cli.input import WORDS
 from cli.output import say
 
@@ -164,4 +166,5 @@ def run_server(
         log_level=settings.log_level,
         timeout_graceful_shutdown=GRACEFUL_STOP_S,
     )
-    Server(served).run(sockets=[listener])
+    if_forced = partial(within, DROP_S, app.state.services.drop_unfinished)
+    Server(served, if_forced).run(sockets=[listener])

@@ -68,6 +68,7 @@ class Services:
 
     def drop_unfinished(self) -> None:
         """Remove what the work under way has written, for a process that ends without it."""
+        self.uploads.drop_now()
         self.enroller.drop_unfinished()
         self.cloner.drop_now()
 

@@ -43,6 +43,11 @@ class Uploads:
         elif len(self._open) >= AT_ONCE:
             self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
 
+    def drop_now(self) -> None:
+        """Remove the files of all, for a process that ends without their requests; any thread."""
+        for upload in [*self._open.values()]:
+            upload.drop()
+
     def _end_one_of(self, exchanges: Iterable[Exchange], busy: str) -> None:
         slowest = end_slowest(exchanges)
         if slowest is None:

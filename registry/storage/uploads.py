@@ -8,8 +8,8 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -51,6 +51,7 @@ class Upload:
         self._folder, self._gone = folder, gone
         self._file: FileIO | None = None
         self._hash = hashlib.sha256()
+        self._is_dropped = False
         self.client = client
 
     @property
@@ -62,6 +63,8 @@ class Upload:
         with storage_errors(self._folder.parent, writing=True):
             if self._file is None:
                 self._file = locked_file(self._folder)
+                if self._is_dropped:  # before this thread had made it
+                    self._unlink()
             rest = memoryview(part)
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -86,11 +89,20 @@ class Upload:
     def close(self) -> None:
         """Delete the file, unless it has moved; whoever has opened it may read on."""
         if self._file is not None:
-            with suppress(OSError):  # it has moved
-                os.unlink(self._file.name)
+            self._unlink()
             self._file.close()
             self._file = None
         self._gone()
+
+    def drop(self) -> None:
+        """Delete the file while others work with it, for a process that ends; from any thread."""
+        self._is_dropped = True
+        self._unlink()
+
+    def _unlink(self) -> None:
+        if file := self._file:
+            with suppress(OSError):  # it has moved
+                os.unlink(file.name)
 
     @property
     def _written(self) -> FileIO:
@@ -113,7 +125,29 @@ def locked_file(folder: Path) -> FileIO:
 def drop_abandoned(folder: Path) -> None:
     """Remove the temporary files of programs that have ended, however they did."""
     for path in folder.glob(f"{TMP_PREFIX}*"):
-        with suppress(OSError), opened(path) as file:  # locked, or a folder that is read only
+        drop_if_abandoned(path)
+
+
+def drop_if_abandoned(path: Path) -> None:
+    with suppress(OSError), _abandoned(path) as is_free:  # or a folder that is read only
+        if is_free:
+            path.unlink()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Tell whether the program that wrote this temporary file has ended."""
+    with _abandoned(path) as is_free:
+        return is_free
+
+
+@contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    """Yield whether nobody has a temporary file locked; nobody can lock it within the block."""
+    with opened(path) as file:
+        try:
             if file is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+        except OSError:  # locked, or of a disk that knows no locks
+            yield False
+        else:
+            yield file is not None

@@ -36,6 +36,7 @@ from registry.storage.renames import rename, renames
 from registry.storage.row_faults import RowFault, row_faults
 from registry.storage.rows import index_name
 from registry.storage.tables import Features, NameVariant, Voice, VoiceVersion
+from registry.storage.uploads import drop_if_abandoned, is_abandoned
 
 GONE = "is missing or damaged"
 Severity = Literal["repairable", "repaired", "loss", "foreign", "model"]
@@ -246,18 +247,24 @@ class _Examination:
             *self.data.transients(),
         )
         orphans = [path for path in found if path not in referred]
-        orphans = [*filter(is_settled, sorted([*orphans, *self.data.leftovers()]))]
+        orphans = [*filter(self._is_left, sorted([*orphans, *self.data.leftovers()]))]
         if self.repair:
             self.keep(orphans)
-        for path in orphans:  # only settled ones: none of an enrolment under way
+        for path in orphans:  # none of an enrolment under way
             if self.repair:
                 self._remove(path, path.parent not in referred)
             yield self._mend(f"{path.relative_to(self.data.root)} belongs to no voice")
+
+    def _is_left(self, path: Path) -> bool:
+        """Tell whether no work under way can need it; an upload's lock tells at once."""
+        return is_abandoned(path) if path.parent == self.data.uploads else is_settled(path)
 
     def _remove(self, path: Path, with_folder: bool) -> None:
         """Remove a file or folder, and the prompt folder of an enrolment with its last file."""
         if path.parent.name == "transient":
             return shutil.rmtree(path)
+        if path.parent == self.data.uploads:
+            return drop_if_abandoned(path)
         if path.is_dir():
             return path.rmdir()
         path.unlink(missing_ok=True)
