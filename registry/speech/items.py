@@ -18,6 +18,7 @@ from registry.errors import (
     SpeechFailed,
     StreamBroken,
 )
+from registry.threads import retrieve
 
 LAST = ("end", "error")
 RETRY_S = 20
@@ -49,6 +50,7 @@ class RemoteChunks(AsyncIterator[Samples]):
         and a call that has not said yet what cancels it could not be stopped.
         """
         self._first = asyncio.ensure_future(self._next())
+        self._first.add_done_callback(retrieve)
         self._call = (await asyncio.shield(self._first))["call"]
         begun = await self._next()
         told: Item = begun["speech"]

@@ -31,6 +31,7 @@ from registry.contract import (
 from registry.errors import GpuCold, ModelUnavailable
 from registry.speech.items import RemoteChunks, checked, unreachable
 from registry.text import refuse_long
+from registry.threads import retrieve
 
 Plain = Mapping[str, Any]  # built-ins only
 T = TypeVar("T")
@@ -164,6 +165,7 @@ class ModalInference:
     ) -> ExtractedPrompt:
         deadline = self._at_most(deadline or Deadline())
         call = asyncio.ensure_future(self._remote.extract_prompt(asdict(source), until_s(deadline)))
+        call.add_done_callback(retrieve)
         try:
             answer = await self._in_time(asyncio.shield(call), deadline)
         finally:
