@@ -191,7 +191,7 @@ class ConcurrentStreams:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What a benchmark measured, on which device."""
+    """The figures of one benchmark, and the device that it ran on."""
 
     device: str
     dtype: str

@@ -36,7 +36,7 @@ def load(
 
 
 class Accepted(NamedTuple):
-    """What is known of a request as soon as it waits for a slot."""
+    """The mode and the text tokens of a request, known as soon as it waits for a slot."""
 
     mode: SpokenMode
     text_tokens: int

@@ -1,4 +1,4 @@
-"""The answer to a request for speech, in any dialect: its deadline, encoding, headers and end.
+"""Answers requests for speech, in any dialect: their deadline, encoding, headers and end.
 
 Every refusal comes before the first byte. A stream that breaks has its connection cut.
 """
@@ -32,7 +32,7 @@ Sending = Literal["whole", "stream", "events"]
 Use = Callable[[Spoken], Awaitable[Response]]
 
 STALLED_S = 60.0
-BEGIN_S = 15.0  # of the time for an answer, to find the voice and wait for the model
+BEGIN_S = 15.0  # to find the voice and wait for the model, of the time for an answer
 
 OF_VOICE = {
     "X-Voice-Id": "The id of the voice that spoke.",
@@ -52,7 +52,7 @@ OF_SPEECH = {
 
 
 def audio(headers: Mapping[str, str]) -> of.Responses:
-    """What OpenAPI says of an answer that is sound."""
+    """Describe an answer that is sound to OpenAPI."""
     return {
         200: {
             "description": "The audio: whole, or in chunks as it is spoken.",
@@ -63,7 +63,7 @@ def audio(headers: Mapping[str, str]) -> of.Responses:
 
 
 def sending(request: Request, *, stream: bool, events: bool) -> Sending:
-    """How the answer goes out, of what a body and the Accept header ask for."""
+    """Decide how the answer goes out, by what a body and the Accept header ask for."""
     if events or accepted(request.headers.get("accept", "")):
         return "events"
     # HTTP/1.0 shows no difference between the end of a stream and its break: it gets the whole.
@@ -71,10 +71,7 @@ def sending(request: Request, *, stream: bool, events: bool) -> Sending:
 
 
 class SpeechReply:
-    """How one speech is answered: in which format, sent how, and within which time.
-
-    A dialect whose events say other things has a subclass.
-    """
+    """Answers one speech: in which format, sent how, and within which time."""
 
     def __init__(
         self, request: Request, rendering: Rendering, sending: Sending, limit_s: float | None
@@ -87,7 +84,7 @@ class SpeechReply:
         self._begun_s = time.perf_counter()
 
     def deadline(self, text: str, deadline: Deadline) -> Deadline:
-        """Wait for a GPU no longer than leaves the time to make the speech, at its own pace.
+        """Shorten a GPU's deadline, so that time is left to make the speech at its own pace.
 
         Raises TextTooLong for a text that takes longer in any case.
         """
@@ -99,11 +96,11 @@ class SpeechReply:
         return deadline.at_most(self._limit_s - spoken_s(text))
 
     async def of(self, speak: Callable[[Use], Awaitable[Response]]) -> Response:
-        """What `speak` brings, as audio; whoever leaves ends the work."""
+        """Answer with what `speak` brings; a client that leaves ends the work."""
         return await while_connected(self._request, self._in_time(speak))
 
     async def _in_time(self, speak: Callable[[Use], Awaitable[Response]]) -> Response:
-        """An answer, or the beginning of a stream, before whatever is in front of us gives up."""
+        """Answer, or begin a stream, before whatever is in front of the server gives up."""
         try:
             async with asyncio.timeout(self._limit_s):
                 return await speak(self._send)
@@ -136,11 +133,11 @@ class SpeechReply:
         return AudioStream(first, rest, media_type=MEDIA_TYPE, headers=headers)
 
     def summary(self, spoken: Spoken, made: Renderer) -> Mapping[str, object]:
-        """What the last event says of the speech."""
+        """Return what the last event says of the speech."""
         return {"seconds": made.seconds}
 
     def failure(self, error: RegistryError) -> Mapping[str, object]:
-        """What the event of an error says of it."""
+        """Return what the event of an error says of it."""
         return {"code": error.code, "message": error.detail}
 
     def _renderer(self, spoken: Spoken) -> Renderer:
@@ -148,7 +145,7 @@ class SpeechReply:
 
 
 class AudioStream(StreamingResponse):
-    """Goes on for as long as someone listens. What breaks is cut off: it must not look whole.
+    """Streams audio for as long as someone listens; cuts off what breaks, lest it looks whole.
 
     So is a connection that takes nothing for STALLED_S: what was spoken meanwhile is kept for it.
     """
@@ -203,7 +200,7 @@ def _headers(spoken: Spoken, made: Renderer, **timings: float) -> dict[str, str]
 
 
 def _of_voice(voice: StoredVoice) -> dict[str, str]:
-    """One that is not stored has no name to ask for it again; its warnings are said here only."""
+    """Return the headers that identify the voice; for a clone, its warnings."""
     if not is_transient(voice.row.id):
         return {"X-Voice-Id": voice.row.id, "X-Voice-Version": str(voice.row.version)}
     warnings = voice.enrolment.warnings

@@ -20,6 +20,8 @@ FIRST_S = 0.02  # of a stream, which is known by it
 
 @dataclass(frozen=True)
 class Codec:
+    """An encoder of FFmpeg, the container that its packets go into, and the options of both."""
+
     encoder: str
     container: str
     encoding: dict[str, str] = field(default_factory=dict)  # options of the one,
@@ -60,6 +62,8 @@ class Sink:
 
 
 class CodecStream:
+    """Encodes one stream of samples into its container, as they come."""
+
     def __init__(self, name: str, sample_rate: int, bit_rate: int | None) -> None:
         self._codec, self._sample_rate, self._bit_rate = CODECS[name], sample_rate, bit_rate
         self._first_frames = round(sample_rate * FIRST_S)

@@ -1,4 +1,4 @@
-"""What is done to a speech before it is encoded: its loudness, its speed, its sample rate.
+"""Changes a speech before it is encoded: its loudness, its speed, its sample rate.
 
 Each effect takes mono float samples as they come, and its result does not depend on how they are
 cut. No end is lost: what goes in for a second comes out for a second, at its speed.
@@ -17,6 +17,8 @@ TEMPO_TAIL_S = 0.5  # of silence, which pushes out what atempo would keep
 
 
 class Effect(Protocol):
+    """A change of samples that come in parts."""
+
     def feed(self, samples: Samples) -> Samples:
         """Take samples; return those that are ready."""
 
@@ -25,6 +27,8 @@ class Effect(Protocol):
 
 
 class Resampler:
+    """Changes the sample rate."""
+
     def __init__(self, from_rate: int, to_rate: int) -> None:
         self._stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
 

@@ -23,7 +23,7 @@ FLAC_HEADER_BYTES = 42  # the mark, and STREAMINFO, which libFLAC rewrites at th
 
 
 class Encoder:
-    """Raw PCM as it comes, and what the other formats have in common."""
+    """Encodes raw PCM, and has what the other formats have in common."""
 
     def __init__(self, format: AudioFormat, model_rate: int) -> None:
         self.format = format
@@ -31,7 +31,7 @@ class Encoder:
         self.frames = 0
 
     def feed(self, samples: NDArray[np.float32]) -> bytes:
-        """What is ready once these samples of shape (n,) are in; outside [-1, 1] they are clipped.
+        """Return what is ready once samples (n,) are in; outside [-1, 1] they are clipped.
 
         Raises ValueError for another shape, or a value not finite.
         """
@@ -40,11 +40,11 @@ class Encoder:
         return self._packed(pcm)
 
     def finish(self) -> bytes:
-        """What was held back until the end."""
+        """Return what was held back until the end."""
         return b""
 
     def whole(self, streamed: bytes) -> bytes:
-        """All that was streamed, as a file whose header tells its length."""
+        """Make of all that was streamed a file whose header tells its length."""
         header = self._header()
         return header + streamed[len(header) :] if header else streamed
 
@@ -56,6 +56,8 @@ class Encoder:
 
 
 class WaveEncoder(Encoder):
+    """Encodes WAV: a header, then PCM."""
+
     def __init__(self, format: AudioFormat, model_rate: int) -> None:
         super().__init__(format, model_rate)
         self._ahead = wave_header(UNKNOWN_SIZE, self.sample_rate, PCM, bits=16)
@@ -69,7 +71,7 @@ class WaveEncoder(Encoder):
 
 
 class FlacEncoder(Encoder):
-    """libFLAC gives out blocks of 4,096 samples: a part may be empty, and the next one larger."""
+    """Encodes FLAC, in blocks of 4,096 samples: a part may be empty, and the next one larger."""
 
     def __init__(self, format: AudioFormat, model_rate: int) -> None:
         super().__init__(format, model_rate)
@@ -107,8 +109,10 @@ class CodecEncoder(Encoder):
 
 
 class Outlet:
-    """A file for an encoder to write. It keeps what nobody took yet, and its header, the one part
-    that is written again."""
+    """A file for an encoder to write.
+
+    It keeps what nobody took yet, and its header, the one part that is written again.
+    """
 
     def __init__(self, header_bytes: int) -> None:
         self.header = bytearray(header_bytes)
@@ -149,18 +153,18 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 def encoder(format: AudioFormat, model_rate: int) -> Encoder:
-    """For samples at the format's own rate, or at the model's if the format names none."""
+    """Make an encoder for samples at the format's own rate, or the model's if it names none."""
     return ENCODERS[format.name](format, model_rate)
 
 
 def encode(samples: NDArray[np.float32], sample_rate: int, format: AudioFormat) -> bytes:
-    """The whole file at once; raises what `feed` raises."""
+    """Return a whole file at once; raises what `feed` raises."""
     made = encoder(format, sample_rate)
     return made.whole(made.feed(samples) + made.finish())
 
 
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Little-endian int16, rounded to the nearest; what was int16 / 32768 comes back exactly."""
+    """Round to little-endian int16; what was int16 / 32768 comes back exactly."""
     refuse_unsound(samples)
     scaled = np.rint(samples.astype(np.float64) * 32768.0)
     return np.clip(scaled, -32768.0, 32767.0).astype("<i2")

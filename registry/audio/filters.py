@@ -18,6 +18,8 @@ NOTHING = np.empty(0, np.float32)
 
 
 class FilterChain:
+    """Runs one stream of samples through filters, as they come."""
+
     def __init__(self, sample_rate: int, *filters: tuple[str, str]) -> None:
         """Take each filter as its name and its options, as FFmpeg spells them."""
         self._sample_rate, self._filters = sample_rate, filters

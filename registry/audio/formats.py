@@ -1,4 +1,4 @@
-"""Every format of sound that is named anywhere: what speech is sent as, and what clips may be.
+"""Lists every format of sound: those that speech is sent as, and those that clips may have.
 
 Standard library only, so that the command line may share it. A new format of speech is a line of
 SPEECH, and an encoder in `encoders.py`.
@@ -14,7 +14,7 @@ FULL_BAND = (32, 64, 96, 128, 192)
 
 @dataclass(frozen=True)
 class Format:
-    """What there is of a format; all of it is mono."""
+    """The media type, the file endings and the rates of a format; all of it is mono."""
 
     media_type: str
     endings: tuple[str, ...]  # of a file's name that ask for it; the first is what we write
@@ -116,7 +116,7 @@ def format_named(text: str) -> AudioFormat:
 
 
 def formats_like(name: str) -> str:
-    """Say what there is for who asked for a format that there is not."""
+    """Say which formats there are, to a person who asked for another."""
     if name in SPEECH:
         rates = [text for text, (family, *_) in FORMATS.items() if family == name]
         return f"{name} is made as {', '.join(rates)}"

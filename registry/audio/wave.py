@@ -7,12 +7,12 @@ UNKNOWN_SIZE = 0xFFFFFFFF  # of a RIFF chunk that ends with the stream
 
 
 def wave_file(pcm: bytes, sample_rate: int, tag: int, bits: int) -> bytes:
-    """A mono RIFF file around little-endian samples; equal samples give equal bytes."""
+    """Make a mono RIFF file of little-endian samples; equal samples give equal bytes."""
     return wave_header(len(pcm), sample_rate, tag, bits) + pcm
 
 
 def wave_header(size: int, sample_rate: int, tag: int, bits: int) -> bytes:
-    """All of the file that comes before its `size` bytes of samples."""
+    """Make all of the file that comes before its `size` bytes of samples."""
     frame = bits // 8
     layout = struct.pack("<HHIIHH", tag, 1, sample_rate, sample_rate * frame, frame, bits)
     content = b"WAVE" + chunk(b"fmt ", layout if tag == PCM else layout + b"\0\0")

@@ -25,7 +25,7 @@ from registry.storage.tables import SpeakDefaults, Voice, VoiceVersion, utc_now
 
 @dataclass(frozen=True)
 class NewVersion:
-    """The same clip enrolled with another transcript or none; its files are written already."""
+    """A clip of a voice enrolled with another transcript or none; its files are there already."""
 
     source: PromptSource
     clip: ReferenceClip

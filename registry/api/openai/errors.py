@@ -43,6 +43,8 @@ PASSING = {  # what another try may find mended, though nobody can say when
 
 
 class ModelNotFound(RegistryError):
+    """Refuses a model's name that nothing here speaks under."""
+
     status, code, title = 404, "model-not-found", "No such model"
 
 
@@ -59,7 +61,7 @@ class OpenAIRoute(CheckedRoute):
 
 
 class ErrorFields(BaseModel):
-    """What went wrong."""
+    """The fields of an error, in OpenAI's shape."""
 
     message: str
     type: str

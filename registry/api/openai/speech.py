@@ -38,6 +38,8 @@ EXAMPLE: dict[str, JsonValue] = {
 
 
 class VoiceReference(BaseModel):
+    """A voice by its name or id, as an object."""
+
     model_config = ConfigDict(extra="allow", strict=True, hide_input_in_errors=True)
 
     id: PlainText = Field(min_length=1, max_length=256)
@@ -57,7 +59,10 @@ VOICE = {
 
 
 class SpeechBody(BaseModel):
-    """Every key that may be left out may be null. Others are passed over, `instructions` too."""
+    """The text to speak, the voice and the format; every key that may be left out may be null.
+
+    Other keys are passed over, `instructions` too.
+    """
 
     model_config = ConfigDict(
         extra="allow",
@@ -95,7 +100,7 @@ class SpeechBody(BaseModel):
         return SpeakParams(**given | {"language": self.language or self._forced()})
 
     def ignored(self) -> Iterator[str]:
-        """Return what was given and is not known."""
+        """Yield the names that were given and are not known."""
         yield from (key for key, value in self._others(self).items() if value is not None)
         yield from (f"voice.{key}" for key in self._others(self.voice))
 
@@ -110,8 +115,10 @@ class SpeechBody(BaseModel):
 
 
 class OpenAIReply(SpeechReply):
+    """Answers a speech with OpenAI's usage and errors in its events."""
+
     def summary(self, spoken: Spoken, made: Renderer) -> Mapping[str, object]:
-        """What was used, as the model counts it; null where an older one does not say."""
+        """Count what was used, as the model does; null where an older one does not say."""
         tokens, frames = spoken.speech.text_tokens, round(spoken.chunks.length_s / FRAME_S)
         total = None if tokens is None else tokens + frames
         return {"usage": {"input_tokens": tokens, "output_tokens": frames, "total_tokens": total}}
@@ -143,7 +150,7 @@ class OpenAIReply(SpeechReply):
 async def speak(
     request: Request, body: SpeechBody, services: ServicesDep, deadline: DeadlineDep
 ) -> Response:
-    """Sent in chunks while it is spoken, unless `stream` is false."""
+    """Speak a text; the audio is sent in chunks while it is spoken, unless `stream` is false."""
     ignore(request, body.ignored())
     settings = services.settings
     text = clean_text(body.input, settings.max_text)
