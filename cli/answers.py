@@ -1,4 +1,4 @@
-"""What is taken for an answer of a registry: its media type, its size and its shape are checked.
+"""Checks what a registry answers: its media type, its size and its shape.
 
 Another server may stand at the address, or a registry of another time, and answer anything.
 """
@@ -42,7 +42,7 @@ HEALTH: Shape = {"status": str}
 
 
 class Unexpected(click.ClickException):
-    """An answer that no registry gives."""
+    """Raised for an answer that no registry gives."""
 
     def __init__(self, answer: httpx.Response, reason: str) -> None:
         place = answer.request.url.copy_with(query=None, userinfo=b"")
@@ -54,7 +54,7 @@ def media_type(answer: httpx.Response) -> str:
 
 
 def whole(answer: httpx.Response, limit: int) -> bytes:
-    """The body, which must have told its end: what is cut off must not look whole."""
+    """Return the body, which must tell its end: what is cut off must not look whole."""
     refuse_unreadable(answer)
     until_s, parts, size = time.monotonic() + BODY_S, list[bytes](), 0
     for part in answer.iter_raw():
@@ -77,7 +77,7 @@ def refuse_unreadable(answer: httpx.Response) -> None:
 
 
 def parsed_json(answer: httpx.Response, shape: Shape) -> Any:
-    """Raises Unexpected for all but JSON of this shape."""
+    """Parse JSON of this shape; raise Unexpected for anything else."""
     if media_type(answer) not in ("application/json", "application/problem+json"):
         sent = media_type(answer) or "something of no type"
         raise Unexpected(answer, f"it sends {sent}, not JSON")
@@ -102,7 +102,7 @@ def _is_deeper(value: object, levels: int) -> bool:
 
 
 def misfit(value: object, shape: Shape, place: str = "its JSON is") -> str | None:
-    """Which part has another shape, or None.
+    """Name the part that has another shape; None if all fits.
 
     A shape is a type, a tuple of those that may be, [one for all of a list], {str: one for all
     values}, or the keys that a mapping must have, among others.
@@ -136,22 +136,22 @@ def _is_a(value: object, kind: Shape) -> bool:
 
 @dataclass(frozen=True)
 class SpeechHeaders:
-    """What the headers tell of a speech."""
+    """The headers of a speech."""
 
-    voice_id: str | None  # of no enrolled voice
+    voice_id: str | None  # None for a clip that is not enrolled
     seed: int
     mode: str
     cache: str
     seconds: float | None  # absent from a stream
-    rate: int = 0  # of PCM, in Hz
+    rate: int = 0  # Hz, of PCM
     loudness: float | None = None  # LUFS, of a whole speech if one was asked for
     retries: int = 0  # how often it could not be heard
     fallback: str = "none"  # the mode that nobody asked for
-    warnings: list[str] = field(default_factory=list)  # of a clip that is not enrolled
+    warnings: list[str] = field(default_factory=list)  # those of a clip that is not enrolled
 
     @property
     def made_again(self) -> str:
-        """What to say of a speech that could not be heard at first."""
+        """A clause for people on a speech that could not be heard at first; empty if it could."""
         if not self.retries:
             return ""
         times = "once" if self.retries == 1 else f"{self.retries} times"
@@ -160,7 +160,7 @@ class SpeechHeaders:
 
 
 def spoken(answer: httpx.Response, format: AudioFormat) -> SpeechHeaders:
-    """Raises Unexpected unless it is a speech in this format."""
+    """Read the headers of a speech; raise Unexpected unless it is one in this format."""
     refuse_unreadable(answer)
     headers = answer.headers
     in_events = media_type(answer) == events.MEDIA_TYPE
@@ -205,7 +205,7 @@ def _sentences(header: str) -> list[str]:
 
 
 def sound(answer: httpx.Response) -> Iterator[bytes]:
-    """The body as it comes, or what its events carry."""
+    """Yield the body as it comes, or the audio that its events carry."""
     size, body = 0, answer.iter_raw()
     for part in events.audio_of(body) if media_type(answer) == events.MEDIA_TYPE else body:
         size += len(part)
@@ -217,7 +217,7 @@ def sound(answer: httpx.Response) -> Iterator[bytes]:
 
 
 def clip(answer: httpx.Response) -> tuple[bytes, str]:
-    """A recording, and the ending of a file of its kind; no page that calls itself one."""
+    """Return a recording and the ending of its kind; refuse a page that calls itself one."""
     kind = media_type(answer)
     if not kind.startswith("audio/"):
         raise Unexpected(answer, f"it sends {kind or 'something of no type'}, not a clip")

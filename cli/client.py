@@ -1,4 +1,4 @@
-"""HTTP to a registry: the server's sentence becomes the command's error. It opens no files."""
+"""Talks HTTP to a registry: its refusals become the command's errors. It opens no files."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +37,12 @@ class Registry:
     def request(
         self, method: str, path: str, limit: int = JSON_LIMIT, **options: Any
     ) -> httpx.Response:
-        """The answer, whole, of one attempt; raises as `stream` does."""
+        """Return the whole answer of one attempt; raises as `stream` does."""
         with self.stream(method, path, **options) as answer:
             return _with(answer, answers.whole(answer, limit))
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """The answer, whole, of as many attempts as `when_ready` makes."""
+        """Return the whole answer, after as many attempts as `when_ready` makes."""
         given = options.pop("headers", {})
 
         def attempt(wait_s: float) -> httpx.Response:
@@ -53,7 +53,7 @@ class Registry:
 
     @contextmanager
     def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
-        """An answer to be read as it comes.
+        """Yield an answer to be read as it comes.
 
         Raises RequestRefused with the server's own sentence for every answer but success, and
         ClickException for one that breaks off while it is read. No redirect is followed.
@@ -67,7 +67,7 @@ class Registry:
     def speech(
         self, request: dict[str, Any], clip: bytes | None = None
     ) -> Iterator[tuple[SpeechHeaders, Iterator[bytes]]]:
-        """What /speak answers, or with a clip /clone, to be read as it comes.
+        """Yield what /speak answers, or with a clip /clone, to be read as it comes.
 
         A GPU that has to start is waited for.
         """
@@ -85,7 +85,7 @@ class Registry:
             yield answers.spoken(answer, format_named(request["format"])), answers.sound(answer)
 
     def _in_real_time(self, request: dict[str, Any]) -> dict[str, str]:
-        """Modal's edge may hold back every stream but one of events."""
+        """Ask for events through Modal, whose edge may hold back every other stream."""
         at_modal = self._http.base_url.host.endswith(".modal.run")
         through_modal = at_modal or "Modal-Key" in self._http.headers
         return {"Accept": events.MEDIA_TYPE} if through_modal and request.get("stream") else {}
@@ -93,10 +93,9 @@ class Registry:
     def speak(
         self, request: dict[str, Any], file: BinaryIO, clip: bytes | None = None
     ) -> tuple[SpeechHeaders, float]:
-        """The audio into a file, which then tells its length; what came of it, and its seconds.
+        """Write the audio into a file that tells its length; return its headers and seconds.
 
-        PCM is streamed, and gets its header here if it is to be wav. Of other formats the length
-        comes whole, and only of what is whole the loudness is known.
+        PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
         """
         format = format_named(request["format"])
         streams = format.name in ("wav", "pcm") and "loudness" not in request
@@ -119,7 +118,7 @@ class Registry:
         return _voice(self.ask("GET", voice_path(name)))
 
     def pages(self, search: str = "", labels: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-        """Of all voices whose name has `search` in it and that bear all `labels`."""
+        """Yield pages of all voices whose name has `search` in it and that bear all `labels`."""
         query: dict[str, Any] = {"limit": "200", "search": search, "label": list(labels)}
         seen = 0
         while True:
@@ -139,7 +138,7 @@ class Registry:
         return _voice(self.ask("PATCH", path, json=change, headers=headers))
 
     def delete(self, voice: dict[str, Any]) -> None:
-        """Nothing is answered to that; a page that says "200 OK" is no deletion."""
+        """Delete what was read; only 204 counts: a page that says "200 OK" is no deletion."""
         answer = self.ask("DELETE", voice_path(voice["id"]), headers={"If-Match": etag(voice)})
         if answer.status_code != 204:
             raise Unexpected(answer, f"it answers {answer.status_code} to a deletion, not 204")
@@ -148,12 +147,12 @@ class Registry:
         return _voice(self.ask("POST", voice_path(name, "/rebuild")))
 
     def clip(self, name: str) -> tuple[bytes, str]:
-        """The reference clip, and the ending of a file of its kind."""
+        """Return the reference clip, and the ending of a file of its kind."""
         answer = self.ask("GET", voice_path(name, "/clip"), limit=CLIP_LIMIT)
         return answers.clip(answer)
 
     def is_registry(self) -> bool:
-        """Whether what answers, answers as one."""
+        """Tell whether what answers there answers as a registry does."""
         try:
             answers.parsed_json(self.ask("GET", "/healthz"), HEALTH)
             answers.parsed_json(self.ask("GET", "/voices", params={"limit": "1"}), PAGE)
@@ -163,10 +162,10 @@ class Registry:
 
 
 def when_ready(ask: Callable[[float], T]) -> T:
-    """What `ask` brings, which is given the seconds that it may wait for a GPU.
+    """Return what `ask` brings, called with the seconds that it may wait for a GPU.
 
-    It is asked again where the answer says when, for nothing has been done then: within COLD_S
-    while a GPU starts, else within BUSY_S. After that the last refusal stands.
+    It is called again where the refusal says when, for nothing has been done then: within COLD_S
+    while a GPU starts, else within BUSY_S. After that the last refusal is raised.
     """
     since_s, asked = time.monotonic(), 0
     while True:
@@ -195,7 +194,7 @@ def voice_path(reference: str, part: str = "") -> str:
 
 
 def etag(voice: dict[str, Any]) -> str:
-    """As the server makes it; a voice in a page comes without the header."""
+    """Make the ETag as the server does; a voice in a page comes without the header."""
     return f'"{voice["row_version"]}-{voice["id"][-8:]}"'
 
 
@@ -205,7 +204,7 @@ def _voice(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _refusal(answer: httpx.Response) -> bytes:
-    """As much of it as can be had: the status alone says that it is one."""
+    """Return as much of a refusal as can be had: the status alone says that it is one."""
     try:
         return answers.whole(answer, REFUSAL_LIMIT)
     except Unexpected:
@@ -224,7 +223,7 @@ def _with(answer: httpx.Response, content: bytes) -> httpx.Response:
 
 @contextmanager
 def connect(url: str, headers: dict[str, str], wait_s: float | None = None) -> Iterator[Registry]:
-    """With `wait_s`, each step of an answer may take no longer."""
+    """Connect to a registry; with `wait_s`, each step of an answer may take no longer."""
     with http_client(url, headers, wait_s) as http:
         yield Registry(http)
 

@@ -1,4 +1,4 @@
-"""The verbs on voices. Everything here is HTTP, to a registry or to a private server of its own."""
+"""The verbs on voices. All of them talk HTTP, to a registry or to a private server of their own."""
 
 import json
 from shlex import quote as quoted

@@ -39,7 +39,7 @@ class RequestRefused(click.ClickException):
 
 
 def retry_s(answer: httpx.Response) -> float | None:
-    """Return in how many seconds to ask again; None if the server wants no other try."""
+    """Return after how many seconds to ask again, for nothing was done; None if not told."""
     if answer.status_code not in (429, 503):
         return None
     after = answer.headers.get("Retry-After", "").strip()

@@ -92,7 +92,7 @@ def model(asked: DeployOptions) -> None:
     if kept and plan.inference_app in kept.apps:
         refuse_another(plan, now(kept))
     fetch(plan)
-    if kept and plan.inference_app in kept.apps:  # whose snapshot may be without it
+    if kept and plan.inference_app in kept.apps:  # its snapshot may be without the model
         send(plan, plan.inference_app, kept, False, "The model is there")
 
 

@@ -82,7 +82,7 @@ def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
 
 
 def tell_if_open(store: "VoiceStore") -> None:
-    """Nothing that is there is closed unasked: someone may have opened it on purpose."""
+    """Say if others can read the voices; nothing is closed unasked, as it may be meant so."""
     from registry.storage import private
 
     if all(map(private.is_open, (store.data.root, store.data.database))):
@@ -93,7 +93,7 @@ def tell_if_open(store: "VoiceStore") -> None:
 
 
 def tell_if_unfenced() -> None:
-    """Clips are opened with what there is; who serves strangers may want to know."""
+    """Say what this system refuses the program that opens clips, as strangers may send some."""
     from registry.audio.clips import ClipLimits, DecoderUnavailable, layers_lacking
 
     try:
@@ -125,7 +125,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
-    """Refuse to start without the model or with another one than the voices were made for."""
+    """Start to load the model; refuse a missing one, or one the voices were not made for."""
     with sentences():
         description = inference.describe()
         if store.model_in_use() is not None:

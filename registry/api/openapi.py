@@ -1,4 +1,4 @@
-"""What OpenAPI says of the answers: the codes of the problems by route, headers, bytes."""
+"""Describes the answers to OpenAPI: the codes of the problems by route, headers, bytes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -81,7 +81,7 @@ CONTENT_RANGE = {"Content-Range": "Which bytes, of how many."}
 
 
 def problems(*groups: Codes) -> Responses:
-    """The responses of these codes and of those that any route may have, by status."""
+    """Describe by status the problems of these codes, and those that any route may have."""
     return {status: _problem(status, codes) for status, codes in by_status(*groups).items()}
 
 
@@ -101,14 +101,14 @@ def _problem(status: int, codes: list[str]) -> dict[str, object]:
 
 
 def refusal(status: int, codes: Iterable[str], content: Mapping[str, object]) -> dict[str, object]:
-    """What is said of a status, in whichever shape."""
+    """Describe one status and its codes, in whichever shape."""
     described = " · ".join(f"`{code}`" for code in codes)
     about: dict[str, object] = {"description": described, "content": content}
     return about | ({"headers": headers(RETRY_AFTER)} if status == 503 else {})
 
 
 def headers(named: Mapping[str, str]) -> dict[str, object]:
-    """Of names and what they say."""
+    """Describe headers by name."""
     return {
         name: {"description": description, "schema": {"type": "string"}}
         for name, description in named.items()
@@ -120,7 +120,7 @@ def binary(kinds: Iterable[str]) -> dict[str, object]:
 
 
 def file(kinds: Iterable[str]) -> Responses:
-    """A whole file, a part of one, or nothing new."""
+    """Describe a whole file, a part of one, or the answer that nothing is new."""
     content = binary([*kinds, "application/octet-stream"])
     part = FILE_HEADERS | CONTENT_RANGE
     return {

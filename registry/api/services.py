@@ -1,4 +1,4 @@
-"""What the routes work with, made once by `create_app`."""
+"""The objects that the routes work with, made once by `create_app`."""
 
 import asyncio
 import logging
@@ -33,6 +33,8 @@ LINE = 256  # who wait to have one made: 3 ms for each as a rule, 0.3 s for the 
 
 @dataclass(frozen=True)
 class Services:
+    """The objects that every route may use."""
+
     settings: Settings
     store: VoiceStore
     inference: Inference
@@ -43,7 +45,7 @@ class Services:
     listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
 
     async def keep_purged(self) -> None:
-        """Remove surplus deleted voices now, and what may go later within an hour of that."""
+        """Remove surplus deleted voices now and every hour, as far as they may go then."""
         while True:
             with kept_for_now():
                 for part in await self._surplus():
@@ -53,7 +55,7 @@ class Services:
             await asyncio.sleep(PURGE_EVERY_S)
 
     async def purge_some(self) -> None:
-        """As much as a deletion may wait for: two, so that it never grows, and shrinks."""
+        """Remove two surplus voices: so few that a deletion may wait, and yet they get fewer."""
         with kept_for_now():
             for oldest in (await self._surplus())[:1]:
                 await to_its_end(self.store.purge, oldest, 2)
@@ -78,7 +80,7 @@ class Services:
 
 @contextmanager
 def kept_for_now() -> Iterator[None]:
-    """Deleted voices that can't be removed hinder nothing."""
+    """Log errors of a removal, which must hinder nothing else."""
     try:
         yield
     except (RegistryError, OSError) as error:

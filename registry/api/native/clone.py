@@ -1,7 +1,7 @@
-"""POST /clone: a clip and a text in, speech in the voice of the clip out. Nothing of it is kept.
+"""POST /clone: a clip and a text in, speech in the voice of the clip out. Nothing is kept.
 
-A route of its own, and no second form of POST /speak: in OpenAPI an operation has one body, one set
-of errors and one function in the clients that are made from it.
+It is a route of its own, and no second form of POST /speak: in OpenAPI an operation has one body,
+one set of errors and one function in the clients that are made from it.
 """
 
 from fastapi import APIRouter, Request, Response
@@ -22,6 +22,8 @@ router = APIRouter(tags=["speak"], route_class=CheckedRoute)
 
 
 class CloneForm(SpeechFields):
+    """The clip to speak like, with its words, and what to say."""
+
     model_config = ConfigDict(strict=False)  # a form has only words
 
     audio: ReferenceAudio

@@ -1,4 +1,4 @@
-"""Is the process alive, and can it answer? Neither question loads, wakes or waits for a model."""
+"""Tells whether the process lives, and can answer, without loading or waking a model."""
 
 from typing import Literal
 
@@ -15,10 +15,14 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
+    """The process is alive."""
+
     status: Literal["ok"] = "ok"
 
 
 class InferenceHealth(BaseModel):
+    """How busy the model is."""
+
     state: str
     queued: int = 0
     running: int = 0
@@ -28,6 +32,8 @@ class InferenceHealth(BaseModel):
 
 
 class Readiness(BaseModel):
+    """The model that can speak, and how busy it is."""
+
     status: Literal["ready"] = "ready"
     model: str | None
     inference: InferenceHealth

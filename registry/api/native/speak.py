@@ -38,7 +38,7 @@ Loudness = Annotated[float, Field(ge=-40, le=-12)]
 
 
 class SpeechFields(BaseModel):
-    """What to say, and how; not in whose voice."""
+    """The text to say, and how; not in whose voice."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -78,6 +78,8 @@ class SpeechFields(BaseModel):
 
 
 class SpeakRequest(SpeechFields):
+    """The text to say, how, and in which voice."""
+
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     voice: PlainText = Field(min_length=1, max_length=256, description="The voice's name or id.")
@@ -118,7 +120,7 @@ async def speak(
 def asked_for(
     request: Request, settings: Settings, body: SpeechFields, deadline: Deadline
 ) -> tuple[SpeechRequest, SpeechReply]:
-    """What `body` wants to hear, and how it is answered."""
+    """Return the speech that `body` asks for, and the reply that answers with it."""
     text = clean_text(body.text, settings.max_text)
     how = sending(request, stream=body.stream, events=body.stream_format == "sse")
     reply = SpeechReply(request, body.rendering(), how, settings.answer_s)

@@ -1,4 +1,4 @@
-"""Models, as OpenAI's clients list them: the names that they know, and the one that speaks.
+"""Lists models as OpenAI's clients do: the names that they know, and the one that speaks.
 
 `POST /v1/audio/speech` takes any name for it, so that no client has to be told another.
 """
@@ -21,6 +21,8 @@ FORCING = "tts-1-"  # begins the names that force a language: tts-1-de
 
 
 class Model(BaseModel):
+    """A name under which the model speaks."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -28,15 +30,21 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The list of models."""
+
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class ModelName(BaseModel):
+    """A model, by its id alone."""
+
     id: str
 
 
 class SpeechModels(BaseModel):
+    """The list of models, as Open WebUI reads it."""
+
     models: list[ModelName]
 
 
@@ -58,7 +66,7 @@ def list_models(services: ServicesDep) -> ModelList:
     responses=problems(of.MODEL, of.MODELS),
 )
 def read_model(model: str, services: ServicesDep) -> Model:
-    """One that forces a language has a name too, `tts-1-de`, though it is not listed."""
+    """Read a model; one that forces a language has a name too, `tts-1-de`, but is not listed."""
     names = _names(services)
     if model not in (*names, *_forcing(services)):
         raise ModelNotFound(f"No model {model[:80]!r}. There are {', '.join(names)}.")
@@ -85,6 +93,6 @@ def _forcing(services: Services) -> list[str]:
 
 
 def _created(services: Services) -> int:
-    """In seconds since the epoch, when the data directory took its model; 0 before."""
+    """Return when the data directory took its model, in seconds since the epoch; 0 before."""
     used = services.store.model_in_use()
     return 0 if used is None else int(datetime.fromisoformat(used.chosen_at).timestamp())

@@ -27,7 +27,7 @@ from registry.storage.volume.snapshots import (
     digest_of,
 )
 
-PATIENCE_S = 45.0  # that one write waits for another container's
+PATIENCE_S = 45.0  # how long one write waits for another container's
 EXPIRY_S = 20.0  # until a claim without an outcome is given up: several times what a write takes
 LOOK_S = 0.2  # between two looks at another's claim
 FRESH_S = 5.0  # for so long reads don't ask whether another container has written
