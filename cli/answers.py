@@ -37,6 +37,17 @@ VOICE: Shape = {
     "warnings": [str],
 }
 PAGE: Shape = {"data": [VOICE], "damaged": [str], "next": (str, None)}
+KEY: dict[Any, Shape] = {
+    "id": str,
+    "name": str,
+    "scopes": [str],
+    "voices": ([str], None),
+    "expires_at": (str, None),
+    "last_used_at": (str, None),
+    "revoked_at": (str, None),
+}
+NEW_KEY: Shape = {**KEY, "key": str}
+KEYS: Shape = {"data": [KEY]}
 PROBLEM: Shape = {"detail": str, "code": str}
 HEALTH: Shape = {"status": str}
 

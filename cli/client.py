@@ -11,7 +11,17 @@ import click
 import httpx
 
 from cli import answers, events
-from cli.answers import CLIP_LIMIT, HEALTH, JSON_LIMIT, PAGE, VOICE, SpeechHeaders, Unexpected
+from cli.answers import (
+    CLIP_LIMIT,
+    HEALTH,
+    JSON_LIMIT,
+    KEYS,
+    NEW_KEY,
+    PAGE,
+    VOICE,
+    SpeechHeaders,
+    Unexpected,
+)
 from cli.connection import http_client
 from cli.destination import shown
 from cli.output import say, write_wave
@@ -151,6 +161,22 @@ class Registry:
         answer = self.ask("GET", voice_path(name, "/clip"), limit=CLIP_LIMIT)
         return answers.clip(answer)
 
+    def list_keys(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = answers.parsed_json(self.ask("GET", "/keys"), KEYS)["data"]
+        return found
+
+    def create_key(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return _new_key(self.ask("POST", "/keys", json=asked))
+
+    def rotate_key(self, key_id: str, grace_s: int) -> dict[str, Any]:
+        path = f"/keys/{quote(key_id, safe='')}/rotate"
+        return _new_key(self.ask("POST", path, json={"grace_s": grace_s}))
+
+    def revoke_key(self, key_id: str) -> None:
+        answer = self.ask("DELETE", f"/keys/{quote(key_id, safe='')}")
+        if answer.status_code != 204:
+            raise Unexpected(answer, f"it answers {answer.status_code} to a revocation, not 204")
+
     def is_registry(self) -> bool:
         """Tell whether what answers there answers as a registry does."""
         try:
@@ -200,6 +226,11 @@ def etag(voice: dict[str, Any]) -> str:
 
 def _voice(answer: httpx.Response) -> dict[str, Any]:
     found: dict[str, Any] = answers.parsed_json(answer, VOICE)
+    return found
+
+
+def _new_key(answer: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = answers.parsed_json(answer, NEW_KEY)
     return found
 
 

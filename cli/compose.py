@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from registry.storage.store import VoiceStore
 
 HOME = "VOICES_HOME"
-OURS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_TOKEN_")  # the service has no such setting
+CLIENTS = ("VOICES_CONFIG_HOME", "VOICES_DEPLOY_", "VOICES_KEY", "VOICES_TOKEN_")  # no settings
 
 
 def load_settings(**overrides: object) -> "Settings":
@@ -33,7 +33,7 @@ def load_settings(**overrides: object) -> "Settings":
     from registry.settings import load_settings, variable
 
     given = {variable(k): str(v) for k, v in overrides.items() if v is not None}
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(OURS)} | given
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(CLIENTS)} | given
     named = environ.get(HOME)
     try:
         return load_settings(environ, Path(named) if named else data_folder(HOME))

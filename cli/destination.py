@@ -1,6 +1,6 @@
 """Where commands go: to the URL that was asked for, to the registry of `voices login`, or nowhere.
 
-It knows one file and URLs, and no HTTP. The token is meant for the stored origin and no other.
+It knows one file and URLs, and no HTTP. Token and key are meant for the stored origin and no other.
 """
 
 import json
@@ -24,6 +24,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 WAYS_OUT = "`voices login` writes it anew, `voices logout` removes it."
 LONGEST = 65_536  # characters of the file; it has some 200
 CONFIG_HOME = "VOICES_CONFIG_HOME"
+KEY_VARIABLE = "VOICES_KEY"
 TOKEN = re.compile(r"[\x21-\x7e]{1,500}")
 
 
@@ -40,16 +41,25 @@ class Login:
     url: str
     token_id: str | None = None
     token_secret: str | None = field(default=None, repr=False)
+    key: str | None = field(default=None, repr=False)
 
     def headers(self, url: str) -> dict[str, str]:
-        """The token for a request to `url`: nothing if that is another origin than its own.
+        """Token and key for a request to `url`: nothing if that is another origin than their own.
 
-        Raises ClickException rather than send it where others on the way can read it.
+        Raises ClickException rather than send them where others on the way can read them.
         """
-        if self.token_id is None or self.token_secret is None or not same_origin(url, self.url):
+        if not same_origin(url, self.url):
             return {}
-        refuse_plain(url)
-        return {"Modal-Key": self.token_id, "Modal-Secret": self.token_secret}
+        sent = {} if self.key is None else of_key(self.key)
+        if self.token_id is not None and self.token_secret is not None:
+            sent |= {"Modal-Key": self.token_id, "Modal-Secret": self.token_secret}
+        if sent:
+            refuse_plain(url)
+        return sent
+
+
+def of_key(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
 
 
 def parsed(url: str) -> "httpx.URL":
@@ -95,7 +105,8 @@ def refuse_plain(url: str) -> None:
     found = parsed(url)
     if found.scheme == "http" and not is_loopback(found.host):
         raise click.ClickException(
-            f"A token is not sent to {url}: over http:// all on the way can read it. Use https://."
+            f"No token or key is sent to {url}: over http:// all on the way can read it. "
+            "Use https://."
         )
 
 
@@ -116,7 +127,18 @@ def destination(asked: DestinationOptions) -> tuple[str, dict[str, str]] | None:
         return None
     if parsed(url).query or parsed(url).fragment:
         raise click.UsageError("The URL of a registry has no ? and no # in it.")
-    return url, login.headers(url) if login else {}
+    return url, (login.headers(url) if login else {}) | key_of_environment(url)
+
+
+def key_of_environment(url: str) -> dict[str, str]:
+    """Whoever names a key there means it for whatever the command asks."""
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        return {}
+    if not is_token(key):
+        raise click.UsageError(f"{KEY_VARIABLE} holds no key: it has blanks or strange characters.")
+    refuse_plain(url)
+    return of_key(key)
 
 
 def config_file() -> Path:
@@ -140,8 +162,8 @@ def stored() -> Login | None:
         raise click.ClickException(f"Can't read {path}: {error.strerror}. {WAYS_OUT}") from error
     if mode & OTHERS:
         raise click.ClickException(
-            f"Others on this machine can read {path}, where the token is: `chmod 600 {path}` "
-            "closes it. If they may have read it, log in with a new token."
+            f"Others on this machine can read {path}, which has a token or a key: "
+            f"`chmod 600 {path}` closes it. If they may have read it, log in with a new one."
         )
     return _parse(text, path)
 
@@ -155,6 +177,8 @@ def _parse(text: str, path: Path) -> Login:
         raise damaged from error
     token = (login.token_id, login.token_secret)
     if token != (None, None) and not all(map(is_token, token)):
+        raise damaged
+    if login.key is not None and not is_token(login.key):
         raise damaged
     return login
 
@@ -173,7 +197,7 @@ def keep(login: Login) -> Path:
         handle, part = tempfile.mkstemp(prefix=".login-", dir=path.parent)  # its mode is 0600
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(login), file, indent=2)
+                json.dump({k: v for k, v in asdict(login).items() if v is not None}, file, indent=2)
             os.replace(part, path)
         finally:
             with suppress(FileNotFoundError):

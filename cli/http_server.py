@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import h11
 import uvicorn
@@ -31,6 +31,13 @@ BYTES_PER_S = 50 * 1024
 UNREAD_S = 15.0  # until a reader that takes nothing makes room for others
 ABORT = "voices.abort"  # an extension of the scope: closes the connection, answered or not
 OUT_OF_RESOURCES = "socket.accept() out of system resource"
+
+
+class Client(Protocol):
+    """Whoever has one of the connections."""
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
 
 
 class LogThrottle:
@@ -75,14 +82,16 @@ class Timer:
 class Limits:
     """Limits shared by the connections of one server, and which of them wait.
 
-    `waiting` are those whose request the server waits for; `unread` those of whose
-    answer nothing has been taken since a monotonic time; the oldest come first.
+    `waiting` are those whose request the server waits for; `handshaking` those on which there is no
+    TLS yet; `unread` those of whose answer nothing has been taken since a monotonic time. The
+    oldest come first.
     """
 
     connections: int
     header_s: float = 10.0
     body_s: float = 60.0  # to read an answer, on top of its size at BYTES_PER_S
     waiting: dict["ClientConnection", None] = field(default_factory=dict)  # longest first
+    handshaking: dict[Client, None] = field(default_factory=dict)  # longest first
     unread: dict["ClientConnection", float] = field(default_factory=dict)  # since when
     may_log: LogThrottle = field(default_factory=LogThrottle)
 
@@ -138,8 +147,7 @@ class ClientConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
-            self._make_room()
+        self.make_room(self)
         self._limits.waiting[self] = None
         self._head_timer.set(self._limits.header_s)
 
@@ -223,17 +231,25 @@ class ClientConnection(H11Protocol):
         self._limits.unread.setdefault(self, time.monotonic())
         self._read_timer.set(self._limits.body_s + unread / BYTES_PER_S)
 
-    def _make_room(self) -> None:
-        """Close the connection that has waited longest and has nothing left to read.
+    def make_room(self, newcomer: Client) -> None:
+        """Close one connection if there are too many, that of the newcomer if all others work.
 
-        If there is none, one that reads nothing is closed; else this one.
+        It is the one that has waited longest for TLS or a request and has nothing left to read;
+        else one that reads nothing.
         """
-        if self._limits.may_log():
-            most = self._limits.connections
+        limits = self._limits
+        if len(self.connections) + len(limits.handshaking) <= limits.connections:
+            return
+        if limits.may_log():
+            most = limits.connections
             self.logger.warning("All %d connections are in use; those that wait make room.", most)
-        idle = (c for c in self._limits.waiting if not c.transport.get_write_buffer_size())
-        found = next(idle, None) or next(self._limits.lagging(), self)
-        self._limits.waiting.pop(found, None)
+        half_open = (client for client in limits.handshaking if client is not newcomer)
+        idle = (c for c in limits.waiting if not c.transport.get_write_buffer_size())
+        found = next(half_open, None) or next(idle, None) or next(limits.lagging(), newcomer)
+        if isinstance(found, ClientConnection):
+            limits.waiting.pop(found, None)
+        else:
+            limits.handshaking.pop(found, None)
         found.transport.abort()
 
     def _leave(self) -> None:
@@ -281,10 +297,19 @@ class Server(uvicorn.Server):
                     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def config(app: Any, limits: Limits, proxies: str = "", **options: Any) -> uvicorn.Config:
-    """Configure uvicorn; X-Forwarded-For and -Proto count only from one of `proxies`."""
+def config(
+    app: Any,
+    limits: Limits,
+    proxies: str = "",
+    client: Callable[..., asyncio.BaseProtocol] = ClientConnection,
+    **options: Any,
+) -> uvicorn.Config:
+    """Configure uvicorn; X-Forwarded-For and -Proto count only from one of `proxies`.
+
+    `client` is what stands for each connection.
+    """
     options |= {"proxy_headers": bool(proxies), "forwarded_allow_ips": proxies}
-    protocol = cast(type[asyncio.Protocol], partial(ClientConnection, limits=limits))
+    protocol = cast(type[asyncio.Protocol], partial(client, limits=limits))
     # httptools, which uvicorn would take, drops the body of a request that asks for an upgrade
     options |= {"ws": "none", "backlog": AT_ONCE, "h11_max_incomplete_event_size": HEAD_BYTES}
     return uvicorn.Config(app, http=protocol, **options)

@@ -23,7 +23,7 @@ from cli.output import (
     print_fields,
     print_json,
     print_line,
-    print_table,
+    print_voices,
     report,
     say,
     warn,
@@ -126,7 +126,7 @@ def list_voices(
     if as_json:
         print_json(found)
     elif found:
-        print_table(found)
+        print_voices(found)
     elif search or labels:
         say("No voice matches.")
     elif not damaged:

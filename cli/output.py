@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -84,23 +84,37 @@ def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
         say(one_paragraph(message))
 
 
-def print_table(voices: list[dict[str, Any]]) -> None:
+def print_voices(voices: list[dict[str, Any]]) -> None:
     """On a terminal names are whole and ids are short; what reads a pipe gets all of both."""
+    rows = [[_cell(text) for text in _table_row(voice)] for voice in voices]
+    if _width_of(rows) > _width():
+        rows = [[*row[:-1], f"{row[-1][:SHORT_ID]}…"] for row in rows]
+    print_table(HEADINGS, rows, ("LABELS", "DESCRIPTION"))
+
+
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], wrapped: Collection[str]
+) -> None:
+    """What is too long for a terminal is `wrapped`, or cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    rows = [[visible(" ".join(cell.split())) for cell in _table_row(voice)] for voice in voices]
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
-    if _width_of(rows) > width:
-        rows = [[*row[:-1], f"{row[-1][:SHORT_ID]}…"] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in HEADINGS:
-        wraps = heading in ("LABELS", "DESCRIPTION")
+    for heading in headings:
+        wraps = heading in wrapped
         table.add_column(heading, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for row in rows:
-        table.add_row(*row)
-    Console(markup=False, highlight=False, width=width).print(table)
+        table.add_row(*map(_cell, row))
+    Console(markup=False, highlight=False, width=_width()).print(table)
+
+
+def _cell(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
 
 
 def _width_of(rows: list[list[str]]) -> int:

@@ -34,7 +34,8 @@ class RequestRefused(click.ClickException):
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__(sentence(answer))
         self.status = answer.status_code
-        self.is_cold = _problem(answer).get("code") == "gpu-cold"
+        self.code = _problem(answer).get("code")
+        self.is_cold = self.code == "gpu-cold"
         self.retry_s = retry_s(answer)
 
 
@@ -65,7 +66,7 @@ def _problem(answer: httpx.Response) -> dict[str, str]:
 def sentence(answer: httpx.Response) -> str:
     """Return the registry's own sentence, or explain the status."""
     if problem := _problem(answer):
-        return one_line(problem["detail"])
+        return one_line(problem["detail"]) + _about_key(answer, problem["code"])
     if answer.status_code in (401, 403):
         return _about_token(answer)
     place = answer.request.url.copy_with(query=None, userinfo=b"")
@@ -92,8 +93,18 @@ def _joined(base: httpx.URL, text: str) -> httpx.URL | None:
         return None
 
 
+def _about_key(answer: httpx.Response, code: str) -> str:
+    if code not in ("key-missing", "key-invalid"):
+        return ""
+    return f" `voices login {_base(answer)}` takes one and stores it."
+
+
+def _base(answer: httpx.Response) -> str:
+    return str(answer.request.url.copy_with(path="/", query=None, userinfo=b"")).rstrip("/")
+
+
 def _about_token(answer: httpx.Response) -> str:
-    base = str(answer.request.url.copy_with(path="/", query=None, userinfo=b"")).rstrip("/")
+    base = _base(answer)
     if token_id := answer.request.headers.get("Modal-Key"):
         return (
             f"{base} does not accept the token {token_id}{_line(answer)}. With a proxy token of "

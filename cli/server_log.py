@@ -30,7 +30,7 @@ class _Line(Formatter):
         return super().format(shown)
 
     def formatException(self, ei: Any) -> str:
-        return visible(super().formatException(ei))
+        return _without_keys(visible(super().formatException(ei)))
 
 
 class LogLine(_Line, DefaultFormatter):
@@ -48,10 +48,16 @@ class AccessLine(_Line, AccessFormatter):
 def _one_line(value: object) -> object:
     if isinstance(value, int | float):
         return value
-    text = str(value)
+    text = _without_keys(str(value))
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}… ({len(text):,} characters)"
     return visible(text).replace("\n", "\\n")
+
+
+def _without_keys(text: str) -> str:
+    from registry.keys.secret import without_keys
+
+    return without_keys(text)
 
 
 def log_config() -> dict[str, Any]:

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "backup": "cli.commands.backup",
     "restore": "cli.commands.backup",
     "deploy": "cli.commands.deploy",
+    "keys": "cli.commands.keys",
     "login": "cli.commands.login",
     "logout": "cli.commands.login",
     "where": "cli.commands.login",

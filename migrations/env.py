@@ -9,7 +9,8 @@ from typing import Any
 from alembic import context
 from sqlmodel import SQLModel
 
-import registry.storage.tables  # noqa: F401  registers the tables
+import registry.storage.keys
+import registry.storage.tables  # noqa: F401  registers the tables, as does .keys
 
 
 def say_who_may_use_it(ctx: Any, step: Any, heads: object, run_args: object) -> None:

@@ -6,16 +6,19 @@ A local server, a private socket and Modal all serve this app.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import Scope
 
 from registry import VERSION
 from registry.api import docs, problems
+from registry.api.access import KeyCheck, describe
 from registry.api.cross_origin import allow_origins
 from registry.api.fair_requests import FairRequests
 from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
-from registry.api.native import clone, health, speak, voices
+from registry.api.native import clone, health, keys, speak, voices
 from registry.api.openai import errors as openai_errors
 from registry.api.openai import models as openai_models
 from registry.api.openai import speech as openai_speech
@@ -27,6 +30,7 @@ from registry.api.requests import MIB, BodyLimit, HeadAsGet
 from registry.api.services import Services
 from registry.api.uploads import Uploads, client_of
 from registry.contract import Inference
+from registry.keys.keyring import Keyring
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
 from registry.threads import to_its_end
@@ -35,6 +39,9 @@ from registry.voices.enrolment import Enroller
 from registry.voices.speech import Speaker
 from registry.voices.trial import LIMIT_S
 
+ROUTERS = [module.router for module in (voices, speak, clone, keys, health)]
+ROUTERS += [module.router for module in (openai_speech, openai_voices, openai_models, docs)]
+ROUTES = [cast(APIRoute, route) for router in ROUTERS for route in router.routes]
 DESCRIPTION = """Enrol a voice once, speak with it by name.
 
 Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a sentence for people.
@@ -42,12 +49,19 @@ Every error is a problem document (RFC 9457): a stable `code`, and `detail`, a s
 
 
 def create_app(
-    store: VoiceStore, inference: Inference, settings: Settings, *, is_server: bool = False
+    store: VoiceStore,
+    inference: Inference,
+    settings: Settings,
+    *,
+    is_server: bool = False,
+    asks_keys: bool = False,
 ) -> FastAPI:
     """Build the app. A server also removes surplus deleted voices by itself, at times.
 
-    What serves a single command does not, for its settings may not be the server's.
+    What serves a single command does not, for its settings may not be the server's. Whoever asks
+    needs a key if it `asks_keys`; else everybody may do everything.
     """
+    keyring = Keyring(store)
     enroller = Enroller(
         store,
         inference,
@@ -58,14 +72,18 @@ def create_app(
     speaker = Speaker(store, inference, enroller)
     cloner = Cloner(store, inference, enroller)
     uploads = Uploads(store.data.uploads)
-    services = Services(settings, store, inference, enroller, speaker, cloner, uploads)
+    services = Services(settings, store, inference, enroller, speaker, cloner, uploads, keyring)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        purge = asyncio.create_task(services.keep_purged() if is_server else asyncio.sleep(0))
+        chores = [services.keep_purged()] if is_server else []
+        chores += [keyring.keep_noting()] if asks_keys else []
+        tasks = [asyncio.create_task(chore) for chore in chores]
         yield
-        purge.cancel()
-        await asyncio.wait([purge])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await keyring.note_use()
         await to_its_end(inference.close)  # while the loop goes on: who was cut off tidies up
         await app.state.services.end_unfinished()
         store.close()
@@ -76,7 +94,8 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # registry.api.docs serves it, without the network
+        openapi_url=None,  # registry.api.docs serves both, without the network
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
         responses=problems.RESPONSES,
@@ -92,14 +111,16 @@ def create_app(
         coming=lambda: speaker.line.coming,
     )
     app.add_middleware(Gate, asks=asks(speaker, uploads))
+    if asks_keys:
+        app.add_middleware(KeyCheck, keyring=keyring, routes=ROUTES)
+        describe(app, ROUTES)
     app.add_middleware(RequestLimit, most=settings.max_requests)
     app.add_middleware(Pace, grace_s=settings.body_timeout_s)
     if settings.allowed_origins:
         allow_origins(app, settings.allowed_origins.split(","))
     problems.add_handlers(app, render_of)
-    ours, openai = (voices, speak, clone, health), (openai_speech, openai_voices, openai_models)
-    for module in (*ours, *openai, docs):
-        app.include_router(module.router)
+    for router in ROUTERS:
+        app.include_router(router)
     return app
 
 

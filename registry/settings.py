@@ -134,6 +134,11 @@ class Settings(BaseModel):
         "with their files, when another is deleted, when a server starts, and hourly. Commands "
         "that work without a server remove some after `voices rm` only.",
     )
+    auth: Literal["auto", "on"] = Field(
+        "auto",
+        description="`on`: `voices serve` asks everybody for a [key](security.md#keys), on this "
+        "machine too, as behind a proxy. `auto`: only where it listens beyond loopback.",
+    )
     allowed_origins: str = Field(
         "",
         pattern=rf"^(\*|{ORIGIN}(,{ORIGIN})*)?$",

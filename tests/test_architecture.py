@@ -68,10 +68,11 @@ def test_one_module_knows_how_sqlite_does_what_the_storage_wants() -> None:
 
 
 LAYERS = (  # of the registry: each imports of itself and of those before it
-    ("contract", "errors", "invisible", "threads"),
+    ("contract", "errors", "key_errors", "invisible", "threads"),
     ("names", "text", "settings"),
     ("audio",),
     ("storage",),
+    ("keys",),
     ("speech",),
     ("upkeep",),
     ("storage.volume",),

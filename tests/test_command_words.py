@@ -198,7 +198,7 @@ def test_a_narrow_terminal_shortens_the_id_and_no_name(
     found = json.loads(voices("list", "--json").stdout)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    output.print_table(found)
+    output.print_voices(found)
     printed = capsys.readouterr().out
     assert "Bartholomew the Elder" in printed and f"{found[0]['id'][:14]}…" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if "\x1b" not in line)

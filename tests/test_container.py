@@ -15,7 +15,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from cli.commands.serve import GRACEFUL_STOP_S, refuse_strangers, serve
+from cli.commands.serve import GRACEFUL_STOP_S, asks_keys, serve
 from cli.main import cli
 from registry.api.host_and_origin import Hosts
 from registry.settings import Settings
@@ -92,7 +92,7 @@ def test_what_the_image_keeps_is_on_the_volumes() -> None:
 
 def test_the_image_serves_on_the_port_that_it_and_compose_name() -> None:
     options = served()
-    refuse_strangers(str(options["host"]), bool(options["insecure_no_auth"]))
+    assert not asks_keys(str(options["host"]), "auto", bool(options["insecure_no_auth"]))
     assert instructions("EXPOSE") == [str(options["port"])]
     for service in SERVICES.values():
         assert service["ports"] == [f"127.0.0.1:{options['port']}:{options['port']}"]

@@ -246,6 +246,7 @@ def test_one_command_deploys_all_of_it(first: tuple[ModalServer, Done]) -> None:
 OTHERS = (
     *("--gpu", "L4", "--region", "eu", "--min-containers", "1", "--scaledown", "120"),
     *("--slots", "8", "--snapshot", "off", "--no-proxy-auth", "--hf-secret", "huggingface-token"),
+    "--keys",
 )
 
 
@@ -463,11 +464,12 @@ def test_what_changes_is_asked_about_first(voices: Voices, small: ModalServer) -
 
 @pytest.mark.slow
 def test_a_setting_can_be_taken_back(voices: Voices, server: ModalServer) -> None:
-    given = ("--region", "eu", "--no-proxy-auth", "--hf-secret", "mine")
+    given = ("--region", "eu", "--no-proxy-auth", "--keys", "--hf-secret", "mine")
     voices(*given, "--yes", **server.environ)
-    back = ("--region", "any", "--proxy-auth", "--hf-secret", "none")
+    back = ("--region", "any", "--proxy-auth", "--no-keys", "--hf-secret", "none")
     said = voices(*back, "--yes", **server.environ).stderr
-    for line in ("region: eu → none", "proxy-auth: no → yes", "hf-secret: mine → none"):
+    changed = ("region: eu → none", "proxy-auth: no → yes", "keys: yes → no")
+    for line in (*changed, "hf-secret: mine → none"):
         assert f"  {line}\n" in said
     assert not server.functions["Voices.*"].scheduler_placement.regions
     assert server.functions["api"].webhook_config.requires_proxy_auth

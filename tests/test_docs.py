@@ -24,7 +24,7 @@ from inference import engine
 from inference.engine import EngineConfig, frame_budget
 from inference.models.catalog import LocatedModel
 from inference.serving.service import InferenceService
-from registry import errors, names
+from registry import errors, key_errors, names
 from registry.api import problems, requests
 from registry.api.native.speak import SpeakRequest
 from registry.api.openai import errors as openai_errors
@@ -43,7 +43,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 STORAGE = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
 ENGINE = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
-ERRORS = (errors, openai_errors)
+ERRORS = (errors, key_errors, openai_errors)
 ENGINE_SOURCES = ROOT / "inference" / "engine"
 
 

@@ -2,7 +2,7 @@
 
 import pickle
 
-from registry import errors
+from registry import errors, key_errors
 from registry.errors import (
     ClipUnusable,
     GpuCold,
@@ -32,7 +32,8 @@ def test_errors_survive_pickling_whatever_they_are_made_of() -> None:
 
 
 def test_no_two_errors_have_a_code_of_their_own_that_is_the_same() -> None:
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, Exception)]
+    named = vars(errors) | vars(key_errors)
+    kinds = [k for k in named.values() if isinstance(k, type) and issubclass(k, Exception)]
     own = [
         vars(kind)[name] for kind in kinds for name in ("code", "wire_code") if vars(kind).get(name)
     ]

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from clips import file, tone
 from fakes import FakeInference
+from keys import key_for
 from serving import serving
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cli.destination import Login, config_file
 from cli.main import cli
 from registry.app import create_app
+from registry.keys.secret import new_id, new_key
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
@@ -54,7 +56,7 @@ class Gate:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the login, in a folder of its own; the data directory is one too."""
     monkeypatch.chdir(tmp_path)
-    for name in ("VOICES_URL", "VOICES_TOKEN_ID", "VOICES_TOKEN_SECRET"):
+    for name in ("VOICES_URL", "VOICES_KEY", "VOICES_TOKEN_ID", "VOICES_TOKEN_SECRET"):
         monkeypatch.delenv(name, raising=False)
     for name in ("home", "config"):
         variable = {"home": "VOICES_HOME", "config": "VOICES_CONFIG_HOME"}[name]
@@ -150,14 +152,14 @@ def test_a_terminal_is_asked_and_does_not_echo_the_secret(url: str, config: Path
     )
     os.close(theirs)
     seen = b""
-    for awaited, answer in (("Token id", ID), ("Token secret", SECRET), ("Logged in", "")):
+    for awaited, answer in (("Key (vr_", ID), ("Token secret", SECRET), ("Logged in", "")):
         while awaited.encode() not in seen:
             seen += (part := os.read(ours, 1000))
             assert part, seen
         os.write(ours, f"{answer}\n".encode())
     assert process.wait(30) == 0
     os.close(ours)
-    assert ID.encode() in seen and SECRET.encode() not in seen
+    assert ID.encode() not in seen and SECRET.encode() not in seen
     assert json.loads(config.read_text())["token_secret"] == SECRET
 
 
@@ -201,7 +203,7 @@ def test_no_token_means_none_is_sent(voices: Voices, config: Path) -> None:
     with serving(other) as client:
         voices("login", address(client), "--no-token")
         voices("list")
-        assert "without a token" in voices("where").stderr
+        assert "without a token or key" in voices("where").stderr
     assert set(other.tokens) == {None}
 
 
@@ -260,7 +262,7 @@ def keep_login(url: str, mode: int = 0o600, **fields: object) -> None:
 
 
 def test_a_token_never_travels_over_plain_http(voices: Voices, config: Path) -> None:
-    said = "Error: A token is not sent to http://ann.example: over http:// all on the way can read"
+    said = "Error: No token or key is sent to http://ann.example: over http:// all on the way can"
     assert said in voices("login", "http://ann.example", input=PIPED, code=1).stderr
     keep_login("http://ann.example")
     assert said in voices("list", code=1).stderr
@@ -291,6 +293,7 @@ def test_local_and_url_go_before_the_login(voices: Voices, url: str, gate: Gate)
         "url": url,
         "home": None,
         "token_id": ID,
+        "key_id": None,
         "because": "",
     }
     assert "contradict" in voices("--local", "--url", url, "list", code=2).stderr
@@ -350,7 +353,10 @@ def test_a_damaged_file_is_said(voices: Voices, config: Path, content: bytes) ->
         (("https://ann.example",), b"wk-1\n", "no terminal to ask"),
         (("https://ann.example",), b"ak-1\nas-1\n", "a token of the Modal account (ak-…)"),
         (("https://ann.example",), b"wk-1\nas-1\n", "a token of the Modal account (as-…)"),
-        (("https://ann.example",), b"wk 1\nws-1\n", "no token"),
+        (("https://ann.example",), b"wk-1 1\nws-1\n", "no token"),
+        (("https://ann.example",), b"ws-1\n", "no whole key"),
+        (("https://ann.example", "--key", "vr_x"), b"", "no whole key"),
+        (("https://ann.example", "--key", new_key(new_id())[:-1]), b"", "no whole key"),
         (("https://ann:pass@ann.example",), PIPED, "no user"),
         (("https://ann.example/?a=1",), PIPED, "no user"),
         (("ann.example",), PIPED, "not an http:// or https:// URL"),
@@ -362,6 +368,68 @@ def test_wrong_usage_is_a_sentence_and_nothing_is_kept(
 ) -> None:
     assert said in voices("login", *arguments, input=piped, code=2).stderr
     assert not config.exists()
+
+
+# Keys
+
+
+@pytest.fixture
+def asking(store: VoiceStore, fake: FakeInference) -> Iterator[str]:
+    with serving(create_app(store, fake, Settings(home=store.data.root), asks_keys=True)) as client:
+        yield address(client)
+
+
+def test_a_key_is_stored_and_sent(
+    voices: Voices, asking: str, store: VoiceStore, config: Path
+) -> None:
+    key = key_for(store, "voices:read", "voices:write")
+    for given in ((("--key", key), None), ((), f"{key}\n".encode())):
+        voices("login", asking, *given[0], input=given[1])
+        assert json.loads(config.read_text()) == {"url": asking, "key": key}
+        assert "No voices yet" in voices("list").stderr
+        voices("logout")
+    refused = voices("--url", asking, "list", code=1).stderr
+    assert "asks for a key" in refused and f"`voices login {asking}` takes one" in refused
+    voices("login", asking, "--key", new_key(new_id()), code=1)
+    assert not config.exists()
+
+
+def test_a_key_of_the_environment_goes_where_the_command_goes(
+    voices: Voices, asking: str, store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICES_KEY", key_for(store, "voices:read"))
+    assert "No voices yet" in voices("--url", asking, "list").stderr
+    assert "with the key" in voices("--url", asking, "where").stderr
+    said = voices("--url", "http://ann.example", "list", code=1).stderr
+    assert "No token or key is sent to http://ann.example" in said
+    assert "No voices yet" in voices("--local", "list").stderr, "it is no setting of a server"
+    monkeypatch.setenv("VOICES_KEY", "two words")
+    assert "VOICES_KEY holds no key" in voices("--url", asking, "list", code=2).stderr
+
+
+def test_a_token_and_a_key_go_together(
+    voices: Voices, store: VoiceStore, fake: FakeInference, config: Path
+) -> None:
+    gate = Gate(create_app(store, fake, Settings(home=store.data.root), asks_keys=True))
+    key = key_for(store, "admin")
+    with serving(gate) as client:
+        url = address(client)
+        voices("login", url, input=PIPED, code=2)
+        voices("login", url, input=PIPED + key.encode())
+        assert json.loads(config.read_text())["key"] == key
+        assert "a test" in voices("keys", "list").stdout
+        assert gate.tokens[-1] == (ID, SECRET)
+        where = voices("where")
+        assert f"with the token {ID} and the key {key.split('_')[1]}" in where.stderr
+        assert json.loads(voices("where", "--json").stdout)["key_id"] == key.split("_")[1]
+        assert key.split("_")[2] not in where.output
+    assert key.split("_")[2] not in repr(Login(url, ID, SECRET, key))
+
+
+def test_a_key_goes_to_its_own_origin_only() -> None:
+    login = Login("https://ann.example", key=new_key(new_id()))
+    assert login.headers("https://ann.example/")
+    assert login.headers("https://bob.example") == login.headers("http://ann.example") == {}
 
 
 def test_the_folder_is_the_users_own_by_default(monkeypatch: pytest.MonkeyPatch) -> None:

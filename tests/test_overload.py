@@ -110,7 +110,7 @@ def test_the_last_places_for_speech_are_for_other_addresses(
             fake.pace.until_asked()
         refused = client.post("/speak", json=SPEAK)
         assert problem(refused) == (503, "overloaded")
-        assert "of this address" in refused.json()["detail"] and refused.headers["retry-after"]
+        assert "of this client" in refused.json()["detail"] and refused.headers["retry-after"]
         transport = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(transport=transport, base_url=client.base_url, timeout=60) as other:
             others = threads.submit(other.post, "/speak", json=SPEAK)
@@ -130,10 +130,10 @@ def test_of_a_burst_no_more_ask_the_database_than_can_wait(
     fake.room_in_line = 2
     both, go, get = threading.Barrier(3), threading.Event(), store.get
 
-    def slow(reference: str) -> object:
+    def slow(reference: str, only: object) -> object:
         both.wait(PATIENCE_S)
         assert go.wait(PATIENCE_S)
-        return get(reference)
+        return get(reference, only)
 
     monkeypatch.setattr(store, "get", slow)
     with ThreadPoolExecutor(2) as threads:

@@ -8,10 +8,14 @@ import pytest
 from faults import noise
 from local_remote import FakeVolume
 from modal_volume import Cloud, Dict
+from serving import serving
 from volume_faults import Site
 
 from registry.contract import ModelRef
 from registry.modal import app
+from registry.modal.plan import Deployment
+from registry.storage.data_dir import DataDir
+from registry.storage.store import VoiceStore
 from registry.storage.volume.store import VolumeStore
 
 pytestmark = [
@@ -71,3 +75,15 @@ def test_the_model_is_changed_on_purpose(cloud: Cloud, tmp_path: Path) -> None:
     assert app.use_model.local() == "The voices here now use a/b@r1."
     used = app.open_store().model_in_use()
     assert used is not None and (used.source, used.revision) == ("a/b@r1", "r1")
+
+
+@pytest.mark.filterwarnings("ignore:The api function:UserWarning")
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_deployed_registry_asks_for_a_key_if_its_plan_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: bool
+) -> None:
+    store = VoiceStore(DataDir(tmp_path))
+    monkeypatch.setattr(app, "open_store", lambda: store)
+    monkeypatch.setattr(app, "plan", Deployment(keys=keys))
+    with serving(app.api.local()) as client:
+        assert client.get("/voices").status_code == (401 if keys else 200)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     log: list[str] = field(default_factory=list)
+    trusts: Path | None = None  # a certificate, where it speaks HTTPS
 
     @property
     def port(self) -> int:
@@ -43,6 +45,11 @@ class Server:
 
     def ask(self, method: str, path: str, body: str = "", **headers: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if self.trusts is not None:
+            context = ssl.create_default_context(cafile=self.trusts)
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=60, context=context
+            )
         try:
             connection.request(method, path, body.encode(), headers)
             answer = connection.getresponse()
@@ -64,7 +71,7 @@ def served(
     process = subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = ""
-    while "on http://" not in said:
+    while not re.search("on https?://", said):
         said = process.stderr.readline()
         assert said, "the server ended before it said where it listens"
     server = Server(process, said.rpartition("on ")[2].strip())

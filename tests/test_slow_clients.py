@@ -463,5 +463,5 @@ def test_running_out_of_descriptors_is_said_once(clients: Callable[..., socket.s
 def test_what_is_overridden_of_uvicorn_is_there() -> None:
     """None of it is promised: a release that renames a part of it must not pass unseen."""
     own = {name for name, value in vars(ClientConnection).items() if callable(value)}
-    named = {name for name in own if not name.startswith("_")}
+    named = {name for name in own if not name.startswith("_")} - {"make_room"}
     assert named and all(callable(getattr(H11Protocol, name, None)) for name in named)

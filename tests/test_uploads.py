@@ -331,7 +331,7 @@ def test_the_last_places_are_for_other_clients(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path)
     for _ in range(OF_ONE_CLIENT):
         uploads.begin("one", coming())
-    with pytest.raises(ServerBusy, match="of one address"):
+    with pytest.raises(ServerBusy, match="of one client"):
         uploads.begin("one", coming())
     last = [uploads.begin(f"other {i}", coming()) for i in range(AT_ONCE - OF_ONE_CLIENT)]
     with pytest.raises(ServerBusy, match=f"{AT_ONCE} clips"):

@@ -125,6 +125,8 @@ def restore(context: click.Context, file: BinaryIO, force: bool) -> None:
     manifest = restored.manifest
     say(one_paragraph(f"Restored {contents(manifest)} to {home}, as of {manifest.created_at}."))
     tell_missing(manifest)
+    if restored.keys_lost:
+        say("Note: the keys that were here can't be read. `voices keys create` makes new ones.")
     if restored.before:
         say(one_paragraph(f"What was there before is in {restored.before}."))
 

@@ -9,7 +9,7 @@ import click
 
 from cli import compose
 from cli.filenames import format_for
-from cli.output import new_file, print_line, print_table, refuse_overwriting, say, write_wave
+from cli.output import new_file, print_line, print_voices, refuse_overwriting, say, write_wave
 from cli.pitch import median_pitch_hz
 from cli.private_server import private_registry
 from cli.session import progress
@@ -60,7 +60,7 @@ def demo(home: Path, output: Path) -> None:
     with private_registry(settings) as voices:
         for name in VOICES:
             enrol(voices, name)
-        print_table([voice for page in voices.pages() for voice in page["data"]])
+        print_voices([voice for page in voices.pages() for voice in page["data"]])
         spoken = {name: speak(voices, name) for name in VOICES}
     with new_file(output, force=True) as file:
         write_wave(file, spoken.values(), RATE)

@@ -38,8 +38,7 @@ def deploy(
     only: str | None,
     again: bool,
     dry_run: bool,
-    proxy_auth: bool | None,
-    **options: str | None,
+    **options: str | bool | None,
 ) -> None:
     """Put a registry on Modal, with a GPU that costs nothing while nobody speaks.
 
@@ -55,7 +54,7 @@ def deploy(
       voices deploy --gpu L4 --scaledown 120
       voices deploy --name team status
     """
-    asked = DeployOptions.of(proxy_auth, **options)
+    asked = DeployOptions.of(**options)
     plan = asked.plan()
     context.obj = asked
     if context.invoked_subcommand is None:

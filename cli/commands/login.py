@@ -1,16 +1,19 @@
 """`voices login`, `logout`, `where`: which registry the commands talk to from now on."""
 
 import sys
+from dataclasses import replace
 
 import click
 
 from cli.destination import (
+    KEY_VARIABLE,
     DestinationOptions,
     Login,
     config_file,
     forget,
     is_token,
     keep,
+    key_of_environment,
     parsed,
     refuse_plain,
     stored,
@@ -21,39 +24,43 @@ from cli.output import print_json, print_path, say
 
 @click.command()
 @click.argument("url", type=WORDS)
-@click.option("--token-id", envvar="VOICES_TOKEN_ID", help="It begins with wk-.")
 @click.option(
-    "--token-secret",
-    envvar="VOICES_TOKEN_SECRET",
-    help="It begins with ws-. Others on this machine can see it here: better pipe it, or be asked.",
+    "--key",
+    envvar=KEY_VARIABLE,
+    help="It begins with vr_. Others on this machine can see it here: better pipe it, or be asked.",
 )
-@click.option("--no-token", is_flag=True, help="The registry asks nobody for a token.")
+@click.option("--token-id", envvar="VOICES_TOKEN_ID", help="Of Modal; it begins with wk-.")
+@click.option(
+    "--token-secret", envvar="VOICES_TOKEN_SECRET", help="It begins with ws-; as visible as a key."
+)
+@click.option("--no-token", is_flag=True, help="The registry asks nobody for a token or a key.")
 @click.pass_context
 def login(
     context: click.Context,
     url: str,
+    key: str | None,
     token_id: str | None,
     token_secret: str | None,
     no_token: bool,
 ) -> None:
-    """Send the commands to a registry from now on, with a token that it accepts.
+    """Send the commands to a registry from now on, with a key or a token that it accepts.
 
-    Asks for what is missing of a Modal proxy token, or reads it from a pipe, a line for the id and
-    a line for the secret. Checks it with the registry, then stores both in a file that only you
-    can read. The token goes to the scheme, host and port of URL and nowhere else.
+    Asks for what is missing, or reads it from a pipe: a line for the key (vr_…), or for a Modal
+    proxy token a line for its id (wk-…) and a line for its secret; and then, if the registry
+    behind it asks for one, a line for the key. Checks all with the registry, then stores it in a
+    file that only you can read. It goes to the scheme, host and port of URL and nowhere else.
 
     \b
     Examples:
-      voices login https://ann--voices-registry-api.modal.run
-      pass show modal | voices login https://ann--voices-registry-api.modal.run
+      voices login https://voices.example.org
+      pass show voices | voices login https://voices.example.org
     """
     address = registry_address(url)
-    if no_token:
-        found = Login(address)
-    else:
+    found = Login(address)
+    if not no_token:
         refuse_plain(address)
-        found = Login(address, *token(token_id, token_secret))
-    check(found)
+        found = credentials(found, key, token_id, token_secret)
+    found = checked(found, may_ask=not no_token)
     path = keep(found)
     say(f"Logged in: the commands go to {address}, as {path} says, until `voices logout`.")
     if context.find_root().obj.url:
@@ -67,26 +74,46 @@ def registry_address(url: str) -> str:
     return str(found).rstrip("/")
 
 
-def token(token_id: str | None, token_secret: str | None) -> tuple[str, str]:
-    """Both parts, asked for as far as they are not given; neither is ever shown."""
-    token_id = token_id or ask("Token id (wk-…)", hidden=False)
+def credentials(
+    found: Login, key: str | None, token_id: str | None, token_secret: str | None
+) -> Login:
+    """What was given, or else what is asked for; it is never shown."""
+    if key is None and token_id is None:
+        first = ask("Key (vr_…), or id of a Modal token (wk-…)")
+        key, token_id = (None, first) if first.startswith(("wk-", "ak-")) else (first, None)
+    if key is not None:
+        found = replace(found, key=checked_key(key))
+    if token_id is None:
+        return found
     refuse_other_kinds(token_id, "wk-", "ak-")
-    token_secret = token_secret or ask("Token secret (ws-…)", hidden=True)
+    token_secret = token_secret or ask("Token secret (ws-…)")
     refuse_other_kinds(token_secret, "ws-", "as-")
-    return token_id, token_secret
+    return replace(found, token_id=token_id, token_secret=token_secret)
 
 
-def ask(what: str, hidden: bool) -> str:
-    """From the terminal; where there is none, the next line of stdin."""
+def ask(what: str) -> str:
+    """From the terminal, which does not show it; where there is none, the next line of stdin."""
     if sys.stdin.isatty():
-        answer: str = click.prompt(what, hide_input=hidden, err=True)
+        answer: str = click.prompt(what, hide_input=True, err=True)
         return answer.strip()
     if line := sys.stdin.readline().strip():
         return line
     raise click.UsageError(
-        "There is no terminal to ask for the token, and stdin has no line for it. Pipe the id and "
-        "the secret, set VOICES_TOKEN_ID and VOICES_TOKEN_SECRET, or give --no-token."
+        "There is no terminal to ask, and stdin has no line for it. Pipe the key, or a token's id "
+        f"and secret; set {KEY_VARIABLE}, or VOICES_TOKEN_ID and VOICES_TOKEN_SECRET; or give "
+        "--no-token."
     )
+
+
+def checked_key(key: str) -> str:
+    """Whether it is one at all, which its check tells without a server."""
+    from registry.keys.secret import presented
+
+    if presented(key) is None:
+        raise click.UsageError(
+            "That is no whole key: it begins with vr_, and a character is wrong or missing."
+        )
+    return key
 
 
 def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
@@ -100,8 +127,22 @@ def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
         raise click.UsageError("That is no token: it has blanks or strange characters in it.")
 
 
+def checked(found: Login, *, may_ask: bool) -> Login:
+    """With the key that the registry asks for, if it does behind a token that it takes."""
+    from cli.refusals import RequestRefused
+
+    try:
+        check(found)
+    except RequestRefused as refused:
+        if not may_ask or refused.code != "key-missing":
+            raise
+        found = replace(found, key=checked_key(ask("Key (vr_…)")))
+        check(found)
+    return found
+
+
 def check(login: Login) -> None:
-    """Raises unless a voice registry answers there, and lets this token in."""
+    """Raises unless a voice registry answers there, and lets this token or key in."""
     from cli.client import connect
     from cli.refusals import RequestRefused
     from cli.session import progress
@@ -111,9 +152,9 @@ def check(login: Login) -> None:
         try:
             answered = voices.is_registry()
         except RequestRefused as refused:
-            if refused.status != 404:
+            if refused.status != 404 and refused.code != "scope-missing":
                 raise
-            answered = False
+            answered = refused.status != 404  # a key that may only speak is taken, too
     if not answered:
         raise click.ClickException(
             f"{login.url} is no voice registry, or one that is stopped: it answers as none does."
@@ -122,7 +163,7 @@ def check(login: Login) -> None:
 
 @click.command()
 def logout() -> None:
-    """Forget the registry and the token of `voices login`.
+    """Forget the registry of `voices login`, with its token and key.
 
     \b
     Example:
@@ -152,16 +193,26 @@ def where(context: click.Context, as_json: bool) -> None:
 
 
 def whereabouts(asked: DestinationOptions) -> dict[str, str | None]:
-    """The registry's URL or this machine's data directory, the token's id, and the reason."""
+    """The registry's URL or this machine's data directory, the ids of token and key, and why."""
     login = None if asked.local else stored()
     url = asked.url or (login.url if login else None)
+    ids: dict[str, str | None] = {"token_id": None, "key_id": None}
     if url is None:
         from cli import compose
 
         because = "--local says so" if asked.local else "Nobody is logged in: it is this machine"
         home = str(compose.home_of(compose.load_settings()))
-        return {"url": None, "home": home, "token_id": None, "because": because}
-    sent = login.headers(url).get("Modal-Key") if login else None
-    token = f"with the token {sent}" if sent else "without a token"
+        return {"url": None, "home": home, **ids, "because": because}
+    sent = (login.headers(url) if login else {}) | key_of_environment(url)
+    ids = {"token_id": sent.get("Modal-Key"), "key_id": key_id_of(sent.get("Authorization"))}
+    told = [f"the token {ids['token_id']}"] if ids["token_id"] else []
+    told += [f"the key {ids['key_id']}"] if ids["key_id"] else []
     because = "--url or VOICES_URL says so" if asked.url else f"{config_file()} says so"
-    return {"url": url, "home": None, "token_id": sent, "because": f"{because}, {token}"}
+    with_what = f"with {' and '.join(told)}" if told else "without a token or key"
+    return {"url": url, "home": None, **ids, "because": f"{because}, {with_what}"}
+
+
+def key_id_of(authorization: str | None) -> str | None:
+    """The part of a key that is no secret."""
+    parts = (authorization or "").split("_")
+    return parts[1] if len(parts) == 4 else None

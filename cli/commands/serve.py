@@ -2,6 +2,7 @@
 
 import socket
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from cli.input import WORDS
 from cli.output import say
 
 if TYPE_CHECKING:
+    import ssl
+
     from registry.contract import Inference
     from registry.settings import Settings
     from registry.speech.local import LocalInference
@@ -40,27 +43,44 @@ GRACEFUL_STOP_S = 20  # and some seconds for what is cut off then: containers ha
 @click.option("--model", help="demo, a directory, or a hub id with @revision.")
 @click.option("--device", help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
 @click.option("--no-inference", is_flag=True, help="Keep voices, but neither enrol nor speak.")
-@click.option("--insecure-no-auth", is_flag=True, help="Listen beyond this machine, to anyone.")
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    help="Serve HTTPS, with the certificates (PEM) in this file, the server's own first.",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The file with its key (PEM).")
+@click.option(
+    "--insecure-no-auth", is_flag=True, help="Listen beyond this machine, and ask nobody for a key."
+)
 def serve(
     host: str,
     port: int,
     model: str | None,
     device: str | None,
     no_inference: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     insecure_no_auth: bool,
 ) -> None:
-    """Serve the registry over HTTP.
+    """Serve the registry over HTTP, or HTTPS.
+
+    Beyond this machine it asks everybody for a key: `voices keys create` makes one.
 
     \b
-    Example:
+    Examples:
       voices serve --model demo --port 8000
+      voices serve --host 0.0.0.0 --tls-cert fullchain.pem --tls-key privkey.pem
     """
     from registry.speech.local import LocalInference
 
-    refuse_strangers(host, insecure_no_auth)
     off = "off" if no_inference else None
     settings = load_settings(model=model, device=device, inference=off)
+    asks = asks_keys(host, settings.auth, insecure_no_auth)
+    context = tls_context(tls_cert, tls_key)
     store = open_store(settings)
+    if asks:
+        refuse_keyless(store)
+        tell_if_plain(host, settings, context)
     tell_if_open(store)
     tell_if_unfenced()
     inference = make_inference(settings, store)
@@ -68,16 +88,46 @@ def serve(
         if isinstance(inference, LocalInference):
             start_model(store, inference)
             Thread(target=load_codecs, name="codecs").start()
-        say(f"Voices of {store.data.root}, on {url_of(host, listener.getsockname()[1])}")
-        run_server(settings, store, inference, listener, host)
+        scheme = "https" if context else "http"
+        url = url_of(host, listener.getsockname()[1], scheme)
+        say(f"Voices of {store.data.root}, on {url}")
+        run_server(settings, store, inference, listener, host, context, asks_keys=asks)
 
 
-def refuse_strangers(host: str, insecure_no_auth: bool) -> None:
-    if not is_loopback(host) and not insecure_no_auth:
-        raise click.UsageError(
-            f"{host} is reachable from other machines, and this server asks nobody for a key: "
-            "whoever reaches it can enrol and delete voices. If that is what you want, "
-            "give --insecure-no-auth."
+def asks_keys(host: str, auth: str, insecure_no_auth: bool) -> bool:
+    """Whether nobody is answered without a key."""
+    if insecure_no_auth and auth == "on":
+        raise click.UsageError("--insecure-no-auth and VOICES_AUTH=on contradict each other.")
+    return auth == "on" or not (is_loopback(host) or insecure_no_auth)
+
+
+def refuse_keyless(store: "VoiceStore") -> None:
+    from registry.keys.issuing import has_usable_key
+
+    with sentences():
+        if not has_usable_key(store):
+            raise click.UsageError(
+                "This server would ask everybody for a key, and there is none yet: "
+                "`voices keys create NAME --scope admin` makes one. --insecure-no-auth asks "
+                "nobody, so that whoever reaches the server can enrol and delete voices."
+            )
+
+
+def tls_context(certificate: Path | None, key: Path | None) -> "ssl.SSLContext | None":
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key belong together.")
+    from cli.tls import server_context
+
+    return server_context(certificate, key)
+
+
+def tell_if_plain(host: str, settings: "Settings", context: "ssl.SSLContext | None") -> None:
+    if not (context or is_loopback(host) or settings.proxies):
+        say(
+            "Note: keys and voices can be read on their way over http://. Give --tls-cert and "
+            "--tls-key, or let a proxy speak HTTPS before this server."
         )
 
 
@@ -107,8 +157,8 @@ def tell_if_unfenced() -> None:
         )
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -146,9 +196,13 @@ def run_server(
     inference: "Inference",
     listener: socket.socket,
     host: str,
+    context: "ssl.SSLContext | None",
+    *,
+    asks_keys: bool,
 ) -> None:
-    from cli.http_server import Limits, Server, config, raise_descriptors
+    from cli.http_server import ClientConnection, Limits, Server, config, raise_descriptors
     from cli.server_log import log_config
+    from cli.tls import secured
     from registry.api.host_and_origin import add_fence
     from registry.app import create_app
 
@@ -156,12 +210,13 @@ def run_server(
     limits = Limits(connections, settings.header_timeout_s, settings.body_timeout_s)
     requests = min(settings.max_requests, connections * 3 // 4)
     settings = settings.model_copy(update={"max_requests": requests})
-    app = create_app(store, inference, settings, is_server=True)
+    app = create_app(store, inference, settings, is_server=True, asks_keys=asks_keys)
     add_fence(app, settings, (host, listener.getsockname()[0]))
     served = config(
         app,
         limits,
         settings.proxies,
+        partial(secured, context) if context else ClientConnection,
         log_config=log_config(),
         log_level=settings.log_level,
         timeout_graceful_shutdown=GRACEFUL_STOP_S,

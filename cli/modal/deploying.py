@@ -163,6 +163,8 @@ def welcome(plan: "Deployment", url: str) -> None:
             f"or on {TOKENS}. Then point the commands at it:\n"
             f"  voices login {url}\n"
         )
+    elif plan.keys:
+        say(f"It asks for a key, which `voices keys create` made.\n  voices login {url}\n")
     else:
         say(f"Whoever finds it can enrol and delete voices.\n  voices login --no-token {url}\n")
     say(f"{cost(plan)}\n{cost_basis(plan)}")

@@ -61,7 +61,12 @@ OPTIONS = (
     click.option(
         "--proxy-auth/--no-proxy-auth",
         default=None,
-        help="Ask for a proxy token, or let anyone in who finds the URL.  [default: ask]",
+        help="Modal's edge asks for a proxy token, or lets everyone through.  [default: it asks]",
+    ),
+    click.option(
+        "--keys/--no-keys",
+        default=None,
+        help="The registry asks for a key of `voices keys create`, or does not.  [default: not]",
     ),
 )
 
@@ -83,12 +88,11 @@ class DeployOptions:
     options: dict[str, str]  # those of them that were options, by field
 
     @classmethod
-    def of(cls, proxy_auth: bool | None, **options: str | None) -> "DeployOptions":
+    def of(cls, **options: str | bool | None) -> "DeployOptions":
         from registry.modal.plan import PREFIX, variable
 
-        known = {field: text for field, text in options.items() if text is not None}
-        if proxy_auth is not None:
-            known["proxy_auth"] = str(int(proxy_auth))
+        given = {field: value for field, value in options.items() if value is not None}
+        known = {f: str(int(v)) if isinstance(v, bool) else v for f, v in given.items()}
         variables = {name: text for name, text in os.environ.items() if name.startswith(PREFIX)}
         return cls(variables | {variable(field): text for field, text in known.items()}, known)
 
@@ -195,7 +199,8 @@ def registry_parts(plan: "Deployment") -> Iterator[tuple[str, str]]:
     from registry.modal.plan import BACKUP, STATE, WEIGHTS
 
     state, backup = f"{plan.state_volume} at {STATE}", f"{plan.backup_volume} at {BACKUP}"
-    access = "a proxy token" if plan.proxy_auth else "nothing: anyone may enrol and delete voices"
+    asked = ["a proxy token"] * plan.proxy_auth + ["a key"] * plan.keys
+    access = " and ".join(asked) or "nothing: anyone may enrol and delete voices"
     image = "image: Debian slim, Python 3.12, registry and migrations, no torch"
     yield f"App {plan.registry_app}", image
     yield from function(

@@ -6,7 +6,16 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE")
-SENT = ("Content-Type", "If-Match", "If-None-Match", "If-Range", "Prefer", "Range")
+SENT = (
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-None-Match",
+    "If-Range",
+    "Prefer",
+    "Range",
+    "xi-api-key",
+)
 READ = (
     "Accept-Ranges",
     "Content-Disposition",

@@ -1,10 +1,12 @@
-"""GET /docs: Swagger UI from this machine. Its page may load nothing from anywhere else."""
+"""GET /openapi.json and /docs: Swagger UI from this machine, which loads nothing from elsewhere."""
 
 from functools import cache
 from importlib.resources import files
 
-from fastapi import APIRouter, HTTPException, Response
-from starlette.responses import HTMLResponse, RedirectResponse
+from fastapi import APIRouter, HTTPException, Request, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse
+
+from registry.api.access import public
 
 router = APIRouter(include_in_schema=False)
 
@@ -44,17 +46,26 @@ HEADERS = {
 }
 
 
+@router.get("/openapi.json")
+@public
+def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
+
+
 @router.get("/")
+@public
 def to_the_docs() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
 @router.get("/docs")
+@public
 def docs() -> HTMLResponse:
     return HTMLResponse(PAGE, headers=HEADERS)
 
 
 @router.get("/docs/{name}")
+@public
 def asset(name: str) -> Response:
     if name not in ASSETS:
         raise HTTPException(404)

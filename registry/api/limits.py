@@ -41,7 +41,7 @@ class Gate:
 
 
 class SpeechShares:
-    """Keeps the last eighth of the line for speech from an address that has most of all speeches.
+    """Keeps the last eighth of the line for speech from a client that has most of all speeches.
 
     `status` tells how long the line is; where it does not, as the queue is not this process's, no
     one is refused. `paths` are those whose POST asks for speech; `coming` of them are on the way
@@ -82,7 +82,7 @@ class SpeechShares:
         if waiting < _seven_eighths(status.queue_limit) or own < _seven_eighths(all_of_them):
             return None
         return Overloaded(
-            f"{own} speeches of this address are made or wait already, and the last places are for"
+            f"{own} speeches of this client are made or wait already, and the last places are for"
             " others. Nothing was done; ask again.",
             RETRY_S,
         )

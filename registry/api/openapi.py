@@ -9,7 +9,8 @@ Codes = Mapping[int, tuple[str, ...]]
 Responses = dict[int | str, dict[str, object]]
 
 ALWAYS: Codes = {
-    403: ("origin-refused",),
+    401: ("key-missing", "key-invalid"),
+    403: ("origin-refused", "scope-missing", "key-limited"),
     404: ("not-found",),
     421: ("host-unknown",),
     422: ("request-invalid",),
@@ -17,6 +18,8 @@ ALWAYS: Codes = {
     503: ("server-busy", "storage-unavailable", "storage-unreadable", "database-damaged"),
 }
 NAMED: Codes = {404: ("voice-not-found",), 500: ("voice-damaged",)}
+KEYS: Codes = {404: ("key-not-found",)}
+NEW_KEYS: Codes = {409: ("keys-full",)}
 EDITS: Codes = {412: ("edit-conflict",)}
 WRITES: Codes = {507: ("storage-full", "storage-read-only")}
 BODY: Codes = {
@@ -68,6 +71,8 @@ SPEECH: Codes = {
 }
 
 RETRY_AFTER = {"Retry-After": "Seconds after which it may work."}
+CHALLENGE = {"WWW-Authenticate": "`Bearer`, and what is wrong with the key (RFC 6750)."}
+HEADERS_OF = {401: CHALLENGE, 503: RETRY_AFTER}
 ETAG = {
     "ETag": "For `If-Match`: the `row_version`, a hyphen, and the last 8 digits of the id, quoted."
 }
@@ -104,7 +109,7 @@ def refusal(status: int, codes: Iterable[str], content: Mapping[str, object]) ->
     """Describe one status and its codes, in whichever shape."""
     described = " · ".join(f"`{code}`" for code in codes)
     about: dict[str, object] = {"description": described, "content": content}
-    return about | ({"headers": headers(RETRY_AFTER)} if status == 503 else {})
+    return about | {"headers": headers(HEADERS_OF[status])} if status in HEADERS_OF else about
 
 
 def headers(named: Mapping[str, str]) -> dict[str, object]:

@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 from registry.api.request_ids import request_id
 from registry.errors import FieldInvalid, RegistryError
+from registry.keys.secret import without_keys
 from registry.storage.errors import storage_error
 
 MEDIA_TYPE = "application/problem+json"
@@ -90,8 +91,9 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def request_line(request: Request) -> str:
-    """For a log, whoever shows it: without what a path could say to a terminal."""
-    return f"{request_id(request.scope)} {request.method} {quote(request.url.path)[:200]}"
+    """For a log, whoever shows it: without a key, or what a path could say to a terminal."""
+    path = without_keys(quote(request.url.path))
+    return f"{request_id(request.scope)} {request.method} {path[:200]}"
 
 
 def add_handlers(app: FastAPI, render_of: Callable[[Scope], Render]) -> None:

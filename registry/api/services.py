@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from registry.api.uploads import Uploads
 from registry.contract import Inference
 from registry.errors import RegistryError
+from registry.keys.keyring import Keyring
 from registry.settings import Settings
 from registry.storage.store import VoiceStore
 from registry.threads import to_its_end
@@ -42,6 +43,7 @@ class Services:
     speaker: Speaker
     cloner: Cloner
     uploads: Uploads
+    keyring: Keyring
     listings: FairTurns = field(default_factory=partial(FairTurns, LISTINGS))
 
     async def keep_purged(self) -> None:

@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from registry.api.pace import Exchange, end_slowest
 from registry.errors import ServerBusy
+from registry.keys.grant import GRANT, Grant
 from registry.storage.uploads import DECODERS, Upload
 
 # At most seven wait for each decoder, a few seconds if they are like most. All take 320 MiB of disk
@@ -39,7 +40,7 @@ class Uploads:
         """For one more of this client, by ending what lags behind. Raises ServerBusy."""
         own = [exchange for exchange, upload in self._open.items() if upload.client == client]
         if len(own) >= OF_ONE_CLIENT:
-            self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one address the most"))
+            self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one client the most"))
         elif len(self._open) >= AT_ONCE:
             self._end_one_of(self._open, _busy(AT_ONCE, "the most"))
 
@@ -56,7 +57,11 @@ class Uploads:
 
 
 def client_of(scope: Scope) -> str:
-    """The address; of IPv6 the network of 64 bits, all of which may be one machine's."""
+    """The key; where none is asked for, the address: of IPv6 the network of 64 bits, all of which
+    may be one machine's."""
+    if GRANT in scope:
+        grant: Grant = scope[GRANT]
+        return grant.client
     host: str = (scope.get("client") or ("", 0))[0]
     try:
         address = ip_address(host)

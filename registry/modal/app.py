@@ -72,7 +72,7 @@ def api() -> "FastAPI":
     from registry.settings import Settings
 
     settings = Settings(home=Path(STATE), answer_s=ANSWER_S)
-    return create_app(open_store(), open_inference(), settings, is_server=True)
+    return create_app(open_store(), open_inference(), settings, is_server=True, asks_keys=plan.keys)
 
 
 def open_inference() -> "ModalInference":

@@ -62,6 +62,7 @@ class Deployment:
     snapshot: str = "cpu"  # of memory, from which a container starts: cpu, gpu or off
     speak_limit_s: int = 120  # the longest that one request may speak
     proxy_auth: bool = True  # strangers are refused before a container starts
+    keys: bool = False  # the registry asks everybody for one of its keys
     hf_secret: str | None = None  # a secret of Modal's with HF_TOKEN, for the download alone
 
     def __post_init__(self) -> None:

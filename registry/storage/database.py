@@ -23,7 +23,7 @@ from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 WRITERS = 16  # that may wait in one process: each holds a thread that requests share
 PLACE_S = 3.0  # to wait for a place among them; there is one at once if nothing holds the database
 CHECKED_BYTES = 64 * 1024 * 1024  # that a start checks: about 20,000 voices, 0.3 s
@@ -39,7 +39,10 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._places, self._turn = threading.BoundedSemaphore(WRITERS), threading.Lock()
+        self._watching = threading.Lock()
         self._open(path)
+
+    _watch: sqlite.Watch | None
 
     def _open(self, path: Path) -> None:
         self._reading = sqlite.engine(path)
@@ -48,6 +51,7 @@ class Database:
             for references in (True, False)
         }
         self._home, self._damage = path.parent, ""
+        self._path, self._watch = path, None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -68,6 +72,12 @@ class Database:
         private.touch(target)
         with self.read() as session:
             sqlite.copy_to_file(session, target)
+
+    def state(self) -> object:
+        """Equal to what it was before unless anybody has written since, in whatever process."""
+        with self._watching, self._noticing(writing=False):
+            self._watch = self._watch or sqlite.Watch(self._path)
+            return self._watch.version()
 
     def size(self) -> int:
         """Return its size in bytes."""
@@ -127,6 +137,10 @@ class Database:
 
     def close(self) -> None:
         self._reading.dispose()
+        with self._watching:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
 
     def reopen(self, path: Path) -> None:
         """Use another file from here on; open sessions end with the one they have."""

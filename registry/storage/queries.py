@@ -27,14 +27,15 @@ NEAR_NAMES = 3
 NEAR_CANDIDATES = 200
 FEW_HOLDERS = 1000
 BLOCK = 50  # voices of a page that are read at once
+Visible = frozenset[str] | None  # the ids of the voices that there are to somebody; None: all
 
 
-def find(session: Session, reference: str) -> StoredVoice:
+def find(session: Session, reference: str, only: Visible = None) -> StoredVoice:
     """Return the live voice with this id or name.
 
     Raises VoiceNotFound with the names that look alike, VoiceDamaged if its enrolment is gone.
     """
-    row = find_row(session, reference)
+    row = find_row(session, reference, only)
     voices = _load(session, [row])
     if not voices:
         raise VoiceDamaged(
@@ -46,26 +47,34 @@ def find(session: Session, reference: str) -> StoredVoice:
     return voices[0]
 
 
-def find_row(session: Session, reference: str) -> Voice:
-    """Return the row of a live voice, even of a damaged one. Raises VoiceNotFound."""
+def find_row(session: Session, reference: str, only: Visible = None) -> Voice:
+    """Return the row of a live voice, even of a damaged one.
+
+    Raises VoiceNotFound, and the same for a voice that is not one of `only`.
+    """
     if is_voice_id(reference):
         condition = col(Voice.id) == reference
     else:
         condition = col(Voice.name_key) == name_key(reference)
-    row = session.exec(_live().where(condition).limit(1)).first()
+    row = session.exec(_live(only).where(condition).limit(1)).first()
     if row is None:
-        raise VoiceNotFound(reference, near_names(session, reference))
+        raise VoiceNotFound(reference, near_names(session, reference, only))
     return row
 
 
 def page(
-    session: Session, limit: int, after: str | None, search: str, labels: Sequence[str]
+    session: Session,
+    limit: int,
+    after: str | None,
+    search: str,
+    labels: Sequence[str],
+    only: Visible = None,
 ) -> Page:
     """Return live voices by name that hold `search` anywhere in it and have all `labels`.
 
     A label is given as `key` or `key=value`.
     """
-    statement = _live().order_by(col(Voice.name_key)).limit(limit + 1)
+    statement = _live(only).order_by(col(Voice.name_key)).limit(limit + 1)
     statement = statement.where(*_conditions(after, name_key(search)))
     for label in labels:
         statement = statement.where(_labelled(session, label))
@@ -94,32 +103,36 @@ def refuse_taken(session: Session, name: str) -> None:
         raise NameTaken(name, holder)
 
 
-def near_names(session: Session, wanted: str) -> list[str]:
+def near_names(session: Session, wanted: str, only: Visible = None) -> list[str]:
     """Return the names one slip away from `wanted`, or that begin with it, best first."""
     key = name_key(wanted[: 4 * MAX_LENGTH])[:MAX_LENGTH]
-    candidates = {*_one_slip_away(session, key), *_beginning_with(session, key)}
+    candidates = {*_one_slip_away(session, key, only), *_beginning_with(session, key, only)}
     ranked = sorted(candidates, key=lambda name: (-likeness(key, name_key(name)), name))
     return ranked[:NEAR_NAMES]
 
 
-def _one_slip_away(session: Session, key: str) -> Sequence[str]:
+def _one_slip_away(session: Session, key: str, only: Visible) -> Sequence[str]:
     statement = (
         select(Voice.name)
         .join(NameVariant, col(NameVariant.voice_id) == col(Voice.id))
-        .where(col(NameVariant.variant).in_(sorted(variants(key))))
+        .where(col(NameVariant.variant).in_(sorted(variants(key))), *among(only))
         .limit(NEAR_CANDIDATES)
     )
     return session.exec(statement).all()
 
 
-def _beginning_with(session: Session, key: str) -> Sequence[str]:
-    conditions = (*_begins_with(key), col(Voice.deleted_at).is_(None))
+def _beginning_with(session: Session, key: str, only: Visible) -> Sequence[str]:
+    conditions = (*_begins_with(key), *among(only), col(Voice.deleted_at).is_(None))
     ordered = select(Voice.name).where(*conditions).order_by(col(Voice.name_key))
     return session.exec(ordered.limit(NEAR_NAMES)).all() if key else []
 
 
-def _live() -> SelectOfScalar[Voice]:
-    return select(Voice).where(col(Voice.deleted_at).is_(None))
+def _live(only: Visible) -> SelectOfScalar[Voice]:
+    return select(Voice).where(col(Voice.deleted_at).is_(None), *among(only))
+
+
+def among(only: Visible) -> list[ColumnElement[bool]]:
+    return [] if only is None else [col(Voice.id).in_(sorted(only))]
 
 
 def _conditions(after: str | None, part: str) -> Iterator[ColumnElement[bool]]:

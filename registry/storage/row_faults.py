@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from sqlalchemy import LargeBinary, String, cast, func
+from sqlalchemy import LargeBinary, String, cast, func, literal
 from sqlmodel import Session, SQLModel, col, select
 
 from registry.contract import Mode
 from registry.errors import NameInvalid, VoiceDamaged
 from registry.names import check_name, name_key
+from registry.storage.keys import KeyRow, key_rows
 from registry.storage.stored_voice import StoredVoice, shown_id
 from registry.storage.tables import (
     STORED,
@@ -72,6 +73,10 @@ class _Model(BaseModel):
     chosen_at: Instant
 
 
+class _Key(KeyRow):
+    pass
+
+
 DELETED_AT = TypeAdapter(Instant | None)
 
 
@@ -85,6 +90,8 @@ def row_faults(session: Session) -> Iterator[RowFault]:
         return
     for row in session.exec(select(ModelInUse)):
         yield from _faults_of(_Model, row.model_dump(warnings=False), "", "")
+    for key in key_rows(session):
+        yield from _faults_of(_Key, key, "", "")
     ids = session.exec(select(Voice.id)).all()
     for start in range(0, len(ids), CHUNK):
         yield from _of_some(session, ids[start : start + CHUNK])
@@ -93,7 +100,7 @@ def row_faults(session: Session) -> Iterator[RowFault]:
 def _huge(session: Session) -> Iterator[RowFault]:
     """Yield values larger than any that the API takes, one of each column, without reading them."""
     for table in SQLModel.metadata.sorted_tables:
-        owner = table.columns.get("voice_id", table.columns.get("id"))
+        owner = table.columns.get("id" if table.name == "voice" else "voice_id", literal(""))
         for column in table.columns:
             size = func.length(cast(column, LargeBinary))
             voice_id = func.substr(cast(owner, String), 1, 64)

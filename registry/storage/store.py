@@ -3,25 +3,21 @@
 Files are written first, then the row: a crash leaves an orphan file, never a voice without files.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from sqlmodel import Session
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, ModelRef, PromptSource
 from registry.errors import RegistryError, StorageFull
-from registry.storage.blobs import BlobStore, StoredContent, make_folder
+from registry.storage.blobs import make_folder
 from registry.storage.data_dir import (
     DataDir,
     clip_key,
     conditioned_key,
-    stored_prompt_key,
     voice_prefix,
 )
 from registry.storage.database import Database, migrate, refuse_damage
@@ -37,20 +33,25 @@ from registry.storage.purge import (
     unfinished,
     unneeded,
 )
-from registry.storage.queries import find, find_row, model_in_use, page, refuse_taken
-from registry.storage.rows import NewVoice, add_voice, adopt_model, model_row
-from registry.storage.stored_voice import Page, StoredVoice
-from registry.storage.tables import ModelInUse
+from registry.storage.queries import find, find_row, refuse_taken
+from registry.storage.reading import StoreReader
+from registry.storage.rows import (
+    NewVoice,
+    add_voice,
+    adopt_model,
+    model_row,
+)
+from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Upload, drop_abandoned
 
 log = logging.getLogger("registry")
 
 
-class VoiceStore:
+class VoiceStore(StoreReader):
     """Stores voices in a data directory: rows in its database, clips and prompts as blobs."""
 
-    _files: AbstractContextManager[object] = nullcontext()  # held around all that opens files
     _moves_uploads = True  # the open file of an upload may itself become the clip
+    use_noted_s = 60.0  # how exactly a key's last use is told
 
     def __init__(self, data: DataDir) -> None:
         """Open a directory, and keep restores from replacing it; raise FolderInUse during one.
@@ -58,7 +59,7 @@ class VoiceStore:
         A directory that can't be written is opened too, if its schema is this program's.
         """
         self.data = data
-        self.blobs: BlobStore = data.blobs
+        self.blobs = data.blobs
         with storage_errors(data.root, writing=True), ExitStack() as opening:
             opening.enter_context(self._share())
             data.create()
@@ -77,77 +78,6 @@ class VoiceStore:
 
     def close(self) -> None:
         self._opened.close()
-
-    # Reading
-
-    def reading(self) -> AbstractContextManager[Session]:
-        """What there is, to tables of any module."""
-        return self._db.read()
-
-    def get(self, reference: str) -> StoredVoice:
-        """Return a voice by id or name. Raises VoiceNotFound with the names that look alike."""
-        with self._db.read() as session:
-            return find(session, reference)
-
-    def page(self, limit: int, after: str | None, search: str, labels: Sequence[str]) -> Page:
-        with self._db.read() as session:
-            return page(session, limit, after, search, labels)
-
-    def refuse_taken(self, name: str) -> None:
-        """Raise NameTaken before any work; `insert` checks again under the write lock."""
-        with self._db.read() as session:
-            refuse_taken(session, name)
-
-    def clip_content(self, voice: StoredVoice) -> StoredContent:
-        """Return the reference clip, to be read in parts. ClipDamaged if its bytes have changed."""
-        sha256 = voice.enrolment.clip_sha256
-        content = self._content(clip_key(sha256), sha256)
-        if content is None:
-            raise voice.damaged_clip()
-        return content
-
-    @contextmanager
-    def open_clip(self, voice: StoredVoice) -> Iterator[BinaryIO]:
-        """Open the reference clip for a decoder, at its first byte. Raises ClipDamaged."""
-        sha256 = voice.enrolment.clip_sha256
-        with (
-            storage_errors(self.data.root, writing=False),
-            self.blobs.open(clip_key(sha256)) as file,
-        ):
-            if file is None or hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise voice.damaged_clip()
-            file.seek(0)
-            yield file
-
-    def prompt_content(self, voice: StoredVoice) -> StoredContent:
-        """Return the prompt file of the model in use; raise PromptNotReady, for it makes none."""
-        ref = voice.ready_prompt()
-        content = self._content(stored_prompt_key(self.blobs, ref), ref.sha256)
-        if content is None:
-            raise voice.damaged_prompt()
-        return content
-
-    def _content(self, key: str, sha256: str) -> StoredContent | None:
-        """Return what is stored; None if there is none, or if its hash is another."""
-        with self._files, storage_errors(self.data.root, writing=False):
-            found, size = self.blobs.digest(key)
-        return StoredContent(size, partial(self._read_part, key)) if found == sha256 else None
-
-    def _read_part(self, key: str, start: int, end: int) -> bytes:
-        with self._files, storage_errors(self.data.root, writing=False):
-            return self.blobs.read_part(key, start, end)
-
-    def read_blob(self, key: str) -> bytes:
-        """Return the bytes of a blob; nothing if there is none."""
-        with self._files, storage_errors(self.data.root, writing=False):
-            return self.blobs.read(key)
-
-    def database_bytes(self) -> int:
-        return self._db.size()
-
-    def copy_database(self, target: Path) -> None:
-        """Copy all rows, as of one moment, to a new file."""
-        self._db.copy_to(target)
 
     # Writing
 
@@ -324,10 +254,6 @@ class VoiceStore:
         return self.get(voice.row.id)
 
     # The model in use
-
-    def model_in_use(self) -> ModelInUse | None:
-        with self._db.read() as session:
-            return model_in_use(session)
 
     def adopt_model(self, source: str, model: ModelRef) -> None:
         """Record the model at first use; raise ModelMismatch if the directory has another."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sqlmodel import SQLModel
 
-import registry.storage.tables  # noqa: F401  registers the tables
+import registry.storage.keys
+import registry.storage.tables  # noqa: F401  registers the tables, as does .keys
 from registry.storage import sqlite
 
 SchemaPart = tuple[object, ...]

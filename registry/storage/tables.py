@@ -1,7 +1,7 @@
 """The tables, and the types of their fields. docs/storage.md describes both."""
 
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints
@@ -34,7 +34,7 @@ def _plain(value: str) -> str:
     return value
 
 
-def _whole(number: object) -> object:
+def whole(number: object) -> object:
     """Make an integer of a float like 3.0, which is one by JSON's schema."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
@@ -71,9 +71,9 @@ NOT_PLAIN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
 PlainText = Annotated[
     str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": f"^[^{NOT_PLAIN}]*$"})
 ]
-Seed = Annotated[int, in_range("seed"), BeforeValidator(_whole)]
+Seed = Annotated[int, in_range("seed"), BeforeValidator(whole)]
 Temperature = Annotated[float, in_range("temperature")]
-TopK = Annotated[int, in_range("top_k"), BeforeValidator(_whole)]
+TopK = Annotated[int, in_range("top_k"), BeforeValidator(whole)]
 TopP = Annotated[float, in_range("top_p")]
 # Their rules are code (names.py, text.py); the schema says how long they are, and names the rules.
 VoiceName = Annotated[str, described("voice-name", 64)]
@@ -138,9 +138,10 @@ def _decoded(decode: Any, value: object) -> object:
         return value
 
 
-def utc_now() -> str:
-    """Return the time in UTC, RFC 3339 with milliseconds, which sorts as text."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utc_now(in_s: float = 0.0) -> str:
+    """Return the time in UTC, or in so many seconds: RFC 3339 with milliseconds, sorts as text."""
+    then = datetime.now(UTC) + timedelta(seconds=in_s)
+    return then.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Voice(SQLModel, table=True):

@@ -41,6 +41,7 @@ from registry.storage.tables import (
     VoiceVersion,
     utc_now,
 )
+from registry.upkeep.kept_keys import forget_keys
 
 FORMAT, VERSION = "voices-backup", 1
 DATABASE, MANIFEST = "registry.db", "manifest.json"
@@ -193,6 +194,7 @@ def write_backup(store: VoiceStore, out: BinaryIO) -> Manifest:
         copy = Path(folder, DATABASE)
         _refuse_small_folder(store, copy.parent)
         store.copy_database(copy)
+        forget_keys(copy)
         refuse_damaged(copy)
         promised = promised_files(copy)
         _refuse_too_much(copy, len(promised))

@@ -45,6 +45,7 @@ from registry.upkeep.backup import (
     refuse_damaged,
     rows_of,
 )
+from registry.upkeep.kept_keys import forget_keys, keys_left, put_keys
 
 BLOCK = tarfile.BLOCKSIZE
 PART_BYTES = MIB
@@ -58,6 +59,7 @@ class Restored:
 
     manifest: Manifest
     before: Path | None  # where the directory is now that was there before
+    keys_lost: bool = False  # those that were there before can't be read
 
 
 # Reading one
@@ -164,6 +166,7 @@ def _refuse_bad_rows(data: DataDir, manifest: Manifest) -> None:
         if schema_revision(data.database) != SCHEMA:  # usable, but what is in it can't be judged
             raise SchemaTooNew("")
         _refuse_other_tables(data.database)
+        forget_keys(data.database)
         _name_anew(data.database)
         _refuse_unbelieved_rows(data.database)
         _refuse_untrue_counts(data.database, manifest)
@@ -254,7 +257,7 @@ def holds_voices(home: Path) -> bool:
 
 
 def restore_backup(file: BinaryIO, home: Path) -> Restored:
-    """Make `home` what the backup holds, in one step, after all of it was checked.
+    """Make `home` what the backup holds, in one step, after all of it was checked; its keys stay.
 
     A directory that is there stays, under the name in the answer. Raises BackupRefused, FolderInUse
     while a store is open there, OSError.
@@ -266,7 +269,9 @@ def restore_backup(file: BinaryIO, home: Path) -> Restored:
     _refuse_small_disk(file, home.parent)
     with own_folder(home), _new_folder(_beside(home, "restoring", secrets.token_hex(4))) as new:
         manifest = unpack_backup(file, new)
-        return Restored(manifest=manifest, before=_swap(new, home))
+        keys = keys_left(DataDir(home).database)
+        put_keys(DataDir(new).database, keys or [])
+        return Restored(manifest, before=_swap(new, home), keys_lost=keys is None)
 
 
 def leftovers(home: Path) -> list[Path]:

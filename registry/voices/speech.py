@@ -8,6 +8,7 @@ from anyio import to_thread
 
 from registry.contract import Description, Inference, SpeakParams, SpeechRequest
 from registry.errors import ModeUnavailable
+from registry.storage.queries import Visible
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.voices.enrolment import Enroller
@@ -30,14 +31,18 @@ class Speaker:
         self.line = Line(inference)
 
     async def speak(
-        self, reference: str, asked: SpeechRequest, use: Callable[[Spoken], Awaitable[T]]
+        self,
+        reference: str,
+        asked: SpeechRequest,
+        use: Callable[[Spoken], Awaitable[T]],
+        only: Visible = None,
     ) -> T:
         """Speak in a stored voice; return what `use` makes of the first take that can be heard.
 
         A take fails if `use` raises SpeechInaudible.
         """
         with self.line.joined():
-            voice = await to_thread.run_sync(self._store.get, reference)
+            voice = await to_thread.run_sync(self._store.get, reference, only)
             asked = await self._settled(voice, asked)
         return await Takes(self._inference, self._healer, voice, asked).used_by(use)
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict
 
 from registry.api import openapi as of
+from registry.api.access import needs
 from registry.api.forms import form_body, taken_in
 from registry.api.native.speak import SpeechFields, asked_for
 from registry.api.native.voices import ClipWords, ReferenceAudio
@@ -49,6 +50,7 @@ class CloneForm(SpeechFields):
     | audio(OF_SPEECH | {"X-Warnings": WARNINGS}),
     openapi_extra=form_body(CloneForm),
 )
+@needs("speak", all_voices=True)
 async def clone(request: Request, services: ServicesDep, deadline: DeadlineDep) -> Response:
     """The clip and its transcript are checked as at an enrolment.
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from registry.api import openapi as of
+from registry.api.access import public
 from registry.api.services import ServicesDep
 from registry.contract import Description, ModelRef, Status
 from registry.errors import ModelMismatch, ModelUnavailable
@@ -40,11 +41,13 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz", summary="Is the process alive?")
+@public
 async def healthz() -> Health:
     return Health()
 
 
 @router.get("/readyz", summary="Can it answer?", responses=of.problems(of.MODEL))
+@public
 def readyz(services: ServicesDep) -> Readiness:
     """503 with the reason while no voice can speak. Asks the database, and nothing of the model."""
     used = services.store.model_in_use()

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from registry.api import openapi as of
+from registry.api.access import VisibleDep, needs
 from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
@@ -104,8 +105,13 @@ class SpeakRequest(SpeechFields):
     )
     | audio(OF_VOICE | OF_SPEECH),
 )
+@needs("speak")
 async def speak(
-    request: Request, body: SpeakRequest, services: ServicesDep, deadline: DeadlineDep
+    request: Request,
+    body: SpeakRequest,
+    services: ServicesDep,
+    deadline: DeadlineDep,
+    only: VisibleDep,
 ) -> Response:
     """A speech that can't be heard is made again with other seeds, and then in x-vector mode.
 
@@ -114,7 +120,7 @@ async def speak(
     """
 
     asked, reply = asked_for(request, services.settings, body, deadline)
-    return await reply.of(partial(services.speaker.speak, body.voice, asked))
+    return await reply.of(partial(services.speaker.speak, body.voice, asked, only=only))
 
 
 def asked_for(

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,9 +19,11 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from registry.api import openapi as of
-from registry.api.etags import Tags, voice_tag
+from registry.api.access import VisibleDep, needs
+from registry.api.etags import voice_tag
 from registry.api.file_answers import answer, clip_file, prompt_file
 from registry.api.forms import form_body, taken_in
+from registry.api.preconditions import IfMatches
 from registry.api.requests import (
     CheckedRoute,
     DeadlineDep,
@@ -30,9 +32,9 @@ from registry.api.requests import (
 )
 from registry.api.services import LINE, ServicesDep
 from registry.api.uploads import client_of
-from registry.errors import EditConflict, FieldInvalid, RequestMalformed
+from registry.errors import FieldInvalid, RequestMalformed
+from registry.key_errors import KeyLimited
 from registry.storage.schemas import VoicePage, VoicePublic
-from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import (
     MAX_LABELS,
@@ -53,39 +55,6 @@ VOICE: of.Responses = {200: {"headers": of.headers(of.ETAG)}}
 LABELS = TypeAdapter(Labels)
 
 LabelQuery = Annotated[str, StringConstraints(max_length=320)]
-
-IfMatch = Annotated[
-    str | SkipJsonSchema[None],
-    Header(description="The ETag you read; a stale one answers 412.", examples=['"3-594f2441"']),
-]
-
-
-class Precondition:
-    """If-Match: which edit of which voice is meant; asked once the rest of the request is sound."""
-
-    def __init__(self, request: Request, if_match: IfMatch = None) -> None:
-        self._sent = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
-
-    def target(self, store: VoiceStore, voice: str) -> tuple[str, int | None]:
-        """The voice to edit, and the row_version it must be at; None if any will do.
-
-        A voice that was matched is named by its id from here on: another may take its name.
-        Raises EditConflict.
-        """
-        if self._sent is None or (tags := Tags.of(self._sent)).any:
-            return voice, None
-        row = store.get(voice).row
-        tag = voice_tag(row.id, row.row_version)
-        if not tags.has(tag):
-            raise EditConflict(
-                f"{row.name!r} is at edit {row.row_version}, and its ETag is {tag}; "
-                f"If-Match has {self._sent[:80] or 'nothing'}. Read it again and repeat the edit.",
-                row_version=row.row_version,
-            )
-        return row.id, row.row_version
-
-
-IfMatches = Annotated[Precondition, Depends()]
 
 ReferenceAudio = Annotated[
     InstanceOf[Upload],
@@ -160,6 +129,7 @@ class VoicePatch(BaseModel):
     )
     | {201: {"headers": of.headers(of.ETAG | of.LOCATION)}},
 )
+@needs("voices:write", all_voices=True)
 async def create_voice(
     request: Request,
     response: Response,
@@ -188,9 +158,11 @@ async def create_voice(
     response_model=VoicePage,
     responses=of.problems(of.PAGES),
 )
+@needs("voices:read")
 async def list_voices(
     request: Request,
     services: ServicesDep,
+    only: VisibleDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[
         str | SkipJsonSchema[None],
@@ -209,7 +181,7 @@ async def list_voices(
     """A page of voices that hold many words is shorter; `next` tells whether there are more."""
 
     def made() -> str:
-        page = services.store.page(limit, after, search, [one for one in label if one])
+        page = services.store.page(limit, after, search, [one for one in label if one], only)
         return page.public().model_dump_json()
 
     async def in_turn() -> str:
@@ -222,9 +194,12 @@ async def list_voices(
 
 
 @router.get("/{voice}", summary="Read a voice", responses=of.problems(of.NAMED) | VOICE)
-def read_voice(voice: str, response: Response, services: ServicesDep) -> VoicePublic:
+@needs("voices:read")
+def read_voice(
+    voice: str, response: Response, services: ServicesDep, only: VisibleDep
+) -> VoicePublic:
     """`voice` is a name or an id. A 404 offers the names that look alike."""
-    return _shown(response, services.store.get(voice))
+    return _shown(response, services.store.get(voice, only))
 
 
 @router.patch(
@@ -247,6 +222,7 @@ def read_voice(voice: str, response: Response, services: ServicesDep) -> VoicePu
     )
     | VOICE,
 )
+@needs("voices:write")
 async def edit_voice(
     voice: str,
     patch: VoicePatch,
@@ -255,10 +231,13 @@ async def edit_voice(
     services: ServicesDep,
     precondition: IfMatches,
     deadline: DeadlineDep,
+    only: VisibleDep,
 ) -> VoicePublic:
     """All of it or nothing. A patch that says what is so already changes nothing."""
+    if patch.name is not None and only is not None:
+        raise KeyLimited
     change = patch.change().checked()
-    target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
+    target, expected = await to_thread.run_sync(precondition.target, services.store, voice, only)
     client = client_of(request.scope)
     work = services.enroller.edit(target, change, expected, client, deadline)
     return _shown(response, await while_connected(request, work))
@@ -271,12 +250,15 @@ async def edit_voice(
     summary="Delete a voice",
     responses=of.problems(of.NAMED, of.EDITS, of.WRITES),
 )
-async def delete_voice(voice: str, services: ServicesDep, precondition: IfMatches) -> None:
+@needs("voices:write")
+async def delete_voice(
+    voice: str, services: ServicesDep, precondition: IfMatches, only: VisibleDep
+) -> None:
     """The voice is marked as deleted and its name is free at once.
 
     It is kept until VOICES_DELETED_KEEP others have been deleted after it.
     """
-    target, expected = await to_thread.run_sync(precondition.target, services.store, voice)
+    target, expected = await to_thread.run_sync(precondition.target, services.store, voice, only)
     await to_thread.run_sync(services.store.delete, target, expected)
     await services.purge_some()
 
@@ -287,9 +269,10 @@ async def delete_voice(voice: str, services: ServicesDep, precondition: IfMatche
     response_class=Response,
     responses=of.problems(of.NAMED, of.RANGES, of.KEPT_CLIPS) | of.CLIP_FILE,
 )
-def read_clip(voice: str, request: Request, services: ServicesDep) -> Response:
+@needs("voices:read")
+def read_clip(voice: str, request: Request, services: ServicesDep, only: VisibleDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the clip."""
-    found = services.store.get(voice)
+    found = services.store.get(voice, only)
     sha256, media_type = found.enrolment.clip_sha256, found.clip_type
     content = partial(services.store.clip_content, found)
     return answer(request, clip_file(found.row.name, sha256, media_type, content))
@@ -301,9 +284,10 @@ def read_clip(voice: str, request: Request, services: ServicesDep) -> Response:
     response_class=Response,
     responses=of.problems(of.NAMED, of.RANGES, of.KEPT_PROMPTS) | of.PROMPT_FILE,
 )
-def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response:
+@needs("voices:read")
+def read_prompt(voice: str, request: Request, services: ServicesDep, only: VisibleDep) -> Response:
     """In ranges too. The ETag is the SHA-256 of the file."""
-    found = services.store.get(voice)
+    found = services.store.get(voice, only)
     content = partial(services.store.prompt_content, found)
     return answer(request, prompt_file(found.row.name, found.ready_prompt().sha256, content))
 
@@ -316,14 +300,16 @@ def read_prompt(voice: str, request: Request, services: ServicesDep) -> Response
     )
     | VOICE,
 )
+@needs("voices:write")
 async def rebuild_voice(
     voice: str,
     request: Request,
     response: Response,
     services: ServicesDep,
     deadline: DeadlineDep,
+    only: VisibleDep,
 ) -> VoicePublic:
-    found = await to_thread.run_sync(services.store.get, voice)
+    found = await to_thread.run_sync(services.store.get, voice, only)
     work = services.enroller.rebuild(found, client_of(request.scope), deadline)
     return _shown(response, await while_connected(request, work))
 

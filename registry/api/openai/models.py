@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from registry.api import openapi as of
+from registry.api.access import any_key
 from registry.api.openai.errors import ModelNotFound, OpenAIRoute, problems
 from registry.api.services import Services, ServicesDep
 from registry.voices.languages import codes_of
@@ -54,6 +55,7 @@ class SpeechModels(BaseModel):
     summary="List the models",
     responses=problems(of.MODEL),
 )
+@any_key
 def list_models(services: ServicesDep) -> ModelList:
     created = _created(services)
     return ModelList(data=[Model(id=name, created=created) for name in _names(services)])
@@ -65,6 +67,7 @@ def list_models(services: ServicesDep) -> ModelList:
     summary="Read a model",
     responses=problems(of.MODEL, of.MODELS),
 )
+@any_key
 def read_model(model: str, services: ServicesDep) -> Model:
     """Read a model; one that forces a language has a name too, `tts-1-de`, but is not listed."""
     names = _names(services)
@@ -79,6 +82,7 @@ def read_model(model: str, services: ServicesDep) -> Model:
     summary="List the models, as Open WebUI reads them",
     responses=problems(of.MODEL),
 )
+@any_key
 def list_speech_models(services: ServicesDep) -> SpeechModels:
     return SpeechModels(models=[ModelName(id=name) for name in _names(services)])
 

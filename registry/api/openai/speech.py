@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from registry.api import openapi as of
+from registry.api.access import VisibleDep, needs
 from registry.api.ignored import ignore
 from registry.api.native.speak import FormatName, Speed
 from registry.api.openai.errors import OpenAIRoute, fields_of, problems
@@ -147,8 +148,13 @@ class OpenAIReply(SpeechReply):
     )
     | audio(OF_VOICE | OF_SPEECH),
 )
+@needs("speak")
 async def speak(
-    request: Request, body: SpeechBody, services: ServicesDep, deadline: DeadlineDep
+    request: Request,
+    body: SpeechBody,
+    services: ServicesDep,
+    deadline: DeadlineDep,
+    only: VisibleDep,
 ) -> Response:
     """Speak a text; the audio is sent in chunks while it is spoken, unless `stream` is false."""
     ignore(request, body.ignored())
@@ -158,4 +164,4 @@ async def speak(
     reply = OpenAIReply(request, body.rendering(), how, settings.answer_s)
     deadline = reply.deadline(text, deadline)
     asked = SpeechRequest(text, body.params(), client_of(request.scope), deadline)
-    return await reply.of(partial(services.speaker.speak, body.voice.id, asked))
+    return await reply.of(partial(services.speaker.speak, body.voice.id, asked, only=only))

@@ -9,13 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from registry.api import openapi as of
+from registry.api.access import VisibleDep, needs
 from registry.api.forms import form_body, taken_in
 from registry.api.native.voices import ClipWords, ReferenceAudio
 from registry.api.openai.errors import OpenAIRoute, ValueUnsupported, problems
+from registry.api.preconditions import target_of
 from registry.api.requests import DeadlineDep, while_connected
 from registry.api.services import LINE, Services, ServicesDep
 from registry.api.uploads import client_of
 from registry.storage.name_list import ListedVoice, listed
+from registry.storage.queries import Visible
 from registry.storage.tables import LabelValue, PlainText, VoiceDescription, VoiceName
 from registry.threads import to_its_end
 from registry.voices.enrolment import Enrolment
@@ -111,6 +114,7 @@ class DeletedVoice(BaseModel):
         of.WRITES,
     ),
 )
+@needs("voices:write", all_voices=True)
 async def create_voice(
     request: Request, services: ServicesDep, deadline: DeadlineDep
 ) -> AudioVoice:
@@ -136,9 +140,11 @@ async def create_voice(
     response_model=AudioVoices,
     responses=problems(of.PAGES),
 )
+@needs("voices:read")
 async def list_voices(
     request: Request,
     services: ServicesDep,
+    only: VisibleDep,
     limit: Annotated[int, Query(ge=1, le=MOST)] = MOST,
     after: Annotated[
         str | SkipJsonSchema[None],
@@ -153,7 +159,7 @@ async def list_voices(
 
     async def in_turn() -> str:
         async with services.listings.turn(client_of(request.scope), LINE):
-            return await to_its_end(_page, services, limit, after)
+            return await to_its_end(_page, services, limit, after, only)
 
     content = await while_connected(request, in_turn())
     return Response(content, media_type="application/json")
@@ -165,16 +171,18 @@ async def list_voices(
     summary="Delete a voice",
     responses=problems(of.NAMED, of.WRITES),
 )
-async def delete_voice(voice: str, services: ServicesDep) -> DeletedVoice:
+@needs("voices:write")
+async def delete_voice(voice: str, services: ServicesDep, only: VisibleDep) -> DeletedVoice:
     """Delete a voice by its id or its name, which is free at once."""
-    deleted = await to_thread.run_sync(services.store.delete, voice, None)
+    target = await to_thread.run_sync(target_of, services.store, voice, only)
+    deleted = await to_thread.run_sync(services.store.delete, target, None)
     await services.purge_some()
     return DeletedVoice(id=deleted)
 
 
-def _page(services: Services, limit: int, after: str | None) -> str:
+def _page(services: Services, limit: int, after: str | None, only: Visible) -> str:
     with services.store.reading() as session:
-        found = listed(session, limit, after or None)
+        found = listed(session, limit, after or None, only)
     data = [_shown(voice) for voice in found.voices]
     return AudioVoices(
         data=data,

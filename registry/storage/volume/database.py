@@ -69,6 +69,11 @@ class SnapshotDatabase(Database):
         with super().read() as session:
             yield session
 
+    def state(self) -> object:
+        """What another container writes is seen in FRESH_S, as by any read."""
+        self.look_around(FRESH_S)
+        return self._base
+
     def look_around(self, after_s: float = 0.0) -> bool:
         """Fetch what other containers wrote, unless that was done less than `after_s` ago.
 
@@ -99,13 +104,14 @@ class SnapshotDatabase(Database):
         with self._draft() as draft, _writing(draft, references) as session:
             yield session
 
-    def replace(self, source: Path, in_turn: Callable[[], None]) -> None:
+    def replace(self, source: Path, in_turn: Callable[[Path], None]) -> None:
         """Publish another database in place of this one. Snapshots before it stay for a while.
 
-        `in_turn` is called when no other write can come before it any more.
+        `in_turn` is called when no other write can come before it any more, with a copy of the
+        state that is replaced.
         """
         with self._draft() as draft:
-            in_turn()
+            in_turn(draft)
             shutil.copyfile(source, draft)
             self._prepare(draft)
 

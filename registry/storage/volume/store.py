@@ -19,6 +19,7 @@ from registry.storage.blobs import StoredContent, make_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.database import migrate
 from registry.storage.purge import is_named
+from registry.storage.queries import Visible
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Upload
@@ -26,6 +27,7 @@ from registry.storage.volume.database import SnapshotDatabase
 from registry.storage.volume.removed import RemovedClips
 from registry.storage.volume.snapshots import Claims, Mount
 from registry.upkeep.doctor import Finding, examine_files
+from registry.upkeep.kept_keys import put_keys, stored_keys
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class VolumeStore(VoiceStore):
     database: type[SnapshotDatabase] = SnapshotDatabase
     _db: SnapshotDatabase
     _moves_uploads = False  # no file on a Volume is open when it is committed
+    use_noted_s = 3600.0  # every write is a copy of the whole database
 
     def __init__(self, mount: Mount, claims: Claims, local: Path) -> None:
         """Open the Volume; `local` must be a folder of this container alone.
@@ -130,14 +133,14 @@ class VolumeStore(VoiceStore):
     def _migrate(self, path: Path) -> None:
         migrate(VolumeDir(self._mount.path, path))
 
-    def get(self, reference: str) -> StoredVoice:
+    def get(self, reference: str, only: Visible = None) -> StoredVoice:
         """Return a voice; look again if another container may have written it a moment ago."""
         try:
-            return super().get(reference)
+            return super().get(reference, only)
         except VoiceNotFound:
             if not self._db.look_around():
                 raise
-        return super().get(reference)
+        return super().get(reference, only)
 
     def clip_content(self, voice: StoredVoice) -> StoredContent:
         try:
@@ -227,7 +230,7 @@ class VolumeStore(VoiceStore):
         return self._local  # a backup in another container has the files of its last reload
 
     def restore(self, unpacked: DataDir) -> None:
-        """Make the voices here those of a backup that was unpacked and checked.
+        """Make the voices here those of a backup that was unpacked and checked; keys stay.
 
         Files of the voices before stay until `examine` finds that they belong to none.
         """
@@ -241,10 +244,13 @@ class VolumeStore(VoiceStore):
                     if not (missing_alone and self.blobs.exists(key)):
                         self.blobs.put(key, unpacked.blobs.read(key))
 
+        def in_turn(replaced: Path) -> None:
+            put(missing_alone=True)  # with a number of ours, no purge takes what was there already
+            put_keys(unpacked.database, stored_keys(replaced))
+
         put(missing_alone=False)
         self._mount.commit()
-        # What is missing is put once more: from here on no purge takes what was there already.
-        self._db.replace(unpacked.database, partial(put, missing_alone=True))
+        self._db.replace(unpacked.database, in_turn)
 
     def examine(self, *, read_data: bool, repair: bool) -> list[Finding]:
         """Return what `voices doctor` finds in a local directory, once this one is tidy."""

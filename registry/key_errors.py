@@ -1,0 +1,71 @@
+"""The errors of keys: who may ask, and for what. None tells which keys or voices there are.
+
+RegistryError
+├── KeyRefused 401
+│   └── KeyMissing · KeyInvalid
+├── ScopeMissing · KeyLimited 403
+└── KeyNotFound 404 · KeysFull 409
+"""
+
+from registry.errors import RegistryError
+
+REALM = 'Bearer realm="voices"'
+
+
+class KeyRefused(RegistryError):
+    """`challenge` is what WWW-Authenticate says of it (RFC 6750)."""
+
+    status, code, title = 401, "key-invalid", "This key is not taken"
+    challenge = f'{REALM}, error="invalid_token"'
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": self.challenge}
+
+
+class KeyMissing(KeyRefused):
+    code, title = "key-missing", "This server asks for a key"
+    challenge = REALM
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This server asks for a key, and the request has none: send it as "
+            "`Authorization: Bearer KEY` or as `xi-api-key: KEY`."
+        )
+
+
+class KeyInvalid(KeyRefused):
+    pass
+
+
+class ScopeMissing(RegistryError):
+    status, code, title = 403, "scope-missing", "The key may not do this"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This key lacks the scope {scope!r}, which this takes.", scope=scope)
+        self._scope = scope
+
+    def headers(self) -> dict[str, str]:
+        said = f'{REALM}, error="insufficient_scope", scope="{self._scope}"'
+        return {"WWW-Authenticate": said}
+
+
+class KeyLimited(RegistryError):
+    """Whoever sees some voices alone could tell by this which others there are."""
+
+    status, code, title = 403, "key-limited", "The key is for some voices alone"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This key is for some voices alone: with it none is enrolled, renamed or cloned."
+        )
+
+
+class KeyNotFound(RegistryError):
+    status, code, title = 404, "key-not-found", "No such key"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such key, or it is revoked. `GET /keys` lists their ids.")
+
+
+class KeysFull(RegistryError):
+    status, code, title = 409, "keys-full", "There are too many keys"
