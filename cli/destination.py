@@ -1,6 +1,6 @@
-"""Where commands go: to the URL that was asked for, to the registry of `voices login`, or nowhere.
+"""Finds where commands go: to the URL that was given, to the login's registry, or nowhere.
 
-It knows one file and URLs, and no HTTP. Token and key are meant for the stored origin and no other.
+It knows one file and URLs, and no HTTP. The token is meant for the stored origin and no other.
 """
 
 import json
@@ -30,7 +30,7 @@ TOKEN = re.compile(r"[\x21-\x7e]{1,500}")
 
 @dataclass(frozen=True)
 class DestinationOptions:
-    """What the command line and VOICES_URL say."""
+    """The registry that the command line or VOICES_URL names."""
 
     url: str | None = None
     local: bool = False
@@ -38,15 +38,17 @@ class DestinationOptions:
 
 @dataclass(frozen=True)
 class Login:
+    """The registry of `voices login`, and the token for it."""
+
     url: str
     token_id: str | None = None
     token_secret: str | None = field(default=None, repr=False)
     key: str | None = field(default=None, repr=False)
 
     def headers(self, url: str) -> dict[str, str]:
-        """Token and key for a request to `url`: nothing if that is another origin than their own.
+        """Return the token for a request to `url`; nothing if that is of another origin.
 
-        Raises ClickException rather than send them where others on the way can read them.
+        Raises ClickException rather than send it where others on the way can read it.
         """
         if not same_origin(url, self.url):
             return {}
@@ -63,7 +65,7 @@ def of_key(key: str) -> dict[str, str]:
 
 
 def parsed(url: str) -> "httpx.URL":
-    """As the client reads it, so that what is compared here is where a request would go."""
+    """Parse a URL as the client does, so that what is compared is where a request would go."""
     try:
         return url_of(url, ("http", "https"))
     except ValueError as error:
@@ -71,7 +73,7 @@ def parsed(url: str) -> "httpx.URL":
 
 
 def url_of(url: str, schemes: tuple[str, ...]) -> "httpx.URL":
-    """Raises ValueError for what would fail only when it is looked up or connected to."""
+    """Parse a URL; raise ValueError for one that would fail later, as it is looked up."""
     import httpx
 
     try:
@@ -89,14 +91,14 @@ def url_of(url: str, schemes: tuple[str, ...]) -> "httpx.URL":
 
 
 def shown(url: str) -> str:
-    """Without the user and password that it may hold."""
+    """Return a URL without the user and password that it may hold."""
     scheme, slashes, rest = url.rpartition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def same_origin(url: str, other: str) -> bool:
-    """Scheme, host and port are equal; a port left out is the scheme's own."""
+    """Tell whether scheme, host and port are equal; a port left out is the scheme's own."""
     a, b = parsed(url), parsed(other)
     return (a.scheme, a.host, a.port) == (b.scheme, b.host, b.port)
 
@@ -118,7 +120,7 @@ def is_loopback(host: str) -> bool:
 
 
 def destination(asked: DestinationOptions) -> tuple[str, dict[str, str]] | None:
-    """The URL and headers for a command, or None for this machine."""
+    """Return the URL and headers for a command, or None for this machine."""
     if asked.local:
         return None
     login = stored()
@@ -148,7 +150,7 @@ def config_file() -> Path:
 
 
 def stored() -> Login | None:
-    """What `voices login` wrote; raises ClickException if it is damaged, or open to others."""
+    """Return what `voices login` wrote; raise ClickException if damaged, or open to others."""
     try:
         path = config_file()
         with open(path, encoding="utf-8") as file:
@@ -188,7 +190,7 @@ def is_token(value: object) -> bool:
 
 
 def keep(login: Login) -> Path:
-    """Written whole or not at all, and for its owner alone; says where."""
+    """Write the login whole or not at all, for its owner alone; return the file's path."""
     import tempfile
 
     path = config_file()
@@ -208,7 +210,7 @@ def keep(login: Login) -> Path:
 
 
 def forget() -> bool:
-    """Whether there was a login."""
+    """Remove the login; return whether there was one."""
     try:
         path = config_file()
         path.unlink()

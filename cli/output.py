@@ -1,4 +1,4 @@
-"""What a command prints: data on stdout, talk on stderr."""
+"""Prints what a command says: data on stdout, talk on stderr."""
 
 import json
 import os
@@ -19,11 +19,11 @@ WIDE = 10_000
 SHORT_ID = 14  # voice_ and 8 digits
 HEADINGS = ("NAME", "MODES", "CLIP", "LABELS", "DESCRIPTION", "ID")
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-JOINERS = "\u200c\u200d"  # which Persian and Hindi are written with
+JOINERS = "\u200c\u200d"  # Persian and Hindi are written with them
 
 
 def visible(text: str) -> str:
-    """What could command the terminal, or hide there, as escapes; lines and tabs stay."""
+    """Escape what could command the terminal, or hide there; lines and tabs stay."""
     return "".join(c if _is_harmless(c) else _escape(c) for c in text)
 
 
@@ -41,34 +41,34 @@ def _escape(character: str) -> str:
 
 
 def one_paragraph(text: str) -> str:
-    """Line ends as escapes, too: what a message quotes adds no line that looks like another."""
+    """Escape line ends, so that quoted text cannot fake a line of output."""
     return visible(text).replace("\n", "\\n")
 
 
 def print_line(line: str = "") -> None:
-    """Data on stdout that a server, a model or a file may have had a say in."""
+    """Print data on stdout, parts of which a server, a model or a file may have written."""
     click.echo(visible(line))
 
 
 def print_path(path: object) -> None:
-    """As it is, for whoever goes there; on a terminal it commands nothing."""
+    """Print a path as it is, for whoever goes there; escaped on a terminal."""
     click.echo(visible(str(path)) if sys.stdout.isatty() else str(path))
 
 
 def say(message: str) -> None:
-    """A stderr that is full, or whose reader has left, is no reason to stop."""
+    """Print on stderr; one that is full, or whose reader has left, is no reason to stop."""
     with suppress(OSError):
         click.echo(visible(message), err=True)
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """What a person should know of the clip that they gave."""
+    """Print what a person should know of the clip that they gave."""
     for warning in warnings:
         say(one_paragraph(f"Note: {warning}"))
 
 
 def print_json(value: object) -> None:
-    """JSON's own escapes stand for what is not seen, and for what stdout can't encode."""
+    """Print JSON, with escapes for what is not seen, and for what stdout can't encode."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -95,7 +95,7 @@ def print_voices(voices: list[dict[str, Any]]) -> None:
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], wrapped: Collection[str]
 ) -> None:
-    """What is too long for a terminal is `wrapped`, or cut."""
+    """Print a table; on a terminal names are whole and ids short, in a pipe both are whole."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,7 +149,7 @@ def _flat(field: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def refuse_overwriting(path: Path, force: bool) -> None:
-    """Asked before the work, so that nobody waits for audio that is then thrown away."""
+    """Refuse a path before the work, so that nobody waits for audio that is then lost."""
     real(path)
     if path.is_symlink() and path.lstat().st_uid != os.geteuid():
         raise click.ClickException(f"{path} is a link of another account; name another -o.")
@@ -165,7 +165,7 @@ def refuse_overwriting(path: Path, force: bool) -> None:
 def new_file(
     path: Path, force: bool, opener: Callable[[str, int], int] | None = None
 ) -> Iterator[BinaryIO]:
-    """A file that gets its name when all is written: it is whole, or it is not there."""
+    """Open a file that gets its name when all is written: it is whole, or it is not there."""
     refuse_overwriting(path, force)
     target = real(path)
     part = target.with_name(f".voices-{token_hex(8)}")
@@ -182,7 +182,7 @@ def new_file(
 
 
 def write_private_file(path: Path, content: bytes, force: bool) -> None:
-    """For its owner alone, whatever the umask, and in place of one that others could read."""
+    """Write for the owner alone, whatever the umask, replacing one open to others."""
     from registry.storage import private
 
     with new_file(path, force, private.opener) as file:
@@ -190,7 +190,7 @@ def write_private_file(path: Path, content: bytes, force: bool) -> None:
 
 
 def write_wave(file: BinaryIO, pcm: Iterable[bytes], sample_rate: int) -> None:
-    """16-bit mono samples, as they come; the sizes in the header follow at the end."""
+    """Write 16-bit mono samples as they come; the sizes in the header follow at the end."""
     import wave
 
     with wave.open(file, "wb") as out:
@@ -200,7 +200,7 @@ def write_wave(file: BinaryIO, pcm: Iterable[bytes], sample_rate: int) -> None:
 
 
 def write_stdout(parts: Iterable[bytes]) -> None:
-    """Each part is out before the next one is asked for."""
+    """Write each part to stdout before the next one is asked for."""
     for part in parts:
         sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()

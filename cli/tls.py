@@ -1,4 +1,4 @@
-"""TLS for `voices serve`: a certificate and its key, and connections on which TLS is not there yet.
+"""TLS for `voices serve`: a certificate and its key, and connections still in the handshake.
 
 Such a connection is one that sends no request: it has the time of a request's head, counts among
 all, and makes room for others. uvicorn's own TLS would know of it only once the handshake is done.
@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 20
 
 
 class Handshake(SSLProtocol):
-    """What speaks TLS to a client, and plain text to a ClientConnection."""
+    """Speaks TLS to a client, and plain text to a ClientConnection."""
 
     def __init__(self, inner: "SecureConnection", context: ssl.SSLContext, limits: Limits) -> None:
         super().__init__(
@@ -46,7 +46,7 @@ class Handshake(SSLProtocol):
 
 
 class SecureConnection(ClientConnection):
-    """Begins when the handshake is done."""
+    """A client's connection over TLS, which begins when the handshake is done."""
 
     def __init__(self, *args: Any, context: ssl.SSLContext, limits: Limits, **named: Any) -> None:
         super().__init__(*args, limits=limits, **named)
@@ -58,12 +58,12 @@ class SecureConnection(ClientConnection):
 
 
 def secured(context: ssl.SSLContext, **named: Any) -> Handshake:
-    """What a server makes for each client."""
+    """Make the protocol of one client, as a server does for each."""
     return SecureConnection(context=context, **named).handshake
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 at least. Raises UsageError, which names what is wrong with which file."""
+    """Make a context of TLS 1.2 at least; raise UsageError, which names the wrong file."""
     for name, path in (("certificate", certificate), ("key", key)):
         _refuse_other_files(name, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -13,7 +13,7 @@ REALM = 'Bearer realm="voices"'
 
 
 class KeyRefused(RegistryError):
-    """`challenge` is what WWW-Authenticate says of it (RFC 6750)."""
+    """Refuses a key; `challenge` is what WWW-Authenticate says of it (RFC 6750)."""
 
     status, code, title = 401, "key-invalid", "This key is not taken"
     challenge = f'{REALM}, error="invalid_token"'

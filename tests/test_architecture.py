@@ -156,6 +156,28 @@ def types_in(module: ast.Module) -> Iterator[str]:
                 yield target.id
 
 
+def test_each_public_class_says_what_it_is() -> None:
+    """An error may be told of in the tree of errors that its module begins with."""
+    for path in SOURCES:
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        told = ast.get_docstring(module) or ""
+        for node in ast.walk(module):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                in_tree = path.name.endswith("errors.py") and re.search(rf"\b{node.name}\b", told)
+                assert ast.get_docstring(node) or in_tree, (path, node.name)
+
+
+FRAGMENT = r"(Of|By|As|For|With|What|Whether|Those|The same|None|Nobody|True when|Past)\b"
+
+
+def test_no_docstring_is_a_fragment_that_only_its_code_explains() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            told = ast.get_docstring(node) if isinstance(node, kinds) else None
+            assert not re.match(FRAGMENT, told or ""), (path, told)
+
+
 EDGES = (  # of threads and of calls: whatever is raised goes to a caller, and the next is served
     "inference/modal/calls.py",
     "inference/serving/service.py",

@@ -173,7 +173,7 @@ def show(made: dict[str, Any], as_json: bool, what: str) -> None:
 
 
 def _chosen(known: list[dict[str, Any]], given: str) -> dict[str, Any]:
-    """By id, by name, or by the key itself, whose secret goes nowhere."""
+    """Find a key by id, by name, or by its text, whose secret goes nowhere."""
     found = WHOLE.fullmatch(given)
     reference = found[1] if found else given
     live = [key for key in known if key["revoked_at"] is None]

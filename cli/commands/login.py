@@ -77,7 +77,7 @@ def registry_address(url: str) -> str:
 def credentials(
     found: Login, key: str | None, token_id: str | None, token_secret: str | None
 ) -> Login:
-    """What was given, or else what is asked for; it is never shown."""
+    """Return what was given, or ask for it; it is never shown."""
     if key is None and token_id is None:
         first = ask("Key (vr_…), or id of a Modal token (wk-…)")
         key, token_id = (None, first) if first.startswith(("wk-", "ak-")) else (first, None)
@@ -92,7 +92,7 @@ def credentials(
 
 
 def ask(what: str) -> str:
-    """From the terminal, which does not show it; where there is none, the next line of stdin."""
+    """Ask on the terminal, which does not show it; where there is none, read a line of stdin."""
     if sys.stdin.isatty():
         answer: str = click.prompt(what, hide_input=True, err=True)
         return answer.strip()
@@ -106,7 +106,7 @@ def ask(what: str) -> str:
 
 
 def checked_key(key: str) -> str:
-    """Whether it is one at all, which its check tells without a server."""
+    """Return a key if it is one at all, which its check tells without a server."""
     from registry.keys.secret import presented
 
     if presented(key) is None:
@@ -117,7 +117,7 @@ def checked_key(key: str) -> str:
 
 
 def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
-    """A token of the account can do everything, so it must not reach a web server."""
+    """Refuse an account's token, which can do everything, and what is no token."""
     if part.startswith(other):
         raise click.UsageError(
             f"That is a token of the Modal account ({other}…). A registry wants a proxy token, "
@@ -128,7 +128,7 @@ def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
 
 
 def checked(found: Login, *, may_ask: bool) -> Login:
-    """With the key that the registry asks for, if it does behind a token that it takes."""
+    """Add the key that the registry asks for, if it does behind a token that it takes."""
     from cli.refusals import RequestRefused
 
     try:
@@ -142,7 +142,7 @@ def checked(found: Login, *, may_ask: bool) -> Login:
 
 
 def check(login: Login) -> None:
-    """Raises unless a voice registry answers there, and lets this token or key in."""
+    """Raise ClickException unless a registry answers there, and lets this token or key in."""
     from cli.client import connect
     from cli.refusals import RequestRefused
     from cli.session import progress
@@ -193,7 +193,7 @@ def where(context: click.Context, as_json: bool) -> None:
 
 
 def whereabouts(asked: DestinationOptions) -> dict[str, str | None]:
-    """The registry's URL or this machine's data directory, the ids of token and key, and why."""
+    """Return the registry's URL or the data directory, the ids of token and key, and why."""
     login = None if asked.local else stored()
     url = asked.url or (login.url if login else None)
     ids: dict[str, str | None] = {"token_id": None, "key_id": None}
@@ -213,6 +213,6 @@ def whereabouts(asked: DestinationOptions) -> dict[str, str | None]:
 
 
 def key_id_of(authorization: str | None) -> str | None:
-    """The part of a key that is no secret."""
+    """Return the part of a key that is no secret."""
     parts = (authorization or "").split("_")
     return parts[1] if len(parts) == 4 else None

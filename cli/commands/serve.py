@@ -95,7 +95,7 @@ def serve(
 
 
 def asks_keys(host: str, auth: str, insecure_no_auth: bool) -> bool:
-    """Whether nobody is answered without a key."""
+    """Tell whether nobody is answered without a key."""
     if insecure_no_auth and auth == "on":
         raise click.UsageError("--insecure-no-auth and VOICES_AUTH=on contradict each other.")
     return auth == "on" or not (is_loopback(host) or insecure_no_auth)

@@ -1,4 +1,4 @@
-"""Who asks: a key in one of two headers, looked at before anything else of a request.
+"""Checks who asks: a key in one of two headers, before anything else of a request is read.
 
 Each route says what it takes, by `needs` or `public`; OpenAPI is told of the same. A path without a
 route takes a key too, whatever it may do, so that strangers learn nothing of what there is.
@@ -34,17 +34,17 @@ OF_MODAL = "wk-"  # begins a proxy token, which its edge takes from the same hea
 
 
 def needs(scope: keys.Scope, *, all_voices: bool = False) -> Callable[[F], F]:
-    """A route that takes a key with this scope; for `all_voices`, none that is limited to some."""
+    """Mark a route that takes a key with this scope; for `all_voices`, none limited to some."""
     return _marked(Need(scope, all_voices))
 
 
 def any_key(route: F) -> F:
-    """A route that takes a key, whatever that may do."""
+    """Mark a route that takes a key, whatever that may do."""
     return _marked(Need(None))(route)
 
 
 def public(route: F) -> F:
-    """A route that answers whoever asks."""
+    """Mark a route that answers whoever asks."""
     return _marked(None)(route)
 
 
@@ -57,13 +57,13 @@ def _marked(need: Need | None) -> Callable[[F], F]:
 
 
 def need_of(route: APIRoute) -> Need | None:
-    """None for whoever asks. AttributeError for a route that does not say."""
+    """Return what a route needs, None if nothing; raise AttributeError if it is not marked."""
     return cast(Need | None, getattr(route.endpoint, NEED))
 
 
 @dataclass(frozen=True)
 class Door:
-    """One route, as far as it tells who may ask it."""
+    """One route, with what it needs of whoever asks it."""
 
     route: APIRoute
     need: Need | None
@@ -74,7 +74,7 @@ class Door:
 
 
 class KeyCheck:
-    """Refuses who has no key, or none for what is asked; tells the app what others may do."""
+    """Refuses requests without the key that they need; tells the app what the key allows."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring, routes: Iterable[APIRoute]) -> None:
         self._app, self._keyring = app, keyring
@@ -109,7 +109,7 @@ def _answer(request: Request, refused: RegistryError) -> Response:
 
 
 def presented_in(headers: Headers) -> str:
-    """The one key that a request has. Raises KeyMissing, KeyInvalid."""
+    """Return the one key that a request has. Raises KeyMissing, KeyInvalid."""
     bearer, named = headers.getlist(BEARER), headers.getlist(HEADER)
     if len(bearer) > 1 or len(named) > 1:
         raise KeyInvalid("The header that has the key is there twice.")
@@ -122,14 +122,14 @@ def presented_in(headers: Headers) -> str:
 
 
 def _of_bearer(value: str) -> str:
-    """Nothing of another scheme, or of Modal's token, which are not for us."""
+    """Return the bearer's key; nothing of another scheme, or of Modal's token, not meant for us."""
     scheme, _, rest = value.strip().partition(" ")
     key = rest.strip()
     return key if scheme.lower() == "bearer" and not key.startswith(OF_MODAL) else ""
 
 
 def visible_to(request: Request) -> Visible:
-    """The voices that there are to whoever asks; all, where nobody is asked for a key."""
+    """Return the voices that whoever asks may know of; all, where nobody is asked for a key."""
     grant: Grant | None = request.scope.get(GRANT)
     return None if grant is None else grant.voices
 

@@ -1,4 +1,4 @@
-"""How many requests are answered at once, and what is asked before one is read.
+"""Limits how many requests are answered at once, and refuses some before they are read.
 
 Who sends no request at all is the HTTP server's to leave; here every refusal is an answer.
 """
@@ -17,13 +17,13 @@ from registry.errors import Overloaded, ServerBusy
 Ask = Callable[[Scope], None]  # raises Overloaded
 
 ALWAYS_ANSWERED = "/healthz"
-RETRY_S = 2  # of those whose speeches are made, one is done by then as a rule
+RETRY_S = 2  # by then one of the speeches under way is done, as a rule
 
 
 class Gate:
-    """Asks about a request before anything of it is read or looked up; refuses if it is Overloaded.
+    """Refuses a request by its head with 503 if any of its checks raises Overloaded.
 
-    `asks` has the questions by method and path.
+    `asks` has the checks by method and path.
     """
 
     def __init__(self, app: ASGIApp, asks: Mapping[tuple[str, str], Sequence[Ask]]) -> None:
@@ -41,11 +41,11 @@ class Gate:
 
 
 class SpeechShares:
-    """Keeps the last eighth of the line for speech from a client that has most of all speeches.
+    """Keeps the last eighth of the speech queue for clients other than the busiest.
 
-    `status` tells how long the line is; where it does not, as the queue is not this process's, no
-    one is refused. `paths` are those whose POST asks for speech; `coming` of them are on the way
-    to that line.
+    `status` tells how long the queue is; where it does not, as the queue is not this process's, no
+    one is refused. `paths` are those whose POST asks for speech; `coming` of them are on the way to
+    that queue.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""If-Match: which edit of which voice a request is about."""
+"""Reads If-Match: which edit of which voice a request is about."""
 
 from typing import Annotated
 
@@ -17,16 +17,16 @@ IfMatch = Annotated[
 
 
 class Precondition:
-    """If-Match: which edit of which voice is meant; asked once the rest of the request is sound."""
+    """If-Match: which edit of which voice is meant; checked after the rest of the request."""
 
     def __init__(self, request: Request, if_match: IfMatch = None) -> None:
         self._sent = None if if_match is None else ", ".join(request.headers.getlist("if-match"))
 
     def target(self, store: VoiceStore, voice: str, only: Visible) -> tuple[str, int | None]:
-        """The voice to edit, and the row_version it must be at; None if any will do.
+        """Return the voice to edit, and the row_version it must be at; None for any.
 
-        A voice that was matched is named by its id from here on: another may take its name.
-        Raises EditConflict.
+        A voice that was matched is named by its id from here on: another may take its name. Raises
+        EditConflict.
         """
         if self._sent is None or (tags := Tags.of(self._sent)).any:
             return target_of(store, voice, only), None
@@ -42,7 +42,7 @@ class Precondition:
 
 
 def target_of(store: VoiceStore, voice: str, only: Visible) -> str:
-    """Return a name for the voice by which no other can be met than one of `only`."""
+    """Return a name for the voice that can't mean one outside of `only`."""
     return voice if only is None else store.id_of(voice, only)
 
 

@@ -1,6 +1,6 @@
-"""What is told of everything that goes wrong, and our shape of it: RFC 9457, with a stable `code`.
+"""Makes a Problem of everything that goes wrong, and a problem document of it (RFC 9457).
 
-The clients of another API read another shape: which, is the composition's to say, by the request.
+The clients of another API read another shape: `add_handlers` is told which, by the request.
 """
 
 import json
@@ -35,12 +35,12 @@ log = logging.getLogger("registry")
 
 
 class ClientGone(Exception):
-    """The client left before its answer was ready; nobody reads what is sent now."""
+    """Raised when the client left before its answer was ready; nobody reads what is sent now."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be told of an error, whatever the shape: that is its rendering's."""
+    """One error as status, code and sentence, before a dialect renders it."""
 
     status: int
     code: str
@@ -73,7 +73,7 @@ class ProblemDocument(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
-    """Half of a character, as JSON can bring one, is sent as `?` where a refusal quotes it."""
+    """A problem document; half of a character that a refusal quotes is sent as `?`."""
 
     media_type = MEDIA_TYPE
 
@@ -91,13 +91,13 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def request_line(request: Request) -> str:
-    """For a log, whoever shows it: without a key, or what a path could say to a terminal."""
+    """Describe a request in a log, without what its path could say to a terminal."""
     path = without_keys(quote(request.url.path))
     return f"{request_id(request.scope)} {request.method} {path[:200]}"
 
 
 def add_handlers(app: FastAPI, render_of: Callable[[Scope], Render]) -> None:
-    """`render_of` has the shape in which the client of a request is told what goes wrong."""
+    """Answer errors; `render_of` returns the shape that a request's client reads."""
     app.state.render_of = render_of
     for kind in (RegistryError, RequestValidationError, HTTPException, OSError, Exception):
         app.add_exception_handler(kind, _answered)
@@ -114,13 +114,13 @@ def _answered(request: Request, error: Exception) -> Response:
 
 
 def answer_to(scope: Scope, problem: Problem) -> Response:
-    """In the shape that the client of this request reads."""
+    """Render a problem in the shape that the client of this request reads."""
     render: Render = scope["app"].state.render_of(scope)
     return render(problem)
 
 
 def problem_of(request: Request, error: Exception) -> Problem:
-    """What `error` comes to as the answer to `request`; UNEXPECTED for what is none of ours."""
+    """Return what to tell of an error; UNEXPECTED for one that is none of ours."""
     if isinstance(error, RegistryError):
         return of_error(error)
     if isinstance(error, RequestValidationError):
@@ -139,7 +139,7 @@ def of_error(error: RegistryError) -> Problem:
 
 
 def rendered(problem: Problem) -> Response:
-    """Our own rendering, a problem document."""
+    """Render a problem in our own shape, a problem document."""
     content = {
         "type": f"urn:voice-registry:problem:{problem.code}",
         "title": problem.title,
@@ -152,12 +152,12 @@ def rendered(problem: Problem) -> Response:
 
 
 def from_error(error: RegistryError, scope: Scope) -> Response:
-    """Of what is refused before there is a route."""
+    """Render an error raised by middleware."""
     return answer_to(scope, of_error(error))
 
 
 def _invalid(error: RequestValidationError) -> Problem:
-    """Where and why, but never the input itself: echoing it breaks on NaN and lone surrogates."""
+    """Tell where and why, but never quote the input: NaN and lone surrogates would break that."""
     errors = [
         {
             "field": ".".join(map(str, e["loc"][1:])) or str(e["loc"][0]),
@@ -183,7 +183,7 @@ def _http_error(request: Request, error: HTTPException) -> Problem:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """All of them: Starlette names those of the first route that matches the path only."""
+    """Return all methods of a path: Starlette names those of its first route only."""
     methods: set[str] = set()
     for template, operations in request.app.openapi()["paths"].items():
         if compile_path(template)[0].match(request.url.path):
@@ -194,7 +194,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 def _storage_error(request: Request, error: OSError) -> RegistryError | None:
-    """Of a file of the data directory that is not opened by the store itself."""
+    """Explain an error of a file in the data directory that the store itself did not open."""
     home = request.app.state.services.store.data.root
     return storage_error(error, home, writing=request.method not in ("GET", "HEAD"))
 

@@ -1,4 +1,4 @@
-"""The clips on their way in: how many at once, and of whom."""
+"""Limits the clips being uploaded: how many at once, and how many of one client."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -20,7 +20,7 @@ RETRY_S = 2
 
 
 class Uploads:
-    """The clips on their way in: few at once, and of one client not all of them.
+    """The clips being uploaded: few at once, and never all of one client.
 
     Where all places are taken, the one that lags most behind its pace is ended for the next.
     """
@@ -30,14 +30,14 @@ class Uploads:
         self._open: dict[Exchange, Upload] = {}
 
     def begin(self, client: str, exchange: Exchange) -> Upload:
-        """Whoever begins it closes it. Raises ServerBusy."""
+        """Begin an upload, which the caller closes. Raises ServerBusy."""
         self.make_room(client)
         upload = Upload(self._folder, client, partial(self._open.pop, exchange, None))
         self._open[exchange] = upload
         return upload
 
     def make_room(self, client: str) -> None:
-        """For one more of this client, by ending what lags behind. Raises ServerBusy."""
+        """Make room for one more of this client, by ending what lags. Raises ServerBusy."""
         own = [exchange for exchange, upload in self._open.items() if upload.client == client]
         if len(own) >= OF_ONE_CLIENT:
             self._end_one_of(own, _busy(OF_ONE_CLIENT, "of one client the most"))
@@ -57,8 +57,7 @@ class Uploads:
 
 
 def client_of(scope: Scope) -> str:
-    """The key; where none is asked for, the address: of IPv6 the network of 64 bits, all of which
-    may be one machine's."""
+    """Return the client's address; of IPv6 the network of 64 bits, which may be one machine's."""
     if GRANT in scope:
         grant: Grant = scope[GRANT]
         return grant.client

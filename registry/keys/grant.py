@@ -1,4 +1,4 @@
-"""What somebody may do, and with which voices."""
+"""The rights of a key: what its holder may do, and with which voices."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ GRANT = "voices.grant"  # where a request's scope has it
 
 @dataclass(frozen=True)
 class Need:
-    """What a route takes: a scope, or None for any key; and whether that is for all voices."""
+    """The right that a route needs: a scope, or None for any key; and whether for all voices."""
 
     scope: Scope | None
     all_voices: bool = False
@@ -19,7 +19,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Grant:
-    """`voices` has the ids of those that there are to its holder; None: all of them."""
+    """The rights of a key; `voices` has the ids of those that its holder may know of; None: all."""
 
     key_id: str
     scopes: frozenset[str]
@@ -27,11 +27,11 @@ class Grant:
 
     @property
     def client(self) -> str:
-        """Whose turn it is, by name: no address looks like this."""
+        """The name under which its requests take turns; no address looks like this."""
         return f"key {self.key_id}"
 
     def refuse_without(self, need: Need) -> None:
-        """Raises ScopeMissing, KeyLimited."""
+        """Raise ScopeMissing or KeyLimited unless the grant has what is needed."""
         if need.scope is not None and not self.scopes & {need.scope, ADMIN}:
             raise ScopeMissing(need.scope)
         if need.all_voices and self.voices is not None:

@@ -1,4 +1,4 @@
-"""Keys are made, given another secret, and revoked. A secret is seen once, by whoever asked for it.
+"""Makes keys, gives them another secret, and revokes them. A secret is shown once.
 
 Knows nothing of requests: a command and a route ask for the same.
 """
@@ -28,7 +28,7 @@ from registry.storage.tables import utc_now
 
 @dataclass(frozen=True)
 class KeyRequest:
-    """`voices` are names or ids; None: all there are and will be."""
+    """A key to make; `voices` are names or ids, None for all there are and will be."""
 
     name: str
     scopes: Sequence[Scope]
@@ -38,14 +38,14 @@ class KeyRequest:
 
 @dataclass(frozen=True)
 class Issued:
-    """A key, and the one sight of its text."""
+    """A key, and its text, which is shown this once."""
 
     public: KeyPublic
     text: str
 
 
 def create_key(store: VoiceStore, asked: KeyRequest) -> Issued:
-    """Raises FieldInvalid, VoiceNotFound, KeysFull."""
+    """Make a key. Raises FieldInvalid, VoiceNotFound, KeysFull."""
     if ADMIN in asked.scopes and asked.voices is not None:
         raise FieldInvalid(
             "A key with the scope 'admin' may make keys for any voice, so it can't be for some.",
@@ -60,7 +60,7 @@ def create_key(store: VoiceStore, asked: KeyRequest) -> Issued:
 
 
 def rotate_key(store: VoiceStore, key_id: str, grace_s: float) -> Issued:
-    """Another secret for a key; the one before is taken for so long. Raises KeyNotFound."""
+    """Give a key another secret; take the former for `grace_s` seconds. Raises KeyNotFound."""
     with store.transaction() as session:
         row = _live(session, key_id)
         text = new_key(row.id)
@@ -71,7 +71,7 @@ def rotate_key(store: VoiceStore, key_id: str, grace_s: float) -> Issued:
 
 
 def revoke_key(store: VoiceStore, key_id: str) -> None:
-    """Works on a full disk, too, as a deletion does. Raises KeyNotFound."""
+    """Revoke a key, on a full disk too, as a deletion works there. Raises KeyNotFound."""
     try:
         _revoke(store, key_id)
     except StorageFull:
@@ -86,7 +86,7 @@ def _revoke(store: VoiceStore, key_id: str) -> None:
 
 
 def list_keys(store: VoiceStore) -> list[KeyPublic]:
-    """The newest first, those that are revoked too."""
+    """Return the keys, those that are revoked too, the newest first."""
     with store.reading() as session:
         return [row.public() for row in sound_keys(key_rows(session))]
 
@@ -98,7 +98,7 @@ def has_usable_key(store: VoiceStore) -> bool:
 
 
 def _row(session: Session, asked: KeyRequest) -> ApiKey:
-    """Without a secret yet."""
+    """Make the row of a key, without a secret yet."""
     in_s = asked.expires_in_s
     return ApiKey(
         id=new_id(),
@@ -112,7 +112,7 @@ def _row(session: Session, asked: KeyRequest) -> ApiKey:
 
 
 def _voices(session: Session, named: Sequence[str] | None) -> list[str] | None:
-    """Their ids, so that whatever gets one of these names later is not meant."""
+    """Return the ids of voices, so that no voice that later gets one of these names is meant."""
     if named is None:
         return None
     return sorted({find_row(session, reference).id for reference in named})

@@ -1,4 +1,4 @@
-"""The keys of a server in memory, and who holds one: asked at every request, before all else.
+"""Keeps a server's keys in memory, and says at every request what its key allows.
 
 The first request LOOK_S after the last look looks whether any row has been written since, so a key
 that another process revokes is refused within a second. What was asked for before goes on.
@@ -29,6 +29,8 @@ UNKNOWN = "This key is not known here: it may be another server's, revoked or pa
 
 
 class Keyring:
+    """The keys of a server, as its requests need them."""
+
     def __init__(self, store: VoiceStore) -> None:
         self._store = store
         self._keys: dict[str, KeyRow] = {}
@@ -39,7 +41,7 @@ class Keyring:
         self._used: dict[str, str] = {}  # and when, by id, until it is written
 
     async def grant(self, key: str) -> Grant:
-        """What the holder of a key may do. Raises KeyInvalid, and what the storage refuses."""
+        """Return the rights of a key. Raises KeyInvalid, and what the storage refuses."""
         given = presented(key)
         if given is None:
             raise KeyInvalid(TYPO)
@@ -54,11 +56,11 @@ class Keyring:
         )
 
     def look_again(self) -> None:
-        """At the next request, for this process has changed a key."""
+        """Look again at the next request, for this process has changed a key."""
         self._looked_s = float("-inf")
 
     async def _found(self, given: PresentedKey, after_s: float) -> KeyRow | None:
-        """As of so long ago at most: a key that has just been made is not waited for."""
+        """Find a key, as of `after_s` ago at most; a new key so needs no waiting."""
         await self._look(time.monotonic() - after_s)
         row = self._keys.get(given.id)
         return row if row and _opens(row, given.secret_sha256, utc_now()) else None
@@ -80,13 +82,13 @@ class Keyring:
             self._state = state  # of before the rows were read, so what came meanwhile is seen
 
     async def keep_noting(self) -> None:
-        """For as long as the server runs."""
+        """Write when keys were used, for as long as the server runs."""
         while True:
             await asyncio.sleep(NOTE_EVERY_S)
             await self.note_use()
 
     async def note_use(self) -> None:
-        """Write when keys were used, of those of which that was last written long ago."""
+        """Write when keys were used, unless that was written not long ago."""
         latest = utc_now(-self._store.use_noted_s)
         due = {
             key_id: at

@@ -1,4 +1,4 @@
-"""A key as text: `vr_<id>_<secret>_<check>`. The secret has 256 random bits.
+"""Makes and reads keys as text: `vr_<id>_<secret>_<check>`. The secret has 256 random bits.
 
 By its check a typo is told from a wrong key, without asking whose it is, and whatever looks for
 secrets in files and logs knows one. Standard library only.
@@ -21,7 +21,7 @@ LIKE_A_KEY = re.compile(r"vr_([0-9a-z]{8})_[0-9A-Za-z_]{8,}")
 
 @dataclass(frozen=True)
 class PresentedKey:
-    """What is compared of a key: whose it is, and the hash that its secret has."""
+    """A key as it is compared: its id, and the hash of its secret."""
 
     id: str
     secret_sha256: str
@@ -38,7 +38,7 @@ def new_key(key_id: str) -> str:
 
 
 def presented(text: str) -> PresentedKey | None:
-    """None for what is no key, or has a character wrong or missing."""
+    """Parse a key; None for what is no key, or has a character wrong or missing."""
     found = KEY.fullmatch(text) if len(text) == LONGEST else None
     if found is None or _check(found[1]) != found[4]:
         return None
@@ -46,7 +46,7 @@ def presented(text: str) -> PresentedKey | None:
 
 
 def without_keys(text: str) -> str:
-    """What looks like a key is left with its id alone."""
+    """Shorten what looks like a key to its id."""
     return LIKE_A_KEY.sub(r"vr_\1_…", text)
 
 

@@ -24,9 +24,9 @@ from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
 
 SCHEMA = "0002"
-WRITERS = 16  # that may wait in one process: each holds a thread that requests share
+WRITERS = 16  # the most that wait in one process: each holds a thread that requests share
 PLACE_S = 3.0  # to wait for a place among them; there is one at once if nothing holds the database
-CHECKED_BYTES = 64 * 1024 * 1024  # that a start checks: about 20,000 voices, 0.3 s
+CHECKED_BYTES = 64 * 1024 * 1024  # the most that a start checks: about 20,000 voices, 0.3 s
 NO_DATABASE = "missing or empty, but files of voices are here"
 
 

@@ -1,4 +1,4 @@
-"""The keys of a server: their table, and what is read and written of it.
+"""Stores the keys of a server: their table, and what is read and written of it.
 
 Of a secret the hash alone is kept. Keys belong to a server and not to its voices, so no backup has
 them, and a restore leaves those that are there. Knows nothing of requests.
@@ -81,7 +81,7 @@ class KeyPublic(BaseModel):
 
 
 class KeyRow(KeyPublic):
-    """What a row must be, to let anybody in."""
+    """A row of a key that may let somebody in: only one that is sound does."""
 
     secret_sha256: Sha256
     former_sha256: Sha256 | None
@@ -91,14 +91,14 @@ class KeyRow(KeyPublic):
 
 
 def key_rows(session: Session) -> list[dict[str, Any]]:
-    """All of them, the newest first, as they are stored."""
+    """Return all rows as they are stored, the newest first."""
     table = SQLModel.metadata.tables["api_key"]
     asked = select_columns(*table.columns).order_by(table.c.created_at.desc(), table.c.id)
     return [dict(row) for row in session.execute(asked).mappings()]
 
 
 def sound_keys(rows: Iterable[Mapping[str, Any]]) -> list[KeyRow]:
-    """Those that a request could have stored."""
+    """Return the keys that a request could have stored."""
     found = []
     for row in rows:
         try:
@@ -109,7 +109,7 @@ def sound_keys(rows: Iterable[Mapping[str, Any]]) -> list[KeyRow]:
 
 
 def add_key(session: Session, row: ApiKey) -> None:
-    """Raises KeysFull. Of those that are revoked the newest stay."""
+    """Add a key, and forget old revoked ones. Raises KeysFull."""
     live = select(func.count()).select_from(ApiKey).where(col(ApiKey.revoked_at).is_(None))
     if session.exec(live).one() >= MOST_KEYS:
         raise KeysFull(f"There are {MOST_KEYS:,} keys, which is the most. Revoke one first.")
@@ -122,7 +122,7 @@ def add_key(session: Session, row: ApiKey) -> None:
 
 
 def note_use(session: Session, used: Mapping[str, str]) -> None:
-    """When keys were last used, by their ids; another process may know of later uses."""
+    """Record when keys were last used, by id; another process may know of later uses."""
     last = col(ApiKey.last_used_at)
     for key_id, at in used.items():
         known = (col(ApiKey.id) == key_id, or_(last.is_(None), last < at))

@@ -1,4 +1,4 @@
-"""What is read of a store: rows as of one moment, and files that are held against their hashes."""
+"""Reads of a store: rows as of one moment, and files that are compared with their hashes."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from registry.storage.tables import ModelInUse
 
 
 class StoreReader:
-    """Whoever opens it says where its files and its database are."""
+    """Reads a store; the class that opens it says where its files and its database are."""
 
     data: DataDir
     blobs: BlobStore
@@ -37,7 +37,7 @@ class StoreReader:
     def get(self, reference: str, only: Visible = None) -> StoredVoice:
         """Return a voice by id or name. Raises VoiceNotFound with the names that look alike.
 
-        To whom there are `only` some voices, another is one that is missing.
+        With `only`, a voice that is none of these counts as missing.
         """
         with self._db.read() as session:
             return find(session, reference, only)

@@ -69,7 +69,7 @@ class Watch:
         self._connection = sqlite3.connect(path, timeout=waits, check_same_thread=False)
 
     def version(self) -> int:
-        """The same as before unless another connection has committed since."""
+        """Return a number that stays the same until another connection commits."""
         (number,) = self._connection.execute("PRAGMA data_version").fetchone()
         return int(number)
 

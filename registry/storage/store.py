@@ -127,7 +127,7 @@ class VoiceStore(StoreReader):
         clip: ReferenceClip,
         prompt: ExtractedPrompt,
     ) -> StoredVoice:
-        """Add a voice as part of the caller's transaction; raise NameTaken if the name is in use.
+        """Add a voice, last in the caller's transaction; raise NameTaken if its name is in use.
 
         Its files are written once more: now that nobody else writes, no clean-up can take them.
         """

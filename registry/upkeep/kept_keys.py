@@ -1,4 +1,4 @@
-"""Keys stay with their server when the voices come or go: no backup has them, none is restored.
+"""Keeps keys with their server when voices come or go: no backup has them, none is restored.
 
 Whoever has a key of one server is no friend of another, and what was revoked since a backup was
 made must not come back with it.
@@ -17,20 +17,19 @@ from registry.storage.keys import ApiKey, KeyRow, key_rows, sound_keys
 
 
 def forget_keys(database: Path) -> None:
-    """Leave none in a copy of the database; what is removed is overwritten."""
+    """Remove all keys from a copy of the database; what is removed is overwritten."""
     with Database(database) as opened, opened.write() as session:
         session.exec(delete(ApiKey))
 
 
 def stored_keys(database: Path) -> Sequence[KeyRow]:
-    """The sound ones of a database that nobody changes meanwhile."""
+    """Return the sound keys of a database that nobody changes meanwhile."""
     with Database(database) as opened, opened.read() as session:
         return sound_keys(key_rows(session))
 
 
 def keys_left(database: Path) -> Sequence[KeyRow] | None:
-    """The same of a database that may be missing, or of an older schema; None if nothing can be
-    read of it."""
+    """Return the sound keys of a database; none of a missing or older one, None if unreadable."""
     if not database.exists():
         return []
     try:
@@ -43,7 +42,7 @@ def keys_left(database: Path) -> Sequence[KeyRow] | None:
 
 
 def put_keys(database: Path, keys: Sequence[KeyRow]) -> None:
-    """These, in place of all that are there."""
+    """Put these keys in place of all that are there."""
     with Database(database) as opened, opened.write() as session:
         session.exec(delete(ApiKey))
         session.add_all(ApiKey(**key.model_dump()) for key in keys)

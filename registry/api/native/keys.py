@@ -1,4 +1,4 @@
-"""The keys of the server: make, list, rotate, revoke. A secret is in one answer, once."""
+"""Makes, lists, rotates and revokes the keys of the server. A secret is in one answer, once."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -29,6 +29,8 @@ NameOrId = Annotated[PlainText, StringConstraints(min_length=1, max_length=256)]
 
 
 class KeyForm(BaseModel):
+    """A key to make."""
+
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -50,6 +52,8 @@ class KeyForm(BaseModel):
 
 
 class RotationForm(BaseModel):
+    """How to give a key another secret."""
+
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     grace_s: Annotated[int, BeforeValidator(whole)] = Field(
@@ -61,10 +65,14 @@ class RotationForm(BaseModel):
 
 
 class KeyIssued(KeyPublic):
+    """A key with its secret."""
+
     key: str = Field(description="The key itself. It is told this once.")
 
 
 class KeyList(BaseModel):
+    """The keys of the server."""
+
     data: list[KeyPublic]
 
 
@@ -77,7 +85,7 @@ class KeyList(BaseModel):
 )
 @needs("admin")
 async def create_key(body: KeyForm, response: Response, services: ServicesDep) -> KeyIssued:
-    """A key with the scope `admin` may do everything, and is for all voices."""
+    """Make a key; one with the scope `admin` may do everything, and is for all voices."""
     asked = KeyRequest(body.name, body.scopes, body.voices, body.expires_in_s)
     issued = await to_thread.run_sync(issuing.create_key, services.store, asked)
     return _shown(response, services, issued)
@@ -86,7 +94,7 @@ async def create_key(body: KeyForm, response: Response, services: ServicesDep) -
 @router.get("", summary="List the keys", responses=of.problems())
 @needs("admin")
 def list_keys(services: ServicesDep) -> KeyList:
-    """The newest first, and of those that are revoked the last 100. None tells its secret."""
+    """List keys, the newest first, and the last 100 that are revoked. None tells its secret."""
     return KeyList(data=issuing.list_keys(services.store))
 
 
@@ -99,7 +107,7 @@ def list_keys(services: ServicesDep) -> KeyList:
 async def rotate_key(
     key_id: str, body: RotationForm, response: Response, services: ServicesDep
 ) -> KeyIssued:
-    """Id, scopes and voices stay. A secret that is in its grace already ends."""
+    """Give a key another secret; its id, scopes and voices stay. A grace under way ends."""
     issued = await to_thread.run_sync(issuing.rotate_key, services.store, key_id, body.grace_s)
     return _shown(response, services, issued)
 
@@ -113,7 +121,7 @@ async def rotate_key(
 )
 @needs("admin")
 async def revoke_key(key_id: str, services: ServicesDep) -> None:
-    """At once, whoever has it, and for good. What was asked for with it before goes on."""
+    """Revoke a key at once and for good. What was asked for with it before goes on."""
     await to_thread.run_sync(issuing.revoke_key, services.store, key_id)
     services.keyring.look_again()
 

@@ -70,6 +70,8 @@ ClipWords = Annotated[
 
 
 class EnrolmentForm(BaseModel):
+    """A voice to enrol."""
+
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     name: VoiceName = Field(examples=["alice"])
@@ -86,7 +88,7 @@ class EnrolmentForm(BaseModel):
 
 
 class VoicePatch(BaseModel):
-    """What is left out stays; `labels` and `defaults` replace what was there.
+    """The fields to change; `labels` and `defaults` replace what was there.
 
     A `transcript` makes the prompt features anew from the clip, as version + 1; null leaves none.
     """
@@ -136,7 +138,7 @@ async def create_voice(
     services: ServicesDep,
     deadline: DeadlineDep,
 ) -> VoicePublic:
-    """Decodes and checks the clip, computes the prompt features once, keeps both."""
+    """Decode and check the clip, compute the prompt features once, keep both."""
     async with taken_in(request, EnrolmentForm, services.uploads) as form:
         asked = Enrolment(
             name=form.name,
@@ -198,7 +200,7 @@ async def list_voices(
 def read_voice(
     voice: str, response: Response, services: ServicesDep, only: VisibleDep
 ) -> VoicePublic:
-    """`voice` is a name or an id. A 404 offers the names that look alike."""
+    """Read a voice by name or id. A 404 offers the names that look alike."""
     return _shown(response, services.store.get(voice, only))
 
 
@@ -233,7 +235,7 @@ async def edit_voice(
     deadline: DeadlineDep,
     only: VisibleDep,
 ) -> VoicePublic:
-    """All of it or nothing. A patch that says what is so already changes nothing."""
+    """Change all or nothing. A patch that says what is so already changes nothing."""
     if patch.name is not None and only is not None:
         raise KeyLimited
     change = patch.change().checked()
@@ -271,7 +273,7 @@ async def delete_voice(
 )
 @needs("voices:read")
 def read_clip(voice: str, request: Request, services: ServicesDep, only: VisibleDep) -> Response:
-    """In ranges too. The ETag is the SHA-256 of the clip."""
+    """Send the clip, in ranges too. The ETag is the SHA-256 of the clip."""
     found = services.store.get(voice, only)
     sha256, media_type = found.enrolment.clip_sha256, found.clip_type
     content = partial(services.store.clip_content, found)
@@ -286,7 +288,7 @@ def read_clip(voice: str, request: Request, services: ServicesDep, only: Visible
 )
 @needs("voices:read")
 def read_prompt(voice: str, request: Request, services: ServicesDep, only: VisibleDep) -> Response:
-    """In ranges too. The ETag is the SHA-256 of the file."""
+    """Send the file, in ranges too. The ETag is the SHA-256 of the file."""
     found = services.store.get(voice, only)
     content = partial(services.store.prompt_content, found)
     return answer(request, prompt_file(found.row.name, found.ready_prompt().sha256, content))

@@ -70,7 +70,7 @@ class SnapshotDatabase(Database):
             yield session
 
     def state(self) -> object:
-        """What another container writes is seen in FRESH_S, as by any read."""
+        """Return the state that reads see; another container's writes are seen in FRESH_S."""
         self.look_around(FRESH_S)
         return self._base
 
