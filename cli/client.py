@@ -105,7 +105,8 @@ class Registry:
     ) -> tuple[SpeechHeaders, float]:
         """Write the audio into a file that tells its length; return its headers and seconds.
 
-        PCM is streamed, and gets its header here if it is to be wav. A flac's length comes whole.
+        PCM is streamed, and gets its header here if it is to be wav. Of other formats the length
+        comes whole, and only of what is whole the loudness is known.
         """
         format = format_named(request["format"])
         streams = format.name in ("wav", "pcm") and "loudness" not in request

@@ -1,6 +1,6 @@
 """Finds where commands go: to the URL that was given, to the login's registry, or nowhere.
 
-It knows one file and URLs, and no HTTP. The token is meant for the stored origin and no other.
+It knows one file and URLs, and no HTTP. Token and key are meant for the stored origin and no other.
 """
 
 import json
@@ -38,7 +38,7 @@ class DestinationOptions:
 
 @dataclass(frozen=True)
 class Login:
-    """The registry of `voices login`, and the token for it."""
+    """The registry of `voices login`, and the token and the key for it."""
 
     url: str
     token_id: str | None = None
@@ -46,9 +46,9 @@ class Login:
     key: str | None = field(default=None, repr=False)
 
     def headers(self, url: str) -> dict[str, str]:
-        """Return the token for a request to `url`; nothing if that is of another origin.
+        """Return token and key for a request to `url`; nothing if that is of another origin.
 
-        Raises ClickException rather than send it where others on the way can read it.
+        Raises ClickException rather than send them where others on the way can read them.
         """
         if not same_origin(url, self.url):
             return {}
@@ -133,7 +133,7 @@ def destination(asked: DestinationOptions) -> tuple[str, dict[str, str]] | None:
 
 
 def key_of_environment(url: str) -> dict[str, str]:
-    """Whoever names a key there means it for whatever the command asks."""
+    """Return the header with VOICES_KEY's key, which is meant for any registry asked."""
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         return {}

@@ -34,7 +34,7 @@ OUT_OF_RESOURCES = "socket.accept() out of system resource"
 
 
 class Client(Protocol):
-    """Whoever has one of the connections."""
+    """The holder of one of the connections."""
 
     @property
     def transport(self) -> asyncio.Transport: ...

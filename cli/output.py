@@ -85,7 +85,7 @@ def report(voice: dict[str, Any], as_json: bool, message: str) -> None:
 
 
 def print_voices(voices: list[dict[str, Any]]) -> None:
-    """On a terminal names are whole and ids are short; what reads a pipe gets all of both."""
+    """Print voices; on a terminal names are whole and ids short, in a pipe both are whole."""
     rows = [[_cell(text) for text in _table_row(voice)] for voice in voices]
     if _width_of(rows) > _width():
         rows = [[*row[:-1], f"{row[-1][:SHORT_ID]}…"] for row in rows]
@@ -95,7 +95,7 @@ def print_voices(voices: list[dict[str, Any]]) -> None:
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], wrapped: Collection[str]
 ) -> None:
-    """Print a table; on a terminal names are whole and ids short, in a pipe both are whole."""
+    """Print a table; on a terminal, long cells of `wrapped` columns wrap, and others are cut."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -50,7 +50,7 @@ class ScopeMissing(RegistryError):
 
 
 class KeyLimited(RegistryError):
-    """Whoever sees some voices alone could tell by this which others there are."""
+    """Refuses to a key for some voices what could tell which others there are."""
 
     status, code, title = 403, "key-limited", "The key is for some voices alone"
 

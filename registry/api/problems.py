@@ -91,7 +91,7 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 
 def request_line(request: Request) -> str:
-    """Describe a request in a log, without what its path could say to a terminal."""
+    """Describe a request in a log, without a key, or what its path could say to a terminal."""
     path = without_keys(quote(request.url.path))
     return f"{request_id(request.scope)} {request.method} {path[:200]}"
 

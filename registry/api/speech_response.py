@@ -71,7 +71,10 @@ def sending(request: Request, *, stream: bool, events: bool) -> Sending:
 
 
 class SpeechReply:
-    """Answers one speech: in which format, sent how, and within which time."""
+    """Answers one speech: in which format, sent how, and within which time.
+
+    A dialect whose events say other things has a subclass.
+    """
 
     def __init__(
         self, request: Request, rendering: Rendering, sending: Sending, limit_s: float | None

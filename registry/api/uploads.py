@@ -57,7 +57,10 @@ class Uploads:
 
 
 def client_of(scope: Scope) -> str:
-    """Return the client's address; of IPv6 the network of 64 bits, which may be one machine's."""
+    """Return whose request it is: the key, or the address if none is asked for.
+
+    Of IPv6 it is the network of 64 bits, all of which may be one machine's.
+    """
     if GRANT in scope:
         grant: Grant = scope[GRANT]
         return grant.client
