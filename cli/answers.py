@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import click
@@ -23,10 +24,12 @@ CLIP_LIMIT = 64 * MIB
 SPEECH_LIMIT = 1024 * MIB  # six hours
 BODY_S = 120.0  # for all of an answer that is read whole, once it has begun
 DEEPEST = 20
+MOST_VALUES = 1_000_000  # of one answer, each of which takes some 60 bytes
 
-Shape = type | tuple["Shape", ...] | list["Shape"] | dict[Any, "Shape"] | None
+_TEXT_OR_VALUE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[\[{,]', re.DOTALL)
+Shape = type | re.Pattern[str] | tuple["Shape", ...] | list["Shape"] | dict[Any, "Shape"] | None
 VOICE: Shape = {
-    "id": str,
+    "id": re.compile(r"voice_[0-9a-f]{32}"),
     "name": str,
     "description": str,
     "labels": {str: str},
@@ -92,6 +95,8 @@ def parsed_json(answer: httpx.Response, shape: Shape) -> Any:
     if media_type(answer) not in ("application/json", "application/problem+json"):
         sent = media_type(answer) or "something of no type"
         raise Unexpected(answer, f"it sends {sent}, not JSON")
+    if values_in(answer.content) > MOST_VALUES:
+        raise Unexpected(answer, f"it sends more than {MOST_VALUES:,} values")
     try:
         found = json.loads(answer.content, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -101,6 +106,19 @@ def parsed_json(answer: httpx.Response, shape: Shape) -> Any:
     if wrong := misfit(found, shape):
         raise Unexpected(answer, f"{wrong} of another shape, or missing")
     return found
+
+
+def values_in(content: bytes) -> int:
+    """Count the values of JSON before it is parsed, for they take far more memory than their text.
+
+    What stands in a text is not counted, unless there are few values anyway; what is more than one
+    too many is not counted either.
+    """
+    most = sum(content.count(before) for before in (b"[", b"{", b","))
+    if most <= MOST_VALUES:
+        return most
+    found = (True for one in _TEXT_OR_VALUE.finditer(content) if content[one.start()] != ord('"'))
+    return sum(islice(found, MOST_VALUES + 1))
 
 
 def _no_number(name: str) -> float:
@@ -115,8 +133,8 @@ def _is_deeper(value: object, levels: int) -> bool:
 def misfit(value: object, shape: Shape, place: str = "its JSON is") -> str | None:
     """Name the part that has another shape; None if all fits.
 
-    A shape is a type, a tuple of those that may be, [one for all of a list], {str: one for all
-    values}, or the keys that a mapping must have, among others.
+    A shape is a type, a pattern of a text, a tuple of those that may be, [one for all of a list],
+    {str: one for all values}, or the keys that a mapping must have, among others.
     """
     match shape, value:
         case tuple(), _:
@@ -140,6 +158,8 @@ _ABSENT = object()
 def _is_a(value: object, kind: Shape) -> bool:
     if kind is None:
         return value is None
+    if isinstance(kind, re.Pattern):
+        return isinstance(value, str) and kind.fullmatch(value) is not None
     if kind is float:
         return isinstance(value, int | float) and -1e9 < value < 1e9
     return type(value) is kind

@@ -1,5 +1,6 @@
 """Talks HTTP to a registry: its refusals become the command's errors. It opens no files."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,8 @@ from registry.audio.formats import format_named
 COLD_S = 300.0  # for a GPU that starts, all waiting together
 BUSY_S = 60.0  # for a registry that wants to be asked again
 PAUSE_S = 0.1  # at least, and twice as long each time
-MOST_BYTES = 256 << 20  # of all pages: 200,000 ordinary voices
+MOST_BYTES = 128 << 20  # of all pages: 100,000 ordinary voices
+MOST_VALUES = 4_000_000  # of all pages
 REFUSAL_LIMIT = 1 << 20
 WAV_HEADER = 44  # bytes
 T = TypeVar("T")
@@ -131,7 +133,7 @@ class Registry:
     def pages(self, search: str = "", labels: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
         """Yield pages of all voices whose name has `search` in it and that bear all `labels`."""
         query: dict[str, Any] = {"limit": "200", "search": search, "label": list(labels)}
-        seen = 0
+        seen = values = 0
         while True:
             answer = self.ask("GET", "/voices", params=query)
             page = answers.parsed_json(answer, PAGE)
@@ -139,14 +141,21 @@ class Registry:
             seen += len(answer.content)
             if page["next"] is None:
                 return
-            if not page["data"] or page["next"] == query.get("after") or seen > MOST_BYTES:
+            values += answers.values_in(answer.content)
+            if not page["data"] or page["next"] == query.get("after"):
                 raise Unexpected(answer, "its pages of voices do not end")
+            if seen > MOST_BYTES or values > MOST_VALUES:
+                raise click.ClickException(
+                    f"{self._name} has more voices than a command can list, of which {seen:,} bytes"
+                    " were read. Ask for some of them, by `--search` or `--label`."
+                )
             query["after"] = page["next"]
 
     def patch(self, voice: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         """Edit what was read: a voice that changed meanwhile is refused, not overwritten."""
-        headers, path = {"If-Match": etag(voice)}, voice_path(voice["id"])
-        return _voice(self.ask("PATCH", path, json=change, headers=headers))
+        headers = {"If-Match": etag(voice), "Content-Type": "application/json"}
+        content = json.dumps(change)  # in ASCII: what came of another server need not be Unicode
+        return _voice(self.ask("PATCH", voice_path(voice["id"]), content=content, headers=headers))
 
     def delete(self, voice: dict[str, Any]) -> None:
         """Delete what was read; only 204 counts: a page that says "200 OK" is no deletion."""
@@ -266,7 +275,9 @@ def _reachable(name: str) -> Iterator[None]:
         yield
     except httpx.TimeoutException as error:
         raise click.ClickException(f"{name} did not answer in time.") from error
-    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+    except (httpx.ReadError, httpx.WriteError) as error:
+        raise click.ClickException(f"The connection to {name} was cut.") from error
+    except httpx.RemoteProtocolError as error:
         raise click.ClickException(_broken(name, str(error))) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = one_line(str(error)).rstrip(".") or type(error).__name__

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 from clips import file, tone
-from odd_server import AFTER_GET, ANSWERS, FOREVER, VOICE, odd_server
+from odd_server import AFTER_GET, KINDS, VOICE, odd_server
 
 from cli import answers, client
 from cli.main import cli
@@ -29,7 +29,7 @@ VERBS = {
     "speak x.flac": ("speak", "alice", "hi", "-o", "x.flac"),
     "clip": ("clip", "alice"),
     "clip -o -": ("clip", "alice", "-o", "-"),
-    "edit": ("edit", "alice", "--description", "x"),
+    "edit": ("edit", "alice", "--description", "x", "--label", "b=c"),
     "rename": ("rename", "alice", "bob"),
     "rm": ("rm", "alice", "--yes"),
     "rebuild": ("rebuild", "alice"),
@@ -68,7 +68,7 @@ def ended_well(result: Result) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*ANSWERS, *FOREVER])
+@pytest.mark.parametrize("kind", KINDS)
 def test_whatever_answers_the_command_says_one_sentence(run: Run, kind: str) -> None:
     for verb in VERBS:
         for answered in {kind, kind + AFTER_GET if verb in WRITING else kind}:
@@ -110,6 +110,14 @@ def test_nothing_is_taken_for_done_that_no_registry_answered(run: Run, kind: str
         ("html", "clip", "it sends text/html, not a clip."),
         ("html", "speak", "it sends text/html, not audio/pcm."),
         ("html-as-audio", "clip", "what it calls audio/html is none."),
+        *(
+            (f"{kind}-id", verb, "'id' is of another shape, or missing.")
+            for kind in ("accented", "surrogate")
+            for verb in ("rm", "edit", "rename", "list")
+        ),
+        ("path-as-id", "rm", "'id' is of another shape, or missing."),
+        ("cut", "list", "The connection to http://127.0.0.1:"),
+        ("many-values", "list", "it sends more than 1,000,000 values."),
         ("null-labels", "show", "'labels' is of another shape, or missing."),
         ("gzip-bomb", "list", "it sends 'gzip', which was not asked for."),
         ("endless", "list", "it sends more than 32 MiB."),
@@ -186,8 +194,15 @@ def test_pages_that_always_go_on_are_left(monkeypatch: pytest.MonkeyPatch) -> No
         Thread(target=server.serve_forever).start()
         with (
             httpx.Client(base_url=f"http://127.0.0.1:{server.server_port}") as http,
-            pytest.raises(click.ClickException, match="its pages of voices do not end"),
+            pytest.raises(click.ClickException, match="has more voices than a command can list"),
         ):
             list(client.Registry(http).pages())
         server.shutdown()
     assert 10 < len(asked) < 1000
+
+
+def test_values_are_counted_but_not_what_stands_in_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MOST_VALUES", 3)
+    assert answers.values_in(b"[1,2]") == 2
+    assert answers.values_in(rb'{"a, [": "b\",,", "c": [1, 2]}') == 4
+    assert answers.values_in(b'[,,,"' + b",[" * 9) == 4, "to its end, where it has none"

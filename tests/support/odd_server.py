@@ -6,7 +6,10 @@ to what is read and then HTML.
 
 import gzip
 import json
+import os
+import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -106,7 +109,12 @@ ANSWERS: dict[str, bytes] = {
     "huge-duration": with_voice(clip={"duration_s": 10**400}),
     "null-warnings": with_voice(warnings=None),
     "mode-object": with_voice(modes=[{}]),
+    "many-values": of_raw_json(b'{"data": [' + b"[]," * 1_100_000 + b'[]], "next": null}'),
+    "surrogate-label": with_voice(labels={"a": "\ud800"}),
     "null-id": with_voice(id=None),
+    "accented-id": with_voice(id="voice_a\u00e9"),
+    "surrogate-id": with_voice(id="\ud800"),
+    "path-as-id": with_voice(id="../voices"),
     "control-codes": with_voice(name=f"al{ESC}", warnings=[ESC], labels={ESC: ESC}),
     "surrogates": with_voice(name="al\ud800ice", description="\udfff"),
     "markup": with_voice(name="[/red]", description="[link=x]"),
@@ -183,7 +191,8 @@ FOREVER = {  # beginning, and what follows without end
     "endless-clip": answer("200 OK", b"", "audio/wav", **CHUNKED),
 }
 AFTER_GET = "-after-get"
-KINDS = (*ANSWERS, *FOREVER)
+CUT = "cut"
+KINDS = (*ANSWERS, *FOREVER, CUT)
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -192,6 +201,11 @@ class _Handler(socketserver.StreamRequestHandler):
             method, _, kind = self._request()
             if kind.endswith(AFTER_GET):
                 kind = kind.removesuffix(AFTER_GET) if method != "GET" else ""
+            if kind == CUT:
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                return os.close(self.connection.detach())  # resets it
             if kind in FOREVER:
                 self.wfile.write(FOREVER[kind])
                 while True:
