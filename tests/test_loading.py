@@ -13,13 +13,17 @@ from speaking import run_python
 from torch import Tensor
 from torch.nn import functional as F
 
+from inference.engine import EngineConfig
 from inference.engine.checkpoint import transfer as transfer_module
 from inference.engine.checkpoint.loading import FOLD, load_weights, load_with_report, move
 from inference.engine.checkpoint.qwen import import_qwen_tts
 from inference.engine.checkpoint.transfer import Memory, Piece, transfer
 from inference.engine.model_config import read_model_config
 from inference.engine.weights import GATE_INTERLEAVE, Weights
+from inference.models.catalog import locate
+from inference.serving.loaded_engine import load as load_engine
 from registry.errors import ModelUnavailable
+from registry.storage.data_dir import DataDir
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -239,6 +243,34 @@ def refusal(folder: Path) -> str:
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+WRONG: list[tuple[str, str, object]] = [
+    ("", "codec_language_id", 5),
+    ("", "codec_language_id", ["english"]),
+    ("", "codec_language_id", "english"),
+    ("", "codec_bos_id", 2**40),
+    ("", "codec_bos_id", "x"),
+    ("", "num_attention_heads", 0),
+    ("speech_tokenizer/", "upsampling_ratios", [0, 2]),
+    ("speech_tokenizer/", "upsampling_ratios", [10**30, 2]),
+    ("speech_tokenizer/", "upsampling_ratios", "x"),
+    ("speech_tokenizer/", "upsample_rates", []),
+    ("speech_tokenizer/", "upsample_rates", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "value"), WRONG)
+def test_a_wrong_value_of_a_config_is_a_sentence(
+    copy: Path, tmp_path: Path, where: str, name: str, value: object
+) -> None:
+    path = copy / where / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["decoder_config" if where else "talker_config"][name] = value
+    path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ModelUnavailable):
+        locate(str(copy), DataDir(tmp_path / "data"))
+        load_engine(copy, None, EngineConfig(device="cpu"), 1)
 
 
 @pytest.mark.parametrize("name", [MAIN, SPEECH])

@@ -3,12 +3,23 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
 JsonObject = Mapping[str, Any]
 FRAME_SAMPLES = 1920  # 80 ms at 24 kHz
 SAMPLE_RATE = 24_000
+# What a config that is damaged, or not a checkpoint's, leads to where it is used.
+CONFIG_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,17 @@ def read_model_config(folder: Path) -> ModelConfig:
         text_tokens=TextTokens(*(main[f"tts_{name}_token_id"] for name in ("pad", "bos", "eos"))),
         codec_tokens=_codec_tokens(talker),
         generation=GenerationConfig(*(defaults[field.name] for field in fields(GenerationConfig))),
-        decoder_config=speech["decoder_config"],
+        decoder_config=_decoder_config(speech),
     )
+
+
+def _decoder_config(speech: JsonObject) -> JsonObject:
+    """Return the codec's config, whose steps must make a frame of FRAME_SAMPLES."""
+    config: JsonObject = speech["decoder_config"]
+    steps = [*config["upsampling_ratios"], *config["upsample_rates"]]
+    if not all(type(step) is int and step > 0 for step in steps) or prod(steps) != FRAME_SAMPLES:
+        raise ValueError(f"its decoder's steps do not make {FRAME_SAMPLES} samples of a frame")
+    return config
 
 
 def _codec_tokens(talker: JsonObject) -> CodecTokens:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from inference.engine.model_config import ModelConfig, read_model_config
+from inference.engine.model_config import CONFIG_ERRORS, ModelConfig, read_model_config
 from inference.models.hashes import HashCache, folder_revision, sha256_of_file
 from inference.models.whole_weights import cut_short
 from registry.contract import ModelRef
@@ -152,7 +152,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     """Read the config of the checkpoint in `folder`, or raise ModelUnavailable."""
     try:
         return read_model_config(folder)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except CONFIG_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelUnavailable(f"The configs in {folder} are unusable. {reason}") from error
 
@@ -280,11 +280,14 @@ def _located(wanted: ModelSpec, path: Path, ref: ModelRef) -> LocatedModel:
     config, speech = _read_config(path), _read_json(path / "speech_tokenizer" / "config.json")
     _check_can_clone(config, ref.id)
     try:
-        names = config["talker_config"]["codec_language_id"]
+        names = config["talker_config"]["codec_language_id"].keys()
         sample_rate = int(speech["output_sample_rate"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelUnavailable(f"The configuration in {path} is incomplete: {error}") from error
-    languages = tuple(sorted(name for name in names if "dialect" not in name))
+        languages = tuple(sorted(name for name in names if "dialect" not in name))
+    except CONFIG_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(
+            f"The configuration in {path} is incomplete or wrong. {reason}"
+        ) from error
     return LocatedModel(str(wanted), ref, path, languages, sample_rate)
 
 

@@ -13,12 +13,17 @@ import torch
 from inference.engine.checkpoint.loading import load_weights
 from inference.engine.checkpoint.tokenizer import load_tokenizer
 from inference.engine.config import DTYPES
-from inference.engine.model_config import ModelConfig, read_model_config
+from inference.engine.model_config import CONFIG_ERRORS, ModelConfig, read_model_config
 from inference.engine.text import TextTokenizer
 from inference.engine.weights import Weights
 from registry.errors import ModelUnavailable
 
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError)
+LOAD_ERRORS: tuple[type[Exception], ...] = (
+    *CONFIG_ERRORS,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True, eq=False)
