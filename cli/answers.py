@@ -51,6 +51,8 @@ KEY: dict[Any, Shape] = {
 }
 NEW_KEY: Shape = {**KEY, "key": str}
 KEYS: Shape = {"data": [KEY]}
+ALIAS: Shape = {"alias": str, "voice": str, "voice_id": str}
+ALIASES: Shape = {"data": [ALIAS]}
 PROBLEM: Shape = {"detail": str, "code": str}
 HEALTH: Shape = {"status": str}
 

@@ -13,6 +13,8 @@ import httpx
 
 from cli import answers, events
 from cli.answers import (
+    ALIAS,
+    ALIASES,
     CLIP_LIMIT,
     HEALTH,
     JSON_LIMIT,
@@ -187,6 +189,21 @@ class Registry:
         if answer.status_code != 204:
             raise Unexpected(answer, f"it answers {answer.status_code} to a revocation, not 204")
 
+    def list_aliases(self) -> list[dict[str, Any]]:
+        answer = self.ask("GET", "/aliases")
+        found: list[dict[str, Any]] = answers.parsed_json(answer, ALIASES)["data"]
+        return found
+
+    def put_alias(self, alias: str, voice: str) -> dict[str, Any]:
+        answer = self.ask("PUT", alias_path(alias), json={"voice": voice})
+        made: dict[str, Any] = answers.parsed_json(answer, ALIAS)
+        return made
+
+    def remove_alias(self, alias: str) -> None:
+        answer = self.ask("DELETE", alias_path(alias))
+        if answer.status_code != 204:
+            raise Unexpected(answer, f"it answers {answer.status_code} to a removal, not 204")
+
     def is_registry(self) -> bool:
         """Tell whether what answers there answers as a registry does."""
         try:
@@ -227,6 +244,10 @@ def multipart(fields: dict[str, Any], clip: bytes) -> dict[str, Any]:
 
 def voice_path(reference: str, part: str = "") -> str:
     return f"/voices/{quote(reference, safe='')}{part}"
+
+
+def alias_path(alias: str) -> str:
+    return f"/aliases/{quote(alias, safe='')}"
 
 
 def etag(voice: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "speak": "cli.commands.speak",
     "clip": "cli.commands.speak",
     "edit": "cli.commands.edit",
+    "alias": "cli.commands.alias",
     "serve": "cli.commands.serve",
     "demo": "cli.commands.demo",
     "model": "cli.commands.model",

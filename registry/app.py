@@ -18,7 +18,7 @@ from registry.api.access import KeyCheck, describe
 from registry.api.cross_origin import allow_origins
 from registry.api.fair_requests import FairRequests
 from registry.api.limits import Ask, Gate, RequestLimit, SpeechShares
-from registry.api.native import clone, health, keys, speak, voices
+from registry.api.native import aliases, clone, health, keys, speak, voices
 from registry.api.openai import errors as openai_errors
 from registry.api.openai import models as openai_models
 from registry.api.openai import speech as openai_speech
@@ -39,7 +39,7 @@ from registry.voices.enrolment import Enroller
 from registry.voices.speech import Speaker
 from registry.voices.trial import LIMIT_S
 
-ROUTERS = [module.router for module in (voices, speak, clone, keys, health)]
+ROUTERS = [module.router for module in (voices, aliases, speak, clone, keys, health)]
 ROUTERS += [module.router for module in (openai_speech, openai_voices, openai_models, docs)]
 ROUTES = [cast(APIRoute, route) for router in ROUTERS for route in router.routes]
 DESCRIPTION = """Enrol a voice once, speak with it by name.

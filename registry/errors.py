@@ -8,7 +8,7 @@ RegistryError
 ├── RequestMalformed 400 · PathInvalid 404 · BodyTooSlow 408 · RangeUnsatisfiable 416
 ├── OriginRefused 403 · HostUnknown 421  by the fence of `voices serve`, before any route
 ├── ClipUnsupported · ContentTypeUnsupported                                       415
-├── VoiceNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
+├── VoiceNotFound · AliasNotFound 404 · NameTaken 409 · PromptNotReady 409 · EditConflict 412
 ├── ClipDamaged · VoiceDamaged                                                     500
 ├── StorageFull · StorageReadOnly                                                  507
 ├── StorageUnreadable · DatabaseDamaged                                            503
@@ -162,18 +162,22 @@ class VoiceNotFound(RegistryError):
 
     status, code, title = 404, "voice-not-found", "No such voice"
 
-    def __init__(self, wanted: str, near: Sequence[str] = ()) -> None:
+    def __init__(self, wanted: str, near: Sequence[str] = (), advice: str = "") -> None:
         hint = f" Did you mean {' or '.join(repr(n) for n in near[:2])}?" if near else ""
         kind = "with the id" if wanted.startswith("voice_") else "named"
-        super().__init__(f"No voice {kind} {wanted!r}.{hint}", near=list(near))
+        super().__init__(f"No voice {kind} {wanted!r}.{hint}{advice}", near=list(near))
 
 
 class NameTaken(RegistryError):
     status, code, title = 409, "name-taken", "Another voice has this name"
 
-    def __init__(self, name: str, holder: str) -> None:
+    def __init__(self, name: str, holder: str, kind: str = "a voice") -> None:
         alike = "" if name == holder else f" ({name!r} counts as the same name)"
-        super().__init__(f"There is already a voice named {holder!r}{alike}.", holder=holder)
+        super().__init__(f"There is already {kind} named {holder!r}{alike}.", holder=holder)
+
+
+class AliasNotFound(RegistryError):
+    status, code, title = 404, "alias-not-found", "No such alias"
 
 
 class PromptNotReady(RegistryError):

@@ -14,6 +14,23 @@ from registry.invisible import JOINERS, is_ink, is_invisible, is_joiner_needed
 MAX_LENGTH = 64
 LONGEST = 4 * MAX_LENGTH  # as it comes, in any form; putting marks in order takes quadratic time
 ID_PREFIX = "voice_"
+OPENAI_VOICES = frozenset(  # some programs can say no other names than these
+    {
+        "alloy",
+        "ash",
+        "ballad",
+        "cedar",
+        "coral",
+        "echo",
+        "fable",
+        "marin",
+        "nova",
+        "onyx",
+        "sage",
+        "shimmer",
+        "verse",
+    }
+)
 NOTHING_SEEN = "a name has at least one visible character"
 _ID = re.compile(r"voice_[0-9a-f]{32}")
 _SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # category Zs

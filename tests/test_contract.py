@@ -39,7 +39,7 @@ def hold_the_contract(client: httpx.Client, folder: Path, seed: int, examples: i
     assert asked.returncode == 0, asked.stdout[-20_000:] + asked.stderr[-2_000:]
     for phase in PHASES.split(","):
         assert f"✅  {phase.capitalize()} (in" in asked.stdout  # it was not skipped
-    assert "Tested: 23" in asked.stdout
+    assert "Tested: 26" in asked.stdout
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ EXPANDING = '''"""Adds: pronouns of voices, and a table of plays."""
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision, oldest_program = "0003", "0002", "0002"
+revision, down_revision, oldest_program = "0004", "0003", "0003"
 
 
 def upgrade():
@@ -216,10 +216,10 @@ def upgrade():
     op.create_index("voice_pronouns", "voice", ["pronouns"])
     op.create_table("play", sa.Column("voice_id", sa.String, sa.ForeignKey("voice.id")))
 '''
-CONTRACTING = '''"""Removes what programs of 0002 still write."""
+CONTRACTING = '''"""Removes what programs of 0003 still write."""
 from alembic import op
 
-revision, down_revision = "0004", "0003"
+revision, down_revision = "0005", "0004"
 
 
 def upgrade():
@@ -230,9 +230,9 @@ def upgrade():
 @pytest.fixture
 def future(tmp_path: Path) -> Path:
     """Of each future schema, the migrations of its program."""
-    for schema, scripts in (("0003", [EXPANDING]), ("0004", [EXPANDING, CONTRACTING])):
+    for schema, scripts in (("0004", [EXPANDING]), ("0005", [EXPANDING, CONTRACTING])):
         copy = shutil.copytree(VERSIONS.parent, tmp_path / "future" / schema / "migrations")
-        for number, script in enumerate(scripts, start=3):
+        for number, script in enumerate(scripts, start=4):
             (copy / "versions" / f"v{number:04}_new.py").write_text(script)
     return tmp_path / "future"
 
@@ -255,30 +255,30 @@ def add_voice(store: VoiceStore, name: str) -> None:
 
 
 def test_a_schema_that_only_adds_is_used_by_the_older_program(future: Path, tmp_path: Path) -> None:
-    data = after("0003", future, tmp_path / "home")
+    data = after("0004", future, tmp_path / "home")
     with closing(VoiceStore(data)) as store:
         add_voice(store, "bob")
         store.edit("alice", VoiceEdit(name="carol", description="Renamed."), None)
         store.delete("bob", None)
         assert [voice.row.name for voice in store.page(9, None, "", []).voices] == ["carol"]
     assert examine(data, read_data=True, repair=True) == []
-    assert schema_revision(data.database) == "0003"
-    assert [path.name for path in data.backups.iterdir()] == ["registry-before-0003-from-0002.db"]
+    assert schema_revision(data.database) == "0004"
+    assert [path.name for path in data.backups.iterdir()] == ["registry-before-0004-from-0003.db"]
 
 
 def test_a_schema_that_takes_away_stops_the_older_program(future: Path, tmp_path: Path) -> None:
-    data = after("0004", future, tmp_path / "home")
+    data = after("0005", future, tmp_path / "home")
     before = data.database.read_bytes()
-    with pytest.raises(SchemaTooNew, match="0004"):
+    with pytest.raises(SchemaTooNew, match="0005"):
         VoiceStore(data)
     assert data.database.read_bytes() == before
 
 
 def test_a_backup_of_a_newer_schema_is_not_restored(future: Path, tmp_path: Path) -> None:
-    data = after("0003", future, tmp_path / "home")
+    data = after("0004", future, tmp_path / "home")
     with closing(VoiceStore(data)) as store:
         save_backup(store, tmp_path / "voices.tar")
-    with open(tmp_path / "voices.tar", "rb") as tar, pytest.raises(BackupRefused, match="0003"):
+    with open(tmp_path / "voices.tar", "rb") as tar, pytest.raises(BackupRefused, match="0004"):
         restore_backup(tar, tmp_path / "new")
 
 
@@ -301,7 +301,8 @@ def test_the_migrations_make_the_same_indexes_on_postgresql() -> None:
         dialect_name="postgresql", opts={"as_sql": True, "output_buffer": said}
     )
     with Operations.context(context):
-        importlib.import_module("migrations.versions.v0001_voices").upgrade()
+        for step in sorted(VERSIONS.glob("v*.py")):
+            importlib.import_module(f"migrations.versions.{step.stem}").upgrade()
     made = {" ".join(line.rstrip(";").split()) for line in said.getvalue().splitlines()}
     for index in chain.from_iterable(table.indexes for table in SQLModel.metadata.sorted_tables):
         assert str(CreateIndex(index).compile(dialect=postgresql.dialect())) in made

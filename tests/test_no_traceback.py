@@ -94,6 +94,11 @@ VERBS = {
     "rename": Verb((WORDS, WORDS), asks=True),
     "rm": Verb((WORDS,), asks=True),
     "rebuild": Verb((WORDS,), asks=True),
+    "alias": Verb((WORDS, WORDS), asks=True),
+    "keys create": Verb((WORDS,), asks=True, options=("--voice", "--expires")),
+    "keys list": Verb(asks=True),
+    "keys rotate": Verb((WORDS,), asks=True, options=("--grace",)),
+    "keys revoke": Verb((WORDS,), asks=True),
     "serve": Verb(options=("--host", "--port", "--model", "--device")),
     "demo": Verb(options=("--home",)),
     "model list": Verb(),
@@ -249,6 +254,7 @@ def usual(verb: str, taken_port: str) -> tuple[str, ...]:
         "deploy": ("--dry-run",),
         "deploy stop": ("--yes",),
         "login": ("--no-token",),
+        "keys revoke": ("--yes",),
         "backup": ("--output", "-"),
     }
     good = {WORDS: "alice", PATH: "ref.wav"}

@@ -52,6 +52,7 @@ CLIPS: Codes = {
 KEPT_CLIPS: Codes = {500: ("reference-corrupt",)}
 KEPT_PROMPTS: Codes = {409: ("prompt-not-ready",)}
 RANGES: Codes = {412: ("edit-conflict",), 416: ("range-unsatisfiable",)}
+ALIASES: Codes = {404: ("alias-not-found",)}
 MODELS: Codes = {404: ("model-not-found",)}
 VALUES: Codes = {400: ("unsupported-value",)}
 MODEL: Codes = {

@@ -23,7 +23,7 @@ from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 WRITERS = 16  # the most that wait in one process: each holds a thread that requests share
 PLACE_S = 3.0  # to wait for a place among them; there is one at once if nothing holds the database
 CHECKED_BYTES = 64 * 1024 * 1024  # the most that a start checks: about 20,000 voices, 0.3 s

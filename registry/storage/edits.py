@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlmodel import Session
+from sqlalchemy import delete
+from sqlmodel import Session, col
 
 from registry.audio.clips import ReferenceClip
 from registry.contract import ExtractedPrompt, PromptSource
@@ -20,7 +21,7 @@ from registry.storage.rows import (
     version_row,
 )
 from registry.storage.stored_voice import StoredVoice
-from registry.storage.tables import SpeakDefaults, Voice, VoiceVersion, utc_now
+from registry.storage.tables import Alias, SpeakDefaults, Voice, VoiceVersion, utc_now
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,12 @@ def _apply_version(session: Session, voice: StoredVoice, new: NewVersion | None)
 
 
 def mark_deleted(session: Session, row: Voice) -> None:
-    """Mark a voice as deleted; its name is free from here on."""
+    """Mark a voice as deleted; its name and its aliases are free from here on."""
     row.deleted_at = row.updated_at = utc_now()
     row.row_version = next_edit(row.row_version)
     session.add(row)
     index_name(session, row.id, variants(row.name_key), set())
+    session.exec(delete(Alias).where(col(Alias.voice_id) == row.id))
 
 
 def record(

@@ -24,7 +24,7 @@ from registry.storage.data_dir import (
     voice_prefix,
 )
 from registry.storage.queries import current_model
-from registry.storage.tables import Features, Label, NameVariant, Voice, VoiceVersion
+from registry.storage.tables import Alias, Features, Label, NameVariant, Voice, VoiceVersion
 
 MOST = 100  # voices of one transaction
 CLOCK_S = 0.001  # by which times in rows are rounded
@@ -98,7 +98,7 @@ def forget(session: Session, forgotten: Sequence[Forgotten]) -> None:
         near = sorted(variants(str(key)))  # the index is ordered by variant, not by voice
         of_voice = (col(NameVariant.variant).in_(near), col(NameVariant.voice_id) == voice_id)
         session.exec(delete(NameVariant).where(*of_voice))
-    for table in (Features, Label, VoiceVersion):
+    for table in (Alias, Features, Label, VoiceVersion):
         session.exec(delete(table).where(col(table.voice_id).in_(voices)))
     session.exec(delete(Voice).where(col(Voice.id).in_(voices)))
 

@@ -11,9 +11,10 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from registry.contract import ModelRef
 from registry.errors import CursorInvalid, NameTaken, VoiceDamaged, VoiceNotFound
-from registry.names import MAX_LENGTH, is_voice_id, likeness, name_key, variants
+from registry.names import MAX_LENGTH, OPENAI_VOICES, is_voice_id, likeness, name_key, variants
 from registry.storage.stored_voice import Page, StoredVoice, cursor, is_full, shown_id
 from registry.storage.tables import (
+    Alias,
     Features,
     Label,
     ModelInUse,
@@ -57,9 +58,21 @@ def find_row(session: Session, reference: str, only: Visible = None) -> Voice:
     else:
         condition = col(Voice.name_key) == name_key(reference)
     row = session.exec(_live(only).where(condition).limit(1)).first()
+    row = row or _aliased(session, name_key(reference), only)
     if row is None:
-        raise VoiceNotFound(reference, near_names(session, reference, only))
+        raise VoiceNotFound(reference, near_names(session, reference, only), _advice(reference))
     return row
+
+
+def _aliased(session: Session, key: str, only: Visible) -> Voice | None:
+    aliased = _live(only).join(Alias, col(Alias.voice_id) == col(Voice.id))
+    return session.exec(aliased.where(col(Alias.name_key) == key)).first()
+
+
+def _advice(reference: str) -> str:
+    if (name := name_key(reference)) not in OPENAI_VOICES:
+        return ""
+    return f" It is one of OpenAI's: `voices alias {name} VOICE` makes it one of yours."
 
 
 def page(
@@ -98,9 +111,12 @@ def holder_of(session: Session, key: str) -> str | None:
 
 def refuse_taken(session: Session, name: str) -> None:
     """Raise NameTaken if a live voice has this name or one alike."""
-    holder = holder_of(session, name_key(name))
+    key = name_key(name)
+    holder = holder_of(session, key)
     if holder is not None:
         raise NameTaken(name, holder)
+    if (alias := session.get(Alias, key)) is not None:
+        raise NameTaken(name, alias.name, "an alias")
 
 
 def near_names(session: Session, wanted: str, only: Visible = None) -> list[str]:

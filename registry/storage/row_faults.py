@@ -15,6 +15,7 @@ from sqlmodel import Session, SQLModel, col, select
 from registry.contract import Mode
 from registry.errors import NameInvalid, VoiceDamaged
 from registry.names import check_name, name_key
+from registry.storage.aliases import alias_faults
 from registry.storage.keys import KeyRow, key_rows
 from registry.storage.stored_voice import StoredVoice, shown_id
 from registry.storage.tables import (
@@ -92,6 +93,8 @@ def row_faults(session: Session) -> Iterator[RowFault]:
         yield from _faults_of(_Model, row.model_dump(warnings=False), "", "")
     for key in key_rows(session):
         yield from _faults_of(_Key, key, "", "")
+    for alias, why in alias_faults(session):
+        yield RowFault(alias.voice_id, _name_of(session, alias.voice_id), "alias", why)
     ids = session.exec(select(Voice.id)).all()
     for start in range(0, len(ids), CHUNK):
         yield from _of_some(session, ids[start : start + CHUNK])

@@ -226,6 +226,17 @@ class NameVariant(SQLModel, table=True):
     voice_id: str = Field(primary_key=True, foreign_key="voice.id")
 
 
+class Alias(SQLModel, table=True):
+    """Another name of a voice; no live voice has it."""
+
+    __tablename__ = "alias"
+
+    name_key: str = Field(primary_key=True)
+    name: str
+    voice_id: str = Field(foreign_key="voice.id", index=True)
+    created_at: str
+
+
 class ModelInUse(SQLModel, table=True):
     """The one model of this data directory; the single row is written at first use."""
 

@@ -32,7 +32,11 @@ CONSENT = "consent"  # the label that has the id that a client sent
 class AudioSampleForm(BaseModel):
     """A voice to make of a sample."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        hide_input_in_errors=True,
+        json_schema_extra={"additionalProperties": {"type": "string"}},  # none of them twice
+    )
 
     name: VoiceName = Field(examples=["alice"])
     audio_sample: ReferenceAudio
