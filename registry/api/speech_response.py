@@ -49,6 +49,8 @@ OF_SPEECH = {
     "X-Loudness": "With `loudness`: the LUFS of what is sent whole, `running` for a stream.",
     "Server-Timing": "Where the time went, in milliseconds.",
 }
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+EVENTS: dict[str, object] = {MEDIA_TYPE: {"schema": EVENT}}  # whose data is JSON
 
 
 def audio(headers: Mapping[str, str]) -> of.Responses:
@@ -56,7 +58,7 @@ def audio(headers: Mapping[str, str]) -> of.Responses:
     return {
         200: {
             "description": "The audio: whole, or in chunks as it is spoken.",
-            "content": of.binary((*(one.media_type for one in SPEECH.values()), MEDIA_TYPE)),
+            "content": of.binary(one.media_type for one in SPEECH.values()) | EVENTS,
             "headers": of.headers(headers),
         }
     }
