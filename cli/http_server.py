@@ -265,11 +265,17 @@ class Server(uvicorn.Server):
     """A uvicorn server that accepts few connections at a time, so that closing others keeps up."""
 
     def __init__(
-        self, config: uvicorn.Config, if_forced: Callable[[], object] = lambda: None
+        self,
+        config: uvicorn.Config,
+        if_forced: Callable[[], object] = lambda: None,
+        at_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """Call `if_forced` where a second Ctrl-C keeps the app from ending in order."""
+        """Call `if_forced` where a second Ctrl-C keeps the app from ending in order.
+
+        `at_end` is called before the signal that ended it ends the process.
+        """
         super().__init__(config)
-        self._if_forced = if_forced
+        self._if_forced, self._at_end = if_forced, at_end
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(quietly_out_of_resources())
@@ -295,6 +301,7 @@ class Server(uvicorn.Server):
             finally:
                 if hangs_up:
                     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+                self._at_end()
 
 
 def config(

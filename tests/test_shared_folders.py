@@ -3,12 +3,16 @@
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+from api import CLIP
+from test_serve import served
 
 from inference.models.catalog import not_imported
 from registry import errors
@@ -76,6 +80,52 @@ def test_folders_that_the_environment_names_stay(tmp_path: Path) -> None:
     assert every.startswith(f"{tmp_path}/voices-cache-")
     empty, *_ = loads(tmp_path, TORCHINDUCTOR_CACHE_DIR="")
     assert empty.startswith(f"{tmp_path}/voices-cache-")
+
+
+def making(folder: Path, last: str) -> "subprocess.Popen[str]":
+    """A process that has made its folder in this one, and then does as it is told."""
+    script = "from inference.engine.checkpoint.qwen import give_cache_folders\n"
+    script += f"import os, signal\ngive_cache_folders()\nprint(flush=True)\n{last}"
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+    )
+    assert process.stdout is not None and process.stdout.readline() == "\n"
+    return process
+
+
+def test_the_folder_of_a_process_that_was_killed_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / "voices-cache-link").symlink_to("/nowhere")
+    with making(tmp_path, "input()") as living:
+        [kept] = set(os.listdir(tmp_path)) - {"voices-cache-link"}
+        with making(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)") as killed:
+            killed.wait(60)
+        assert len(os.listdir(tmp_path)) == 3
+        with making(tmp_path, "") as next_one:
+            next_one.wait(60)
+        assert set(os.listdir(tmp_path)) == {kept, "voices-cache-link"}
+        living.communicate("\n", timeout=60)
+    assert os.listdir(tmp_path) == ["voices-cache-link"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_server_that_a_signal_ends_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv("TMPDIR", str(shared))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with served(tmp_path / "data", "--model", "demo", log_level="warning") as server:
+        clip = {"audio": CLIP}
+        done = httpx.post(f"{server.url}/voices", data={"name": "alice"}, files=clip, timeout=60)
+        assert done.status_code == 201
+        assert [name for name in os.listdir(shared) if name.startswith("voices-cache-")]
+        server.process.send_signal(number)
+        server.process.wait(60)
+    assert os.listdir(shared) == []
 
 
 @pytest.mark.slow

@@ -203,6 +203,7 @@ def run_server(
     from cli.http_server import ClientConnection, Limits, Server, config, raise_descriptors
     from cli.server_log import log_config
     from cli.tls import secured
+    from inference.engine.checkpoint.qwen import remove_cache_folder
     from registry.api.host_and_origin import add_fence
     from registry.app import create_app
 
@@ -222,4 +223,4 @@ def run_server(
         timeout_graceful_shutdown=GRACEFUL_STOP_S,
     )
     if_forced = partial(within, DROP_S, app.state.services.drop_unfinished)
-    Server(served, if_forced).run(sockets=[listener])
+    Server(served, if_forced, remove_cache_folder).run(sockets=[listener])

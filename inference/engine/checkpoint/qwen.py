@@ -6,16 +6,21 @@ stdout). A stand-in takes the place of that one module, so none of them is touch
 """
 
 import atexit
+import fcntl
 import importlib
 import os
 import shutil
 import stat
 import sys
 import tempfile
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
+CACHE_PREFIX = "voices-cache-"
 UNUSED = "qwen_tts.core.tokenizer_25hz.modeling_qwen3_tts_tokenizer_v1"
+
+_made = list[str]()  # the folder of this process
 
 
 class Qwen3TTSTokenizerV1Model:
@@ -65,9 +70,48 @@ def give_cache_folders() -> None:
         wanted |= {"NUMBA_CACHE_DIR", "XDG_CACHE_HOME"}
     named = {name for name in wanted - {"XDG_CACHE_HOME"} if os.environ.get(name)}
     if unnamed := wanted - named:
-        folder = tempfile.mkdtemp(prefix="voices-cache-")  # its mode is 0700
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ.update(dict.fromkeys(unnamed, folder))
+        os.environ.update(dict.fromkeys(unnamed, _make_cache_folder()))
+
+
+def _make_cache_folder() -> str:
+    """Make a folder that is locked for as long as this process lives, and goes with it.
+
+    Those of processes that a signal ended, which run nothing at their end, go now.
+    """
+    _drop_abandoned()
+    while True:
+        folder = tempfile.mkdtemp(prefix=CACHE_PREFIX)  # its mode is 0700
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.isdir(folder):
+            _made.append(folder)
+            return folder
+        os.close(lock)  # it was dropped before it was locked
+
+
+def _drop_abandoned() -> None:
+    with os.scandir(tempfile.gettempdir()) as found:
+        folders = [one for one in found if one.name.startswith(CACHE_PREFIX)]
+    for folder in folders:
+        with suppress(OSError):  # it is locked, or goes meanwhile
+            if folder.stat(follow_symlinks=False).st_uid == os.geteuid():
+                _drop_unlocked(folder.path)
+
+
+def _drop_unlocked(folder: str) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+@atexit.register
+def remove_cache_folder() -> None:
+    """Remove the folder that this process has made, if any; a signal that ends it does not."""
+    for folder in _made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def has_cache_folder() -> bool:
