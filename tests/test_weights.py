@@ -140,6 +140,15 @@ def test_known_hashes_are_used_as_long_as_the_file_is_untouched(tmp_path: Path) 
     assert cache.sha256(file) == hashlib.sha256(b"other").hexdigest()
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_a_hash_cache_is_not_waited_for(tmp_path: Path) -> None:
+    file, cache = tmp_path / "weights", HashCache(tmp_path / "hashes.json")
+    file.write_bytes(b"abc")
+    os.mkfifo(cache.path)
+    assert cache.sha256(file) == sha256_of_file(file)
+    assert cache.remembered(file), "a file has taken its place"
+
+
 @pytest.mark.parametrize(
     "damage", ["", "{", "[]", "null", '{"%s": 5}', '{"%s": [1, 2, 3]}', "\xff", "[" * 50_000]
 )

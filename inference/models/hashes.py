@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from registry.storage.blobs import write_atomically
+from registry.storage.blobs import read_stored, write_atomically
 from registry.storage.data_dir import sha256_of
 
 Stamp = list[object]  # [size, mtime_ns, inode, sha256]
@@ -41,7 +41,7 @@ class HashCache:
 
     def _read(self) -> dict[str, object]:
         try:
-            entries = json.loads(self.path.read_bytes())
+            entries = json.loads(read_stored(self.path))  # waits for no pipe
         except (OSError, ValueError, RecursionError):
             return {}
         return entries if isinstance(entries, dict) else {}
