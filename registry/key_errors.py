@@ -3,7 +3,7 @@
 RegistryError
 ├── KeyRefused 401
 │   └── KeyMissing · KeyInvalid
-├── ScopeMissing · KeyLimited 403
+├── ScopeMissing · KeyLimited 403 · AdminLimited 422
 └── KeyNotFound 404 · KeysFull 409
 """
 
@@ -47,6 +47,18 @@ class ScopeMissing(RegistryError):
     def headers(self) -> dict[str, str]:
         said = f'{REALM}, error="insufficient_scope", scope="{self._scope}"'
         return {"WWW-Authenticate": said}
+
+
+class AdminLimited(RegistryError):
+    """Refuses a key with the scope `admin` for some voices: it could make one for any other."""
+
+    status, code, title = 422, "admin-limited", "A key that may do everything is for all voices"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A key with the scope 'admin' may make keys for any voice, so it can't be for some.",
+            field="voices",
+        )
 
 
 class KeyLimited(RegistryError):

@@ -19,7 +19,7 @@ ALWAYS: Codes = {
 }
 NAMED: Codes = {404: ("voice-not-found",), 500: ("voice-damaged",)}
 KEYS: Codes = {404: ("key-not-found",)}
-NEW_KEYS: Codes = {409: ("keys-full",)}
+NEW_KEYS: Codes = {409: ("keys-full",), 422: ("admin-limited",)}
 EDITS: Codes = {412: ("edit-conflict",)}
 WRITES: Codes = {507: ("storage-full", "storage-read-only")}
 BODY: Codes = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from registry.errors import FieldInvalid, StorageFull
-from registry.key_errors import KeyNotFound
+from registry.errors import StorageFull
+from registry.key_errors import AdminLimited, KeyNotFound
 from registry.keys.grant import ADMIN
 from registry.keys.secret import new_id, new_key, presented
 from registry.storage.keys import (
@@ -45,12 +45,9 @@ class Issued:
 
 
 def create_key(store: VoiceStore, asked: KeyRequest) -> Issued:
-    """Make a key. Raises FieldInvalid, VoiceNotFound, KeysFull."""
+    """Make a key. Raises AdminLimited, VoiceNotFound, KeysFull."""
     if ADMIN in asked.scopes and asked.voices is not None:
-        raise FieldInvalid(
-            "A key with the scope 'admin' may make keys for any voice, so it can't be for some.",
-            field="voices",
-        )
+        raise AdminLimited
     with store.transaction() as session:
         row = _row(session, asked)
         text = new_key(row.id)

@@ -68,9 +68,8 @@ def in_range(name: str) -> Any:
 MAX_LABELS, MAX_WARNINGS = 32, 64
 MAX_TRANSCRIPT = 2000
 NOT_PLAIN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
-PlainText = Annotated[
-    str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": f"^[^{NOT_PLAIN}]*$"})
-]
+PLAIN = f"^[^{NOT_PLAIN}]*$"
+PlainText = Annotated[str, AfterValidator(_plain), Documented(json_schema_extra={"pattern": PLAIN})]
 Seed = Annotated[int, in_range("seed"), BeforeValidator(whole)]
 Temperature = Annotated[float, in_range("temperature")]
 TopK = Annotated[int, in_range("top_k"), BeforeValidator(whole)]

@@ -14,6 +14,7 @@ from registry.names import check_name, name_key
 from registry.text import clean_text
 
 REFUSED_FOR_WHAT_IS_THERE = {  # no schema knows the voices, the model, or how long a clip is
+    "admin-limited",  # nor that one field rules out another
     "edit-conflict",
     "language-unsupported",
     "mode-unavailable",

@@ -25,6 +25,8 @@ MOST_LIFE_S = 3650 * DAY_S
 NO_STORE = {"Cache-Control": "no-store"}
 SECRET = {"Cache-Control": "`no-store`: the answer has the key."}
 
+Lifetime = Annotated[int, Field(ge=60, le=MOST_LIFE_S), BeforeValidator(whole)]
+Grace = Annotated[int, Field(ge=0, le=MOST_GRACE_S), BeforeValidator(whole)]
 NameOrId = Annotated[PlainText, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -46,9 +48,7 @@ class KeyForm(BaseModel):
         max_length=MOST_VOICES,
         description="Names or ids of the voices that it is for. Default: all of them.",
     )
-    expires_in_s: Annotated[int, BeforeValidator(whole)] | None = Field(
-        None, ge=60, le=MOST_LIFE_S, description="Default: never."
-    )
+    expires_in_s: Lifetime | None = Field(None, description="Default: never.")
 
 
 class RotationForm(BaseModel):
@@ -56,11 +56,8 @@ class RotationForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
-    grace_s: Annotated[int, BeforeValidator(whole)] = Field(
-        GRACE_S,
-        ge=0,
-        le=MOST_GRACE_S,
-        description="How long the secret before is taken as well; 0: not from now on.",
+    grace_s: Grace = Field(
+        GRACE_S, description="How long the secret before is taken as well; 0: not from now on."
     )
 
 

@@ -23,7 +23,7 @@ from registry.audio.formats import format_named
 from registry.audio.rendering import Renderer, Rendering
 from registry.contract import Mode, SpeakParams, SpeechRequest
 from registry.errors import RegistryError
-from registry.storage.tables import NOT_PLAIN, PlainText, Seed, Temperature, TopK, TopP, Words
+from registry.storage.tables import PLAIN, PlainText, Seed, Temperature, TopK, TopP, Words
 from registry.text import clean_text
 from registry.voices.languages import known_language
 from registry.voices.takes import Spoken
@@ -50,7 +50,6 @@ def _reference(voice: object) -> object:
     return {"id": voice} if isinstance(voice, str) else voice
 
 
-PLAIN = f"^[^{NOT_PLAIN}]*$"
 REFERENCE = {"type": "string", "minLength": 1, "maxLength": 256, "pattern": PLAIN}
 VOICE = {
     "anyOf": [
