@@ -16,8 +16,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from registry.audio.encoding.rendering import Renderer, Rendering
 from registry.audio.formats import SPEECH, AudioFormat, format_named
-from registry.audio.rendering import Renderer, Rendering
 
 RATE, CHUNK = 24_000, 1_920
 HEADERS = {"wav": 44, "flac": 86, "opus": 97}  # bytes that are sent at once, and are no sound

@@ -20,12 +20,12 @@ from typing import Any
 import click
 
 from cli import data
-from cli.client import Registry, connect, voice_path
+from cli.api.client import Registry, connect, voice_path
+from cli.api.refusals import RequestRefused
 from cli.destination import Login
 from cli.modal import account as modal_account
 from cli.modal import deploying
 from cli.modal.plan import DeployOptions, model_name
-from cli.refusals import RequestRefused
 from registry.modal.plan import Deployment, deployment, variable
 
 NAME = "voices-smoke"

@@ -32,7 +32,7 @@ from server import in_thread
 
 from cli.compose import make_app, make_service, open_store
 from inference.models.catalog import LocatedModel
-from registry.audio.encoders import encode
+from registry.audio.encoding.encoders import encode
 from registry.audio.formats import AudioFormat
 from registry.settings import Settings
 

@@ -19,7 +19,7 @@ from fakes import SAMPLE_RATE, FakeInference, tone
 from server import served
 from uploading import enrol_bytes
 
-from registry.audio.encoders import encode
+from registry.audio.encoding.encoders import encode
 from registry.audio.formats import AudioFormat
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore

@@ -15,7 +15,7 @@ import population
 
 from registry.contract import ModelRef
 from registry.storage.data_dir import DataDir
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount, Snapshot, digest_of
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore

@@ -54,8 +54,8 @@ def names(asked: DestinationOptions, beginning: str) -> list[str]:
 
 
 def _remote(url: str, headers: dict[str, str], beginning: str) -> list[str]:
-    from cli import answers
-    from cli.client import connect
+    from cli.api import answers
+    from cli.api.client import connect
 
     with connect(url, headers, WAIT_S) as voices:
         query = {"limit": str(MOST), "search": beginning}
@@ -66,7 +66,7 @@ def _remote(url: str, headers: dict[str, str], beginning: str) -> list[str]:
 def _local(beginning: str) -> list[str]:
     from cli import compose
     from registry.storage.data_dir import DataDir
-    from registry.storage.known_names import names_beginning
+    from registry.storage.rows.known_names import names_beginning
 
     data = DataDir(compose.home_of(compose.load_settings()))
     return names_beginning(data.database, beginning, MOST)

@@ -9,13 +9,13 @@ import click
 from cli.output import visible
 
 if TYPE_CHECKING:
-    from cli.client import Registry
+    from cli.api.client import Registry
 
 
 @contextmanager
 def registry(context: click.Context) -> Iterator["Registry"]:
     """Connect to the registry that the options, the environment or the login name."""
-    from cli.client import connect
+    from cli.api.client import connect
     from cli.destination import destination
 
     if found := destination(context.obj):
@@ -23,7 +23,7 @@ def registry(context: click.Context) -> Iterator["Registry"]:
         with connect(url, headers) as remote:
             yield remote
     else:
-        from cli.private_server import private_registry
+        from cli.server.private_server import private_registry
 
         with private_registry() as local:
             yield local

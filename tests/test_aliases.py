@@ -15,7 +15,7 @@ from cli.main import cli
 from registry.errors import VoiceNotFound
 from registry.names import OPENAI_VOICES
 from registry.storage import aliases
-from registry.storage.row_faults import row_faults
+from registry.storage.rows.row_faults import row_faults
 from registry.storage.store import VoiceStore
 from registry.storage.tables import Alias
 

@@ -14,7 +14,7 @@ from serving import serving
 from registry.api import speech_response
 from registry.api.speech_response import Sending, SpeechReply
 from registry.app import create_app
-from registry.audio.rendering import Rendering
+from registry.audio.encoding.rendering import Rendering
 from registry.contract import Deadline
 from registry.errors import TextTooLong
 from registry.modal import app as deploy

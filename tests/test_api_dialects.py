@@ -19,7 +19,7 @@ from registry.api.requests import CheckedRoute, while_connected
 from registry.api.services import ServicesDep
 from registry.api.speech_response import SpeechReply, sending
 from registry.app import create_app
-from registry.audio.rendering import Rendering
+from registry.audio.encoding.rendering import Rendering
 from registry.contract import SpeechRequest
 from registry.errors import Overloaded
 from registry.settings import Settings

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from cli import brief_server
-from cli.brief_server import BriefServer
+from cli.server import brief_server
+from cli.server.brief_server import BriefServer
 
 END_S = 60  # a guard: what does not end by then never does
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from clips import tone
 
-from registry.audio.chain import kinds_in_row
 from registry.audio.decoder import examine
+from registry.audio.decoding.chain import kinds_in_row
 from registry.audio.report import Bounds, Refusal
 
 RATE = 24_000

@@ -6,7 +6,7 @@ import pytest
 from clips import tone
 from numpy.typing import NDArray
 
-from registry.audio.channels import Folded, fold
+from registry.audio.decoding.channels import Folded, fold
 from registry.audio.report import Refusal
 
 RATE = 24_000

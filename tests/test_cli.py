@@ -17,7 +17,7 @@ from clips import file, tone
 from fakes import PATIENCE_S, FakeInference, Pace
 
 from cli.main import cli
-from registry.audio.loudness import loudness
+from registry.audio.encoding.loudness import loudness
 from registry.errors import SpeechFailed
 
 CLIP = file(tone(), 24_000)

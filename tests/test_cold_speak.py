@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from deployments import client_of
 from fakes import FakeInference, Pace
 
-from cli import client
+from cli.api import client
 from cli.main import cli
 from registry.contract import Deadline, PromptRef, PromptSource, Speech, SpeechRequest
 from registry.errors import GpuCold, Overloaded, RegistryError, StreamBroken

@@ -15,8 +15,9 @@ from clips import made
 from uploading import converse, read_clip
 
 from cli.commands.serve import tell_if_unfenced
-from registry.audio import clips, confinement
+from registry.audio import clips
 from registry.audio.clips import Answer, ClipLimits, layers_lacking, program
+from registry.audio.decoding import confinement
 
 LIMITS = ClipLimits()
 X86 = platform.machine() == "x86_64"
@@ -27,7 +28,7 @@ INTRUDER = """import sys
 from ast import literal_eval
 sys.path[:] = literal_eval(sys.argv.pop(1))
 import ctypes, errno, json, mmap, os, resource, signal, socket, threading
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 from registry.audio import decoder
 without = {without!r}
 confinement.leave_network = lambda: True  # it may be refused, and none of this depends on it
@@ -220,7 +221,7 @@ def test_what_the_attempts_do_where_nothing_stops_them() -> None:
 
 
 FOREIGN = """import ctypes, mmap, os
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 page = mmap.mmap(-1, 4096, prot=7)
 page.write(b"\\xb8\\x14\\x00\\x00\\x00\\xcd\\x80\\xc3")  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
@@ -243,7 +244,7 @@ def test_a_call_by_the_numbers_of_another_machine_kills() -> None:
 
 
 THREADS = """import errno, os, threading
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 ready, go, ends = threading.Event(), threading.Event(), []
 def other():
     ready.set()
@@ -372,7 +373,8 @@ def wait_until_asleep(pid: int) -> None:
 
 @linux
 def test_a_child_whose_parent_ended_before_it_asked_ends_at_once() -> None:
-    code = "import sys; from registry.audio.confinement import die_with; die_with(int(sys.argv[1]))"
+    code = "import sys; from registry.audio.decoding.confinement import die_with"
+    code += "; die_with(int(sys.argv[1]))"
     ended = run(f"{code}; print('alive')", str(os.getpid() + 1))
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert run(f"{code}; print('alive')", str(os.getpid())).stdout == b"alive\n"

@@ -10,7 +10,7 @@ import click
 import httpx
 import pytest
 
-from cli.connection import certificates, is_excepted, proxy_for
+from cli.api.connection import certificates, is_excepted, proxy_for
 
 ROOT = Path(__file__).parent.parent
 EXCEPTED = [

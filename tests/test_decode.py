@@ -153,7 +153,7 @@ def test_a_recording_that_was_cut_off_is_taken_as_far_as_it_goes():
 
 CONFINED = """
 import math, os, resource, socket, sys, time
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 from registry.audio import decoder
 confinement.filter_calls = lambda: True  # which would refuse to read the limits
 decoder.rehearse(decoder.Bounds(1.0, 60.0, 24000))
@@ -190,7 +190,7 @@ def test_the_child_can_open_no_file_and_no_socket(tmp_path, monkeypatch):
 
 LEAVING = """
 import os
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 before = os.readlink("/proc/self/ns/net")
 print(confinement.leave_network(), os.readlink("/proc/self/ns/net") != before)
 """

@@ -29,7 +29,7 @@ from registry.api import problems, requests
 from registry.api.native.speak import SpeakRequest
 from registry.api.openai import errors as openai_errors
 from registry.audio import clips as audio
-from registry.audio import confinement
+from registry.audio.decoding import confinement
 from registry.audio.formats import FORMATS, AudioFormat
 from registry.contract import PromptRef
 from registry.errors import ClipUnsupported, ClipUnusable

@@ -29,8 +29,8 @@ from registry.names import variants
 from registry.settings import Settings
 from registry.storage.blobs import TMP_PREFIX
 from registry.storage.data_dir import GRACE_S, DataDir, sha256_of
-from registry.storage.edits import VoiceEdit
-from registry.storage.row_faults import RowFault, row_faults
+from registry.storage.rows.edits import VoiceEdit
+from registry.storage.rows.row_faults import RowFault, row_faults
 from registry.storage.sqlite import is_damage
 from registry.storage.store import VoiceStore
 from registry.upkeep.backup import save_backup

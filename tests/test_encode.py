@@ -10,7 +10,7 @@ import soundfile
 from clips import pitch, spoken, tone
 from heard import adts_frames, heard, lag, mp3_frames, ogg_pages
 
-from registry.audio.encoders import ENCODERS, encode, encoder
+from registry.audio.encoding.encoders import ENCODERS, encode, encoder
 from registry.audio.formats import FORMATS, SPEECH, AudioFormat, format_named
 from registry.audio.wave import IEEE_FLOAT, wave_file
 

@@ -35,7 +35,7 @@ from inference.serving.config import ServiceConfig
 from inference.serving.service import InferenceService
 from inference.serving.voice_files import VolumeFiles
 from registry import errors
-from registry.audio.encoders import to_int16
+from registry.audio.encoding.encoders import to_int16
 from registry.contract import PromptRef, PromptSource, SpeakParams, SpeechRequest
 from registry.modal.plan import SHARED_FILES
 from registry.speech.items import BY_CODE, checked

@@ -34,7 +34,7 @@ from registry.errors import BackupRefused, SchemaTooNew
 from registry.storage import sqlite
 from registry.storage.data_dir import DataDir
 from registry.storage.database import SCHEMA, Database, migrate, schema_revision
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.tables import Label
 from registry.upkeep.backup import save_backup

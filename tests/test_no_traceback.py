@@ -22,7 +22,7 @@ from api import add
 from click.testing import CliRunner
 from clips import file, tone
 
-from cli import client as http_client
+from cli.api import client as http_client
 from cli.main import cli
 
 ROOT = Path(__file__).parent.parent

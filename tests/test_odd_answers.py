@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from clips import file, tone
 from odd_server import AFTER_GET, KINDS, VOICE, odd_server
 
-from cli import answers, client
+from cli.api import answers, client
 from cli.main import cli
 
 CLIP = file(tone(), 24_000)

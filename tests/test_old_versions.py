@@ -18,12 +18,12 @@ from sqlalchemy.pool import Pool
 from uploading import clip_of, enrol_bytes
 
 from registry.errors import BackupRefused, StorageUnavailable
-from registry.storage import old_versions
 from registry.storage import store as stores
 from registry.storage.blobs import FolderBlobs
 from registry.storage.data_dir import DataDir
-from registry.storage.edits import VoiceEdit
-from registry.storage.old_versions import KEPT
+from registry.storage.rows import old_versions
+from registry.storage.rows.edits import VoiceEdit
+from registry.storage.rows.old_versions import KEPT
 from registry.storage.store import VoiceStore
 from registry.storage.volume.store import VolumeStore
 from registry.upkeep.backup import save_backup

@@ -10,7 +10,7 @@ from test_openai_models import told
 
 from registry.contract import PromptSource
 from registry.names import new_voice_id
-from registry.storage.rows import NewVoice, voice_row
+from registry.storage.rows.inserts import NewVoice, voice_row
 from registry.storage.store import VoiceStore
 from registry.storage.tables import SpeakDefaults
 

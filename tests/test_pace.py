@@ -27,8 +27,8 @@ from starlette.types import Message, Receive, Scope, Send
 from test_slow_clients import JSON, answer
 from test_uploads import BEGUN, FORM, HEAD, LARGE, PATHS, until_gone
 
-from cli import http_server
-from cli.http_server import Limits, Server, config
+from cli.server import http_server
+from cli.server.http_server import Limits, Server, config
 from registry.api import pace
 from registry.api.limits import RequestLimit
 from registry.api.pace import KEY, Exchange, Pace, end_slowest

@@ -28,7 +28,7 @@ from registry.errors import StorageUnavailable, VoiceNotFound
 from registry.settings import Settings
 from registry.storage import store as stores
 from registry.storage.data_dir import DataDir
-from registry.storage.purge import CLOCK_S, Forgotten, forget
+from registry.storage.rows.purge import CLOCK_S, Forgotten, forget
 from registry.storage.store import VoiceStore
 from registry.storage.volume.store import VolumeStore
 from registry.upkeep.backup import save_backup, write_backup
@@ -116,7 +116,7 @@ def test_the_newest_deleted_voices_are_kept_and_older_ones_leave_nothing(
 def test_more_than_one_transaction_takes_are_forgotten_too(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.storage.purge.MOST", 2)
+    monkeypatch.setattr("registry.storage.rows.purge.MOST", 2)
     for name in NAMES:
         enrol(name)
         store.delete(name, None)
@@ -228,7 +228,7 @@ def test_of_the_voices_of_a_young_clip_the_last_stays(store: VoiceStore, enrol: 
 def test_what_stays_keeps_nothing_else(
     store: VoiceStore, enrol: Enrol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.storage.purge.MOST", 1)
+    monkeypatch.setattr("registry.storage.rows.purge.MOST", 1)
     for name in NAMES[:3]:
         enrol(name)
     oldest = store.data.clip(store.get(NAMES[0]).enrolment.clip_sha256)
@@ -428,7 +428,7 @@ def test_a_server_answers_while_it_removes_deleted_voices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """15,000 of them kept it from answering for 12 minutes after its start."""
-    monkeypatch.setattr("registry.storage.purge.MOST", 1)
+    monkeypatch.setattr("registry.storage.rows.purge.MOST", 1)
     with served(tmp_path, keep=1000) as (client, _):
         for name in NAMES:
             add(client, name)

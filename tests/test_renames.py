@@ -7,7 +7,7 @@ from sqlmodel import Session, col, create_engine, select
 
 from registry.errors import NameInvalid
 from registry.names import MAX_LENGTH, check_name, name_key
-from registry.storage.renames import rename, renames
+from registry.storage.rows.renames import rename, renames
 from registry.storage.tables import SQLModel, Voice, utc_now
 
 LIGATURE = "\ufdfa"  # of 18 characters in a key

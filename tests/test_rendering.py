@@ -6,10 +6,10 @@ from clips import pitch, silence, spoken, tone
 from heard import heard, lag
 from numpy.typing import NDArray
 
-from registry.audio.encoders import encode
+from registry.audio.encoding.encoders import encode
+from registry.audio.encoding.loudness import PEAK, SILENT, loudness
+from registry.audio.encoding.rendering import Renderer, Rendering
 from registry.audio.formats import SPEECH, AudioFormat
-from registry.audio.loudness import PEAK, SILENT, loudness
-from registry.audio.rendering import Renderer, Rendering
 
 RATE = 24_000
 PCM = AudioFormat("pcm")

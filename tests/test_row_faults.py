@@ -16,7 +16,7 @@ from serving import serving
 from uploading import enrol_bytes
 
 from cli.main import cli
-from registry.audio.container import CONTAINERS, FRAMES
+from registry.audio.decoding.container import CONTAINERS, FRAMES
 from registry.audio.formats import CLIP_ENDINGS
 from registry.errors import BackupRefused, DatabaseDamaged
 from registry.names import variants

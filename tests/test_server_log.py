@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_serve import served
 
-from cli.server_log import AccessLine, LogLine
+from cli.server.server_log import AccessLine, LogLine
 
 HOSTILE = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x7f\b\r"
 HEADERS = ("X-Forwarded-For", "X-Forwarded-Proto", "User-Agent", "Referer", "Prefer", "If-Match")

@@ -28,7 +28,7 @@ from uploading import enrol_bytes
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from cli.http_server import PART_BYTES, ClientConnection, Limits, config, raise_descriptors
+from cli.server.http_server import PART_BYTES, ClientConnection, Limits, config, raise_descriptors
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 
@@ -423,7 +423,7 @@ def test_slow_readers_of_a_clip_hold_no_memory(
 
 
 def test_the_soft_limit_of_descriptors_is_lifted() -> None:
-    script = "from cli.http_server import raise_descriptors as lift; print(lift(), lift())"
+    script = "from cli.server.http_server import raise_descriptors as lift; print(lift(), lift())"
     limited = f"ulimit -n 500 && ulimit -S -n 100 && {PYTHON} -c '{script}'"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["500", "500"]
@@ -431,7 +431,7 @@ def test_the_soft_limit_of_descriptors_is_lifted() -> None:
 
 OUT_OF_DESCRIPTORS = """
 import socket
-from cli.http_server import Limits, Server, config
+from cli.server.http_server import Limits, Server, config
 async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 204, "headers": []})
     await send({"type": "http.response.body"})

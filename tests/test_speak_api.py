@@ -13,9 +13,9 @@ from deployments import DEPLOYMENTS
 from fakes import SAMPLE_RATE, FakeInference, Pace, tone, tone_hz
 from heard import heard
 
-from registry.audio.encoders import encode
+from registry.audio.encoding.encoders import encode
+from registry.audio.encoding.loudness import loudness
 from registry.audio.formats import SPEECH, AudioFormat, format_named
-from registry.audio.loudness import loudness
 from registry.contract import ModelRef
 from registry.storage.store import VoiceStore
 

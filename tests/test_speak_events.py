@@ -12,9 +12,9 @@ import pytest
 from api import add, problem
 from fakes import FakeInference, Pace
 
-from cli.client import Registry
-from cli.connection import http_client
-from cli.events import audio_of
+from cli.api.client import Registry
+from cli.api.connection import http_client
+from cli.api.events import audio_of
 from registry.errors import SpeechFailed
 
 REQUEST = {"voice": "alice", "text": "Hello there, you.", "seed": 3}

@@ -20,7 +20,7 @@ from fakes import PATIENCE_S, Chunks, FakeInference, Pace, tone
 
 from registry.api import speech_response
 from registry.api.speech_response import AudioStream
-from registry.audio.encoders import FLAC_HEADER_BYTES
+from registry.audio.encoding.encoders import FLAC_HEADER_BYTES
 from registry.contract import PromptRef, Speech, SpeechRequest
 from registry.errors import SpeechFailed, SpeechUnfinished
 from registry.speech.local import LocalInference

@@ -41,8 +41,8 @@ from registry.settings import Settings
 from registry.storage import queries, stored_voice
 from registry.storage.blobs import write_atomically, write_once
 from registry.storage.data_dir import DataDir, clip_key, sha256_of
-from registry.storage.edits import VoiceEdit
-from registry.storage.rows import NewVoice
+from registry.storage.rows.edits import VoiceEdit
+from registry.storage.rows.inserts import NewVoice
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import Voice

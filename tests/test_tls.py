@@ -28,9 +28,9 @@ from test_serve import Server, served
 from test_slow_clients import FEW, HALF, TLS_HELLO, is_open, rest
 from uploading import enrol_bytes
 
-from cli.http_server import raise_descriptors
 from cli.main import cli
-from cli.tls import Handshake, SecureConnection, server_context
+from cli.server.http_server import raise_descriptors
+from cli.server.tls import Handshake, SecureConnection, server_context
 from registry.storage.data_dir import DataDir
 from registry.storage.store import VoiceStore
 

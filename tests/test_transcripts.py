@@ -31,7 +31,7 @@ from registry.settings import Settings
 from registry.speech.local import NoInference
 from registry.storage.blobs import write_atomically
 from registry.storage.data_dir import sha256_of
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import SpeakDefaults

@@ -23,8 +23,8 @@ from faults import QuickEnroller, Trusting, age, noise, quick_app
 from serving import serving
 from uploading import clip_of, enrol_bytes
 
-from cli.brief_server import BriefServer
-from cli.private_server import serving_privately
+from cli.server.brief_server import BriefServer
+from cli.server.private_server import serving_privately
 from registry.api import services
 from registry.contract import Deadline, PromptSource
 from registry.errors import (
@@ -38,7 +38,7 @@ from registry.errors import (
 )
 from registry.settings import Settings
 from registry.storage.data_dir import DataDir, clip_key, sha256_of
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.volume.store import VolumeStore

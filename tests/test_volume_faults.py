@@ -19,7 +19,7 @@ from volume_weeks import RightForAWeek, Weeks
 
 from registry.errors import RegistryError, StorageUnavailable
 from registry.storage import data_dir
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.volume import database
 from registry.storage.volume.store import VolumeStore
 

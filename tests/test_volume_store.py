@@ -15,7 +15,7 @@ from volume_faults import FAILURES, Site
 from registry.errors import DatabaseLost, StorageUnavailable, VoiceNotFound
 from registry.storage import data_dir
 from registry.storage.data_dir import DataDir
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.volume import database
 from registry.storage.volume.snapshots import ABANDONED, KEPT, NAME
 from registry.storage.volume.store import SharedDict, VolumeStore

@@ -24,7 +24,7 @@ from registry.api.requests import (
 )
 from registry.errors import RangeUnsatisfiable, RegistryError
 from registry.names import check_name, name_key
-from registry.storage.renames import _renamed
+from registry.storage.rows.renames import _renamed
 from registry.text import clean_text
 from registry.voices.languages import language_named
 from registry.voices.transcript import checked_transcript

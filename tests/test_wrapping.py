@@ -8,8 +8,8 @@ import pytest
 from clips import made, silence, spoken, tone
 
 from registry.audio.decoder import examine
+from registry.audio.decoding.track import told
 from registry.audio.report import Bounds, Refusal, Report
-from registry.audio.track import told
 
 BOUNDS = Bounds(1.0, 60.0, 24_000)
 RATE = 24_000

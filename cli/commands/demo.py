@@ -11,12 +11,12 @@ from cli import compose
 from cli.filenames import format_for
 from cli.output import new_file, print_line, print_voices, refuse_overwriting, say, write_wave
 from cli.pitch import median_pitch_hz
-from cli.private_server import private_registry
+from cli.server.private_server import private_registry
 from cli.session import progress
 from registry.audio.formats import AudioFormat
 
 if TYPE_CHECKING:
-    from cli.client import Registry
+    from cli.api.client import Registry
 
 MARKER = "made-by-voices-demo"
 SEED = 7

@@ -129,7 +129,7 @@ def refuse_other_kinds(part: str, wanted: str, other: str) -> None:
 
 def checked(found: Login, *, may_ask: bool) -> Login:
     """Add the key that the registry asks for, if it does behind a token that it takes."""
-    from cli.refusals import RequestRefused
+    from cli.api.refusals import RequestRefused
 
     try:
         check(found)
@@ -143,8 +143,8 @@ def checked(found: Login, *, may_ask: bool) -> Login:
 
 def check(login: Login) -> None:
     """Raise ClickException unless a registry answers there, and lets this token or key in."""
-    from cli.client import connect
-    from cli.refusals import RequestRefused
+    from cli.api.client import connect
+    from cli.api.refusals import RequestRefused
     from cli.session import progress
 
     headers = login.headers(login.url)

@@ -118,7 +118,7 @@ def tls_context(certificate: Path | None, key: Path | None) -> "ssl.SSLContext |
         return None
     if certificate is None or key is None:
         raise click.UsageError("--tls-cert and --tls-key belong together.")
-    from cli.tls import server_context
+    from cli.server.tls import server_context
 
     return server_context(certificate, key)
 
@@ -187,7 +187,7 @@ def start_model(store: "VoiceStore", inference: "LocalInference") -> None:
 
 def load_codecs() -> None:
     """Import what encodes mp3 and its like, lest the first speech waits for that."""
-    from registry.audio import codecs  # noqa: F401
+    from registry.audio.encoding import codecs  # noqa: F401
 
 
 def run_server(
@@ -200,9 +200,9 @@ def run_server(
     *,
     asks_keys: bool,
 ) -> None:
-    from cli.http_server import ClientConnection, Limits, Server, config, raise_descriptors
-    from cli.server_log import log_config
-    from cli.tls import secured
+    from cli.server.http_server import ClientConnection, Limits, Server, config, raise_descriptors
+    from cli.server.server_log import log_config
+    from cli.server.tls import secured
     from inference.engine.checkpoint.qwen import remove_cache_folder
     from registry.api.host_and_origin import add_fence
     from registry.app import create_app

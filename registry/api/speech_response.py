@@ -19,8 +19,8 @@ from registry.api import openapi as of
 from registry.api.events import EVENT_HEADERS, MEDIA_TYPE, accepted, audio_events, delta
 from registry.api.problems import ClientGone, log, request_line
 from registry.api.requests import while_connected
+from registry.audio.encoding.rendering import Renderer, Rendering
 from registry.audio.formats import SPEECH
-from registry.audio.rendering import Renderer, Rendering
 from registry.contract import Deadline, is_transient
 from registry.errors import RegistryError, SpeechUnfinished
 from registry.storage.stored_voice import StoredVoice

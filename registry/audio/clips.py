@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from pydantic import TypeAdapter
 
-from registry.audio.confinement import LAYERS
+from registry.audio.decoding.confinement import LAYERS
 from registry.audio.report import Refused, Report
 from registry.audio.wave import IEEE_FLOAT, wave_file
 

@@ -18,10 +18,10 @@ import av
 import av.logging
 
 from registry.audio.conditioning import Conditioned, condition, decibels
-from registry.audio.confinement import die_with, limit_self
-from registry.audio.container import sound_of
+from registry.audio.decoding.confinement import die_with, limit_self
+from registry.audio.decoding.container import sound_of
+from registry.audio.decoding.track import record, told
 from registry.audio.report import Bounds, Refusal, Refused, Report
-from registry.audio.track import record, told
 
 SILENT_DBFS = -60.0
 NOTED_EDGE_S, NOTED_RUMBLE_DB = 1.0, 6.0

@@ -18,10 +18,11 @@ from registry.errors import (
     Overloaded,
     SchemaTooNew,
 )
-from registry.storage import private, sqlite, structure
+from registry.storage import private, sqlite
 from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.errors import damaged, storage_errors
+from registry.storage.rows import structure
 
 SCHEMA = "0003"
 WRITERS = 16  # the most that wait in one process: each holds a thread that requests share

@@ -21,25 +21,29 @@ from registry.storage.data_dir import (
     voice_prefix,
 )
 from registry.storage.database import Database, migrate, refuse_damage
-from registry.storage.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import hold_files, may_remove, share_folder
-from registry.storage.old_versions import ForgottenVersions, forget_old_versions, forgotten_files
-from registry.storage.purge import (
+from registry.storage.queries import find, find_row, refuse_taken
+from registry.storage.reading import StoreReader
+from registry.storage.rows.edits import VoiceEdit, apply, mark_deleted, record, refuse_stale
+from registry.storage.rows.inserts import (
+    NewVoice,
+    add_voice,
+    adopt_model,
+    model_row,
+)
+from registry.storage.rows.old_versions import (
+    ForgottenVersions,
+    forget_old_versions,
+    forgotten_files,
+)
+from registry.storage.rows.purge import (
     Forgotten,
     forget,
     forgettable,
     surplus,
     unfinished,
     unneeded,
-)
-from registry.storage.queries import find, find_row, refuse_taken
-from registry.storage.reading import StoreReader
-from registry.storage.rows import (
-    NewVoice,
-    add_voice,
-    adopt_model,
-    model_row,
 )
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Upload, drop_abandoned

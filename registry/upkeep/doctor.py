@@ -32,9 +32,9 @@ from registry.storage.database import (
 from registry.storage.errors import storage_errors
 from registry.storage.folder_lock import share_folder
 from registry.storage.queries import model_in_use as of_directory
-from registry.storage.renames import rename, renames
-from registry.storage.row_faults import RowFault, row_faults
-from registry.storage.rows import index_name
+from registry.storage.rows.inserts import index_name
+from registry.storage.rows.renames import rename, renames
+from registry.storage.rows.row_faults import RowFault, row_faults
 from registry.storage.tables import Features, NameVariant, Voice, VoiceVersion
 from registry.storage.uploads import drop_if_abandoned, is_abandoned
 

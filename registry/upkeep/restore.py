@@ -21,14 +21,15 @@ from sqlalchemy.exc import DatabaseError
 
 from registry.errors import BackupRefused, DatabaseDamaged, SchemaTooNew
 from registry.names import variants
-from registry.storage import private, sqlite, structure
+from registry.storage import private, sqlite
 from registry.storage.blobs import make_folder, sync_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.database import SCHEMA, Database, migrate, schema_revision
 from registry.storage.folder_lock import own_folder
-from registry.storage.old_versions import forget_all_old_versions
-from registry.storage.renames import rename, renames
-from registry.storage.row_faults import row_faults
+from registry.storage.rows import structure
+from registry.storage.rows.old_versions import forget_all_old_versions
+from registry.storage.rows.renames import rename, renames
+from registry.storage.rows.row_faults import row_faults
 from registry.storage.tables import utc_now
 from registry.upkeep.backup import (
     DATABASE,

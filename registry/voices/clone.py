@@ -17,7 +17,7 @@ from anyio import to_thread
 from registry.audio.clips import ReferenceClip
 from registry.contract import TRANSIENT_PREFIX, Deadline, ExtractedPrompt, Inference, PromptSource
 from registry.errors import StorageUnavailable
-from registry.storage.rows import (
+from registry.storage.rows.inserts import (
     FIRST_VERSION,
     NewVoice,
     features_row,

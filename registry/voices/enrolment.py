@@ -31,8 +31,8 @@ from registry.errors import (
     ModelMismatch,
 )
 from registry.names import check_name, name_key, new_voice_id
-from registry.storage.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
-from registry.storage.rows import NewVoice
+from registry.storage.rows.edits import NewVersion, VoiceEdit, refuse_icl, refuse_stale
+from registry.storage.rows.inserts import NewVoice
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.tables import SpeakDefaults

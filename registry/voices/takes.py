@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from anyio import to_thread
 
-from registry.audio.rendering import Renderer
+from registry.audio.encoding.rendering import Renderer
 from registry.contract import (
     GREEDY_BELOW,
     Inference,

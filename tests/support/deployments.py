@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from modal_volume import Cloud, Dict
 from serving import serving
 
-from cli.private_server import serving_privately
+from cli.server.private_server import serving_privately
 from registry.app import create_app
 from registry.contract import Deadline, PromptRef, PromptSource
 from registry.settings import Settings

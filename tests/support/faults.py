@@ -41,7 +41,7 @@ from registry.settings import Settings
 from registry.storage.blobs import write_once
 from registry.storage.data_dir import GRACE_S, DataDir, clip_key, sha256_of
 from registry.storage.database import Database, migrate
-from registry.storage.rows import NewVoice
+from registry.storage.rows.inserts import NewVoice
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Clip, Upload

@@ -13,16 +13,16 @@ import numpy as np
 from fuzzing import JSON_TOKENS, Parser
 from odd_server import VOICE
 
-from cli import answers, events
+from cli.api import answers, events
+from cli.api.refusals import RequestRefused
 from cli.output import visible
-from cli.refusals import RequestRefused
 from inference.prompts.features import FeatureShape, PromptFeatures
 from registry.api.events import event
 from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavailable, understood
-from registry.audio.container import sound_of
+from registry.audio.decoding.container import sound_of
+from registry.audio.decoding.riff import read_wave
+from registry.audio.decoding.wrapping import breaks_off
 from registry.audio.report import Refusal, Report
-from registry.audio.riff import read_wave
-from registry.audio.wrapping import breaks_off
 from registry.contract import ModelRef, PromptRef, PromptSource
 from registry.errors import BackupRefused, PromptCorrupt
 from registry.storage.data_dir import sha256_of

@@ -9,7 +9,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from cli.brief_server import BriefServer
+from cli.server.brief_server import BriefServer
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from uploading import clip_of, enrol_bytes
 from registry.contract import Deadline, PromptSource
 from registry.errors import NameTaken, StorageUnavailable, VoiceNotFound
 from registry.storage.data_dir import DataDir
-from registry.storage.edits import VoiceEdit
+from registry.storage.rows.edits import VoiceEdit
 from registry.storage.store import VoiceStore
 from registry.storage.volume.snapshots import Mount
 from registry.storage.volume.store import SharedDict, SharedVolume, VolumeStore

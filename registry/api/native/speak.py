@@ -13,8 +13,8 @@ from registry.api.requests import CheckedRoute, DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
 from registry.api.uploads import client_of
+from registry.audio.encoding.rendering import Rendering
 from registry.audio.formats import FORMATS, format_named
-from registry.audio.rendering import Rendering
 from registry.contract import Deadline, Mode, SpeakParams, SpeechRequest
 from registry.settings import Settings
 from registry.storage.tables import PlainText, Seed, Temperature, TopK, TopP, Words

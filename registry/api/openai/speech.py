@@ -19,8 +19,8 @@ from registry.api.requests import DeadlineDep
 from registry.api.services import ServicesDep
 from registry.api.speech_response import OF_SPEECH, OF_VOICE, SpeechReply, audio, sending
 from registry.api.uploads import client_of
+from registry.audio.encoding.rendering import Renderer, Rendering
 from registry.audio.formats import format_named
-from registry.audio.rendering import Renderer, Rendering
 from registry.contract import Mode, SpeakParams, SpeechRequest
 from registry.errors import RegistryError
 from registry.storage.tables import PLAIN, PlainText, Seed, Temperature, TopK, TopP, Words

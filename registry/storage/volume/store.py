@@ -18,8 +18,8 @@ from registry.errors import ClipDamaged, StorageUnavailable, VoiceNotFound
 from registry.storage.blobs import StoredContent, make_folder
 from registry.storage.data_dir import DataDir
 from registry.storage.database import migrate
-from registry.storage.purge import is_named
 from registry.storage.queries import Visible
+from registry.storage.rows.purge import is_named
 from registry.storage.store import VoiceStore
 from registry.storage.stored_voice import StoredVoice
 from registry.storage.uploads import Upload

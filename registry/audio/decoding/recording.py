@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from registry.audio.channels import Folded, fold
+from registry.audio.decoding.channels import Folded, fold
 from registry.audio.report import TOO_LOUD, Bounds, Refusal
 
 Block = NDArray[np.floating]  # (channels, frames), as decoded

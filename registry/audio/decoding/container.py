@@ -17,9 +17,15 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from registry.audio.recording import Block
+from registry.audio.decoding.recording import Block
+from registry.audio.decoding.wrapping import (
+    after_tags,
+    before_tags,
+    breaks_off,
+    counts_frames,
+    first_frame,
+)
 from registry.audio.report import MediaType, Refusal
-from registry.audio.wrapping import after_tags, before_tags, breaks_off, counts_frames, first_frame
 
 Kinds = tuple[tuple[bytes, str, MediaType], ...]
 

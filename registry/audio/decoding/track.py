@@ -4,9 +4,9 @@ from itertools import pairwise
 
 from av import AudioFrame
 
-from registry.audio.chain import Kind, kinds_in_row
 from registry.audio.conditioning import decibels
-from registry.audio.container import (
+from registry.audio.decoding.chain import Kind, kinds_in_row
+from registry.audio.decoding.container import (
     Sound,
     frames_of,
     opened,
@@ -15,10 +15,10 @@ from registry.audio.container import (
     track,
     tracks_of,
 )
-from registry.audio.recording import Recording
+from registry.audio.decoding.recording import Recording
+from registry.audio.decoding.riff import Wave, read_wave
+from registry.audio.decoding.wrapping import breaks_off
 from registry.audio.report import HIGHEST_HZ, LOWEST_HZ, MOST_CHANNELS, Bounds, Refusal
-from registry.audio.riff import Wave, read_wave
-from registry.audio.wrapping import breaks_off
 
 SILENT_DBFS = -60.0
 DAMAGED_SHARE = 0.05

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import click
 
-from cli.http_server import ClientConnection, Limits
+from cli.server.http_server import ClientConnection, Limits
 
 GOODBYE_S = 2.0  # for a client to say that it has seen the end
 BEGINNINGS = {"certificate": b"-----BEGIN CERTIFICATE-----", "key": b"PRIVATE KEY-----"}

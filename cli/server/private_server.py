@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
-    from cli.client import Registry
+    from cli.api.client import Registry
     from registry.settings import Settings
 
 
 @contextmanager
 def private_registry(settings: "Settings | None" = None) -> Iterator["Registry"]:
     """Serve the whole app for as long as the block runs."""
-    from cli.client import Registry
+    from cli.api.client import Registry
 
     settings = settings or load_settings()
     with serving_privately(make_app(settings, open_store(settings))) as http:
@@ -43,8 +43,8 @@ def serving_privately(app: "FastAPI") -> Iterator["httpx.Client"]:
     import httpx
     import uvicorn
 
-    from cli.brief_server import BriefServer
-    from cli.connection import TIMEOUT
+    from cli.api.connection import TIMEOUT
+    from cli.server.brief_server import BriefServer
 
     with ending_by_signals(), listening() as (listener, path):
         config = uvicorn.Config(app, http="h11", ws="none", log_level="critical", access_log=False)

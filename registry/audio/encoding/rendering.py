@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from registry.audio.effects import Effect, Resampler, Tempo
-from registry.audio.encoders import encoder, refuse_unsound
+from registry.audio.encoding.effects import Effect, Resampler, Tempo
+from registry.audio.encoding.encoders import encoder, refuse_unsound
+from registry.audio.encoding.loudness import RunningLoudness, WholeLoudness
 from registry.audio.formats import AudioFormat
-from registry.audio.loudness import RunningLoudness, WholeLoudness
 from registry.contract import Samples
 
 PART_S = 1.0  # of sound at most that is worked on at a time once a speech has ended

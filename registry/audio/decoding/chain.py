@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from registry.audio.wrapping import SEGMENT, ebml_size
+from registry.audio.decoding.wrapping import SEGMENT, ebml_size
 
 FIRST_PAGE = 2  # the flag of a logical stream's first page
 OPUS_HZ = 48_000  # the rate at which it is decoded, whatever was recorded

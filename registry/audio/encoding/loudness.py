@@ -7,7 +7,7 @@ its gain begins at 0 dB and follows the loudness of what was heard so far, witho
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.audio.filters import NOTHING, FilterChain
+from registry.audio.encoding.filters import NOTHING, FilterChain
 from registry.contract import Samples
 
 BLOCK_S = 0.1  # after which the meter tells more

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 import click
 import httpx
 
-from cli.answers import PROBLEM, media_type, misfit
+from cli.api.answers import PROBLEM, media_type, misfit
 from cli.output import visible
 
 LONGEST = 2000

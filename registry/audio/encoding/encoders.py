@@ -17,7 +17,7 @@ from registry.audio.formats import AudioFormat
 from registry.audio.wave import PCM, UNKNOWN_SIZE, wave_header
 
 if TYPE_CHECKING:
-    from registry.audio.codecs import CodecStream
+    from registry.audio.encoding.codecs import CodecStream
 
 FLAC_HEADER_BYTES = 42  # the mark, and STREAMINFO, which libFLAC rewrites at the end
 
@@ -103,7 +103,9 @@ class CodecEncoder(Encoder):
 
     @cached_property
     def _stream(self) -> "CodecStream":
-        from registry.audio.codecs import CodecStream  # PyAV costs 0.12 s, and wav needs none of it
+        from registry.audio.encoding.codecs import (
+            CodecStream,  # PyAV costs 0.12 s, and wav needs none of it
+        )
 
         return CodecStream(self.format.name, self.sample_rate, self.bit_rate)
 

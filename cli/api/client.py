@@ -11,8 +11,8 @@ from urllib.parse import quote
 import click
 import httpx
 
-from cli import answers, events
-from cli.answers import (
+from cli.api import answers, events
+from cli.api.answers import (
     ALIAS,
     ALIASES,
     CLIP_LIMIT,
@@ -25,10 +25,10 @@ from cli.answers import (
     SpeechHeaders,
     Unexpected,
 )
-from cli.connection import http_client
+from cli.api.connection import http_client
+from cli.api.refusals import RequestRefused, one_line
 from cli.destination import shown
 from cli.output import say, write_wave
-from cli.refusals import RequestRefused, one_line
 from registry.audio.formats import format_named
 
 COLD_S = 300.0  # for a GPU that starts, all waiting together

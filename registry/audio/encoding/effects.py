@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import soxr
 
-from registry.audio.filters import NOTHING, FilterChain
+from registry.audio.encoding.filters import NOTHING, FilterChain
 from registry.contract import Samples
 
 BLOCK_S = 0.02  # what atempo makes of shorter pieces depends on their length

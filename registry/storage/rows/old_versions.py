@@ -16,7 +16,7 @@ from registry.storage import sqlite
 from registry.storage.blobs import BlobStore
 from registry.storage.data_dir import DataDir, is_old, is_sha256, keys_of, stored_prompt_key
 from registry.storage.database import Database
-from registry.storage.purge import is_named, prompts_of
+from registry.storage.rows.purge import is_named, prompts_of
 from registry.storage.tables import Features, Voice, VoiceVersion
 
 # Enrolments of a voice, with the current one: as many as edits wait at once, so that a speech or

@@ -11,7 +11,7 @@ from registry.contract import ExtractedPrompt, PromptSource
 from registry.errors import EditConflict, ModeUnavailable, StorageUnavailable
 from registry.names import name_key, variants
 from registry.storage.queries import refuse_taken
-from registry.storage.rows import (
+from registry.storage.rows.inserts import (
     add_labels,
     add_version,
     drop_labels,

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import httpx
 
-from cli import events
+from cli.api import events
 from registry.audio.formats import CLIP_ENDINGS, AudioFormat
 
 MIB = 1 << 20
