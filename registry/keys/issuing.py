@@ -11,7 +11,7 @@ from sqlmodel import Session
 from registry.errors import StorageFull
 from registry.key_errors import AdminLimited, KeyNotFound
 from registry.keys.grant import ADMIN
-from registry.keys.secret import new_id, new_key, presented
+from registry.keys.secret import PresentedKey, new_id, new_key, presented
 from registry.storage.keys import (
     ApiKey,
     KeyPublic,
@@ -49,9 +49,8 @@ def create_key(store: VoiceStore, asked: KeyRequest) -> Issued:
     if ADMIN in asked.scopes and asked.voices is not None:
         raise AdminLimited
     with store.transaction() as session:
-        row = _row(session, asked)
-        text = new_key(row.id)
-        row.secret_sha256 = _hash_of(text)
+        text = new_key(new_id())
+        row = _row(session, asked, text)
         add_key(session, row)
         return Issued(_public(row), text)
 
@@ -63,7 +62,7 @@ def rotate_key(store: VoiceStore, key_id: str, grace_s: float) -> Issued:
         text = new_key(row.id)
         row.former_sha256 = row.secret_sha256 if grace_s else None
         row.former_until = utc_now(grace_s) if grace_s else None
-        row.secret_sha256 = _hash_of(text)
+        row.secret_sha256 = _parsed(text).secret_sha256
         return Issued(_public(row), text)
 
 
@@ -94,13 +93,13 @@ def has_usable_key(store: VoiceStore) -> bool:
     return any(not key.revoked_at and (key.expires_at or "~") > now for key in keys)
 
 
-def _row(session: Session, asked: KeyRequest) -> ApiKey:
-    """Make the row of a key, without a secret yet."""
-    in_s = asked.expires_in_s
+def _row(session: Session, asked: KeyRequest, text: str) -> ApiKey:
+    """Make the row of the key that `text` is."""
+    in_s, made = asked.expires_in_s, _parsed(text)
     return ApiKey(
-        id=new_id(),
+        id=made.id,
         name=asked.name,
-        secret_sha256="",
+        secret_sha256=made.secret_sha256,
         scopes=list(dict.fromkeys(asked.scopes)),
         voices=_voices(session, asked.voices),
         created_at=utc_now(),
@@ -122,10 +121,10 @@ def _live(session: Session, key_id: str) -> ApiKey:
     return row
 
 
-def _hash_of(text: str) -> str:
+def _parsed(text: str) -> PresentedKey:
     made = presented(text)
     assert made is not None
-    return made.secret_sha256
+    return made
 
 
 def _public(row: ApiKey) -> KeyPublic:
