@@ -81,7 +81,7 @@ def test_a_key_for_voices_has_their_ids(http: httpx.Client) -> None:
     unknown = http.post("/keys", json={"name": "x", "scopes": ["speak"], "voices": ["alcie"]})
     assert problem(unknown) == (404, "voice-not-found")
     wide = http.post("/keys", json={"name": "x", "scopes": ["admin"], "voices": ["alice"]})
-    assert problem(wide) == (422, "request-invalid") and "admin" in wide.json()["detail"]
+    assert problem(wide) == (422, "admin-limited") and "admin" in wide.json()["detail"]
     assert len(http.get("/keys").json()["data"]) == 2
 
 
