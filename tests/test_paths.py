@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import shutil
 import sqlite3
 import string
@@ -101,7 +102,7 @@ def test_an_older_schema_is_saved_before_it_is_migrated_in_a_folder_of_any_name(
     monkeypatch.setattr("registry.storage.database._upgrade", lambda path: None)
     migrate(data)
     [saved] = data.backups.iterdir()
-    assert saved.name == "registry-before-0001-from-0000.db"
+    assert re.fullmatch(r"registry-before-\d{4}-from-0000\.db", saved.name)
 
 
 @pytest.mark.slow

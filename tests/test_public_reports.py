@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import soundfile
 from reported_files import ALICE, FILES, SECONDS, WORDS
 
 VOICES = str(Path(sys.executable).with_name("voices"))
@@ -231,10 +232,12 @@ def test_o5_a_clip_comes_from_stdin(url: str, here: Path) -> None:
 
 
 def test_o5_a_file_holds_what_its_ending_says(url: str, here: Path) -> None:
-    refused = voices("speak", "alice", "Hello.", "-o", "x.mp3", url=url)
+    assert voices("speak", "alice", "Hello.", "-o", "x.mp3", url=url).returncode == 0
+    assert soundfile.info("x.mp3").format == "MP3"
+    refused = voices("speak", "alice", "Hello.", "-o", "x.m4a", url=url)
     assert refused.returncode != 0
-    assert b"mp3" in refused.stderr
-    assert not Path("x.mp3").exists()
+    assert b"m4a" in refused.stderr
+    assert not Path("x.m4a").exists()
 
 
 def test_o5_a_text_may_begin_with_a_dash(url: str, here: Path) -> None:

@@ -327,6 +327,8 @@ def test_openapi_describes_every_route_with_an_error_shape(client: httpx.Client)
         "/voices/{voice}/rebuild",
         "/speak",
         "/clone",
+        "/aliases",
+        "/aliases/{alias}",
         "/keys",
         "/keys/{key_id}",
         "/keys/{key_id}/rotate",
