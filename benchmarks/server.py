@@ -27,7 +27,8 @@ def serve(home: Path, port: Connection, make: Callable[[DataDir], Inference]) ->
     listener = listen("127.0.0.1", 0)
     port.send(listener.getsockname()[1])
     settings = Settings(home=home, log_level="warning")
-    run_server(settings, store, make(store.data), listener, "127.0.0.1")
+    inference = make(store.data)
+    run_server(settings, store, inference, listener, "127.0.0.1", None, asks_keys=False)
 
 
 @contextmanager

@@ -294,7 +294,7 @@ ENVIRONMENTS: list[dict[str, str | None]] = [
     {"VOICES_URL": "http://0.0.0.0:9", "ALL_PROXY": "socks5h://127.0.0.1:9"},
     {"VOICES_URL": "http://0.0.0.0:9", "HTTP_PROXY": "http://[::1"},
     {"VOICES_URL": "http://0.0.0.0:9", "http_proxy": "foo://bar"},
-    {"VOICES_URL": "http://0.0.0.0:9", "http_proxy": "http://u:secret@127.0.0.1:99999"},
+    {"VOICES_URL": "http://0.0.0.0:9", "http_proxy": "http://u:passw0rd@127.0.0.1:99999"},
     {"VOICES_URL": "http://0.0.0.0:9", "http_proxy": "http://127.0.0.1:9"},
     {
         "VOICES_URL": "http://0.0.0.0:9",
@@ -338,7 +338,7 @@ def test_odd_environments(verb: str, taken_port: str, monkeypatch: pytest.Monkey
             for name, value in environment.items():
                 given.delenv(name, raising=False) if value is None else given.setenv(name, value)
             said = tried(*usual(verb, taken_port), input=CLIP)
-        assert "secret" not in said
+        assert "passw0rd" not in said
 
 
 STREAMS = [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "> /dev/full", "2> /dev/full", "| head -c 1"]

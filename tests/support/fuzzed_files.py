@@ -22,6 +22,7 @@ from registry.audio.clips import Answer, ClipLimits, ClipRefused, DecoderUnavail
 from registry.audio.decoding.container import sound_of
 from registry.audio.decoding.riff import read_wave
 from registry.audio.decoding.wrapping import breaks_off
+from registry.audio.formats import AudioFormat
 from registry.audio.report import Refusal, Report
 from registry.contract import ModelRef, PromptRef, PromptSource
 from registry.errors import BackupRefused, PromptCorrupt
@@ -218,7 +219,7 @@ def read_a_refusal(data: bytes) -> None:
 
 
 def read_a_speech(data: bytes) -> None:
-    answers.spoken(answered(data), "wav")
+    answers.spoken(answered(data), AudioFormat("wav"))
 
 
 def read_events(data: bytes) -> None:
