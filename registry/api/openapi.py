@@ -71,6 +71,10 @@ SPEECH: Codes = {
     ),
 }
 
+# What several routes may answer alike, whatever the dialect.
+SPEAKING = (BODY, NAMED, WORDS, MODES, CLIPS, KEPT_CLIPS, FEATURES, SPEECH, MODEL, GPU, WRITES)
+ENROLLING = (NAMES, WORDS, TRANSCRIPTS, CLIPS, FEATURES, MODEL, GPU, WRITES)
+
 RETRY_AFTER = {"Retry-After": "Seconds after which it may work."}
 CHALLENGE = {"WWW-Authenticate": "`Bearer`, and what is wrong with the key (RFC 6750)."}
 HEADERS_OF = {401: CHALLENGE, 503: RETRY_AFTER}

@@ -90,20 +90,7 @@ class SpeakRequest(SpeechFields):
     "/speak",
     summary="Speak with a voice",
     response_class=Response,
-    responses=of.problems(
-        of.BODY,
-        of.NAMED,
-        of.WORDS,
-        of.MODES,
-        of.CLIPS,
-        of.KEPT_CLIPS,
-        of.FEATURES,
-        of.SPEECH,
-        of.MODEL,
-        of.GPU,
-        of.WRITES,
-    )
-    | audio(OF_VOICE | OF_SPEECH),
+    responses=of.problems(*of.SPEAKING) | audio(OF_VOICE | OF_SPEECH),
 )
 @needs("speak")
 async def speak(

@@ -118,17 +118,7 @@ class VoicePatch(BaseModel):
     status_code=HTTPStatus.CREATED,
     summary="Enrol a voice",
     openapi_extra=form_body(EnrolmentForm),
-    responses=of.problems(
-        of.BODY,
-        of.NAMES,
-        of.WORDS,
-        of.TRANSCRIPTS,
-        of.CLIPS,
-        of.FEATURES,
-        of.MODEL,
-        of.GPU,
-        of.WRITES,
-    )
+    responses=of.problems(of.BODY, *of.ENROLLING)
     | {201: {"headers": of.headers(of.ETAG | of.LOCATION)}},
 )
 @needs("voices:write", all_voices=True)

@@ -133,20 +133,7 @@ class OpenAIReply(SpeechReply):
     name="openai_speak",
     summary="Speak with a voice",
     response_class=Response,
-    responses=problems(
-        of.BODY,
-        of.NAMED,
-        of.WORDS,
-        of.MODES,
-        of.CLIPS,
-        of.KEPT_CLIPS,
-        of.FEATURES,
-        of.SPEECH,
-        of.MODEL,
-        of.GPU,
-        of.WRITES,
-    )
-    | audio(OF_VOICE | OF_SPEECH),
+    responses=problems(*of.SPEAKING) | audio(OF_VOICE | OF_SPEECH),
 )
 @needs("speak")
 async def speak(

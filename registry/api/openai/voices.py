@@ -105,18 +105,7 @@ class DeletedVoice(BaseModel):
     name="openai_create_voice",
     summary="Make a voice of a sample",
     openapi_extra=form_body(AudioSampleForm),
-    responses=problems(
-        of.BODY,
-        of.VALUES,
-        of.NAMES,
-        of.WORDS,
-        of.TRANSCRIPTS,
-        of.CLIPS,
-        of.FEATURES,
-        of.MODEL,
-        of.GPU,
-        of.WRITES,
-    ),
+    responses=problems(of.BODY, of.VALUES, *of.ENROLLING),
 )
 @needs("voices:write", all_voices=True)
 async def create_voice(
